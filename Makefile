@@ -1,0 +1,71 @@
+# Every command sets up what it needs in .venv, once, and again only after pyproject.toml or
+# constraints.txt changes. It takes make and Python 3.11, 3.12 or 3.13 with its venv module.
+
+# Makes a new .venv. To change that of an old one: make clean, then make PYTHON=python3.12 ...
+PYTHON ?= python3
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+CORE := $(VENV)/.installed-core
+DEV := $(VENV)/.installed-dev
+
+# Constrains what is installed and, by old and by new pips, what builds it.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint benchmark clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
+	@echo 'The first one that needs .venv makes it with python3. PYTHON=python3.12 names another.'
+
+quickstart: $(CORE) ## train a small comparison and report on it, in outputs/quickstart
+	$(RUN) -m experiments.train experiment=quickstart
+	$(RUN) -m experiments.report outputs/quickstart
+
+test: $(DEV) ## run the tests
+	$(RUN) -m pytest
+
+lint: $(DEV) ## check style, format and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+benchmark: $(CORE) ## measure the speed of training on this machine
+	$(RUN) -m experiments.benchmark
+
+clean: ## remove .venv and caches, but no results
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written last, so that an install that failed or was interrupted is done again.
+$(CORE): pyproject.toml constraints.txt
+	@$(RUN) -m pip --version >/dev/null 2>&1 || { $(CHECK_PYTHON); rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@rm -f $(CORE) $(DEV)
+	@echo 'Installing plasticity into $(VENV) (once, a few minutes)'
+	@$(INSTALL) -e .
+	@touch $@
+
+$(DEV): $(CORE)
+	@rm -f $@
+	@echo 'Installing the tools for tests and notebooks into $(VENV) (once, a minute or two)'
+	@$(INSTALL) -e '.[dev,notebooks]'
+	@touch $@
+
+# Says in one line why $(PYTHON) cannot make .venv.
+define CHECK_PYTHON
+fault=; \
+if ! $(PYTHON) -c '' >/dev/null 2>&1; then \
+  fault='does not run'; \
+elif ! $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; then \
+  fault="is $$($(PYTHON) --version 2>&1)"; \
+elif ! $(PYTHON) -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+  fault='has no venv module (on Debian and Ubuntu: apt install python3-venv)'; \
+fi; \
+if [ -n "$$fault" ]; then \
+  echo "$(PYTHON) $$fault. Python 3.11, 3.12 or 3.13 is needed; PYTHON=python3.12 names one." >&2; \
+  exit 1; \
+fi
+endef

@@ -1,0 +1,89 @@
+"""What the entry points share: from a configuration to runs, and from an error to one line."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from plasticity.config import runs_from
+from plasticity.results import ResultsError
+from plasticity.spec import SettingError
+from plasticity.training import Run
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIG = "train"
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: set to 1, tracebacks are shown whole
+
+
+def prepared(config: DictConfig) -> tuple[list[Run], dict[str, Any]]:
+    """The runs of a job's configuration, and the configuration itself as `config.yaml` keeps it.
+
+    Raises:
+      SettingError: a setting cannot be used.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    return runs_from(plain), plain
+
+
+def command(main: Callable[[], Any]) -> None:
+    """Runs an entry point; what its user got wrong ends it with one line and status 2.
+
+    Ctrl-C ends it with status 130.
+    """
+    whole = os.environ.get(_FULL_ERROR) == "1"
+    os.environ[_FULL_ERROR] = "1"  # so that Hydra lets errors through to here
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (SettingError, ResultsError, HydraException, OmegaConfBaseException) as error:
+        if whole:
+            raise
+        fail(error)
+
+
+def fail(error: Exception) -> None:
+    """Ends the process with one line about `error` on standard error, and status 2."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def one_line(error: Exception) -> str:
+    """What is wrong, on one line: key, value and what is allowed where Hydra tells."""
+    text = str(error)
+    if missing := re.search(r"Could not find '(.+)/(.+)'", text):
+        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+        return f"{missing[1]}={missing[2]}: must be one of {', '.join(options)}"
+    if unknown := re.search(r"Could not override '(.+)'.*use \+([^\n]+)", text, re.DOTALL):
+        return f"{unknown[2]}: no such key; {_known_beside(unknown[1])}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(line for line in lines if not line.startswith("Set the environment"))
+
+
+def _known_beside(key: str) -> str:
+    """What keys there are where the first unknown part of `key` was looked for."""
+    groups = "|".join(path.name for path in CONFIGS.iterdir() if path.is_dir())
+    # Options chosen on the command line decide which keys there are.
+    chosen = [word for word in sys.argv[1:] if re.fullmatch(rf"({groups})=(\w+|\[.*\])", word)]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        node = compose(CONFIG, chosen)
+    path: list[str] = []
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or name not in node:
+            break
+        path.append(name)
+        node = node[name]
+    known = ", ".join(map(str, node)) or "none"
+    return f"{'.'.join(path)} has {known}" if path else f"there are {known}"

@@ -1,0 +1,215 @@
+"""Proximal policy optimisation (Schulman et al. 2017), to be read from top to bottom.
+
+Shapes: T steps of a rollout, N environments, B = T * N transitions, M a minibatch.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plasticity.interventions import Interventions, Learner, Moment, Optimizer
+from plasticity.interventions.base import State
+from plasticity.networks import Output, Params, norms, root_mean_squares
+from plasticity.spec import Spec, setting, static
+
+Array = jax.Array
+Metrics = dict[str, dict[str, Array]]  # metric -> layer ("all" for the aggregate) -> scalar
+
+
+class PPO(Spec):
+    """The agent's hyperparameters; the defaults are those of the study's gridworld.
+
+    Attributes:
+      num_envs: environments stepped side by side (N).
+      num_steps: steps of each of them between two updates (T).
+      minibatch_size: transitions a gradient step; an incomplete last minibatch is dropped.
+      num_epochs: passes over a rollout.
+      learning_rate, adam_b1, adam_b2, adam_eps: of Adam.
+      clip: how far the probability ratio may leave 1 before its gradient is cut.
+      entropy: the weight of the entropy bonus.
+      value: the weight of the value's squared error (not halved, not clipped).
+      gamma, gae_lambda: discount, and decay of the advantage's trace.
+      max_grad_norm: the global norm to which gradients are clipped.
+    """
+
+    num_envs: int = static(11, ge=1)
+    num_steps: int = static(100, ge=1)
+    minibatch_size: int = static(64, ge=2)
+    num_epochs: int = static(3, ge=1)
+    learning_rate: float = setting(5e-4, gt=0)
+    adam_b1: float = setting(0.9, ge=0, lt=1)
+    adam_b2: float = setting(0.999, ge=0, lt=1)
+    adam_eps: float = setting(1e-8, gt=0)
+    clip: float = setting(0.2, gt=0)
+    entropy: float = setting(0.02, ge=0)
+    value: float = setting(0.5, ge=0)
+    gamma: float = setting(0.99, ge=0, le=1)
+    gae_lambda: float = setting(0.95, ge=0, le=1)
+    max_grad_norm: float = setting(0.5, gt=0)
+
+    @property
+    def batch_size(self) -> int:
+        """Transitions an update (B)."""
+        return self.num_envs * self.num_steps
+
+
+class Trajectory(NamedTuple):
+    """What a rollout hands to PPO. Every array is [T, N, ...]."""
+
+    observation: Array
+    action: Array
+    log_prob: Array  # of the action, under the policy that took it
+    value: Array
+    next_value: Array  # of the state that the step led to, an episode's last one included
+    reward: Array
+    terminated: Array  # the episode is over: the next state is worth nothing
+    truncated: Array  # the episode was cut off: the next state is worth its value
+
+
+class Batch(NamedTuple):
+    """A minibatch of transitions, each [M, ...]."""
+
+    observation: Array
+    action: Array
+    log_prob: Array
+    advantage: Array
+    target: Array
+
+
+def optimizer(ppo: PPO) -> Optimizer:
+    """Clipping by global norm, Adam, the learning rate."""
+    return Optimizer(
+        gradient=(optax.clip_by_global_norm(ppo.max_grad_norm),),
+        direction=(optax.scale_by_adam(ppo.adam_b1, ppo.adam_b2, ppo.adam_eps),),
+        step=(optax.scale_by_learning_rate(ppo.learning_rate),),
+    )
+
+
+def log_prob_of(logits: Array, action: Array) -> Array:
+    """log pi(action) [...] of a categorical policy with logits [..., A]."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), action[..., None], -1)[..., 0]
+
+
+def entropy_of(logits: Array) -> Array:
+    """The entropy, in nats, of categorical distributions with logits [..., A]."""
+    log_probs = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def gae(trajectory: Trajectory, gamma: Array | float, gae_lambda: Array | float) -> Array:
+    """Generalised advantage estimates [T, N] (Schulman et al. 2016).
+
+    A state that an episode terminates in is worth nothing, one that it is cut off in is worth
+    its value; in both cases the trace stops: the next step belongs to another episode.
+    """
+    worth = jnp.where(trajectory.terminated, 0.0, trajectory.next_value)
+    delta = trajectory.reward + gamma * worth - trajectory.value
+    goes_on = ~(trajectory.terminated | trajectory.truncated)
+
+    def back(advantage: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        delta, goes_on = step
+        advantage = delta + gamma * gae_lambda * goes_on * advantage
+        return advantage, advantage
+
+    _, advantages = jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, goes_on), reverse=True)
+    return advantages
+
+
+def loss(ppo: PPO, output: Output, batch: Batch) -> tuple[Array, Metrics]:
+    """PPO's loss of a minibatch whose network output is `output`: a scalar, and its terms."""
+    # Mean 0 and standard deviation 1 (that of a sample, as PyTorch's) in each minibatch.
+    advantage = batch.advantage - jnp.mean(batch.advantage)
+    advantage /= jnp.std(batch.advantage, ddof=1) + 1e-8
+    log_ratio = log_prob_of(output.logits, batch.action) - batch.log_prob
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1 - ppo.clip, 1 + ppo.clip)
+    policy_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
+    value_loss = jnp.mean(jnp.square(output.value - batch.target))
+    entropy = jnp.mean(entropy_of(output.logits))
+    terms = {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "policy_entropy": entropy,
+        "approx_kl": jnp.mean(ratio - 1 - log_ratio),  # the k3 estimator
+        "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > ppo.clip),
+    }
+    total = policy_loss + ppo.value * value_loss - ppo.entropy * entropy
+    return total, {name: {"all": term} for name, term in terms.items()}
+
+
+def update(
+    ppo: PPO,
+    interventions: Interventions,
+    moment: Moment,
+    learner: Learner,
+    state: State,
+    trajectory: Trajectory,
+) -> tuple[Learner, State, Metrics]:
+    """One PPO update from one rollout, with the interventions' hooks where they belong.
+
+    Args:
+      ppo: the hyperparameters.
+      interventions: whose hooks act.
+      moment: the tools that hooks may use, and the randomness of this update.
+      learner: parameters and optimiser before the update.
+      state: the interventions' state before the update.
+      trajectory: the rollout, [T, N, ...].
+
+    Returns:
+      Learner and state after the update, and the update's metrics: means over its minibatches,
+      gradient norms being those before clipping, and `update_size`, the root mean square of the
+      change in the parameters.
+    """
+    shuffle_key, steps_key, end_key = jax.random.split(moment.key, 3)
+    advantage = gae(trajectory, ppo.gamma, ppo.gae_lambda)
+    data = jax.tree.map(
+        lambda x: x.reshape(ppo.batch_size, *x.shape[2:]),
+        Batch(
+            observation=trajectory.observation,
+            action=trajectory.action,
+            log_prob=trajectory.log_prob,
+            advantage=advantage,
+            target=advantage + trajectory.value,
+        ),
+    )
+
+    def objective(params: Params, state: State, batch: Batch) -> tuple[Array, tuple[Output, Metrics]]:
+        output = moment.apply(params, batch.observation)
+        total, metrics = loss(ppo, output, batch)
+        return total + interventions.loss(state, params, output), (output, metrics)
+
+    def gradient_step(
+        carry: tuple[Learner, State], step: tuple[Array, Array]
+    ) -> tuple[tuple[Learner, State], Metrics]:
+        (learner, state), (indices, key) = carry, step
+        batch = jax.tree.map(lambda x: x[indices], data)
+        gradient, (output, metrics) = jax.grad(objective, has_aux=True)(
+            learner.params, state, batch
+        )
+        updates, opt_state = moment.optimizer.update(gradient, learner.opt_state, learner.params)
+        learner = Learner(optax.apply_updates(learner.params, updates), opt_state)
+        state, learner = interventions.after_step(
+            state,
+            learner,
+            moment._replace(
+                key=key, observations=batch.observation, output=output, gradient=gradient
+            ),
+        )
+        return (learner, state), {**metrics, "gradient_norm": norms(gradient)}
+
+    num_minibatches = ppo.batch_size // ppo.minibatch_size
+    order = jax.vmap(lambda key: jax.random.permutation(key, ppo.batch_size))(
+        jax.random.split(shuffle_key, ppo.num_epochs)
+    )[:, : num_minibatches * ppo.minibatch_size].reshape(-1, ppo.minibatch_size)
+    before = learner.params
+    (learner, state), metrics = jax.lax.scan(
+        gradient_step, (learner, state), (order, jax.random.split(steps_key, len(order)))
+    )
+    state, learner = interventions.after_update(
+        state, learner, moment._replace(key=end_key, observations=data.observation)
+    )
+    change = optax.tree.sub(learner.params, before)
+    metrics = jax.tree.map(jnp.mean, metrics)
+    return learner, state, {**metrics, "update_size": root_mean_squares(change)}

@@ -1,0 +1,88 @@
+"""From a configuration, as Hydra composes it or `config.yaml` keeps it, to the runs it defines."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from plasticity.agents import PPO
+from plasticity.envs import Env
+from plasticity.interventions import Intervention, Interventions
+from plasticity.networks import Network
+from plasticity.probes import Probe, Probes
+from plasticity.shifts import Shift, Shifts
+from plasticity.spec import Parts, SettingError, Spec, locate
+from plasticity.training.run import Run, Schedule, check_run
+
+TARGET = "_target_"
+S = TypeVar("S", bound=Spec)
+
+
+def runs_from(config: Mapping[str, Any]) -> list[Run]:
+    """The runs that a configuration defines: one for each seed.
+
+    Args:
+      config: plain containers. `env`, `network` and `agent` hold the fields of one spec,
+        `shift`, `intervention` and `probes` one such entry for each of their parts, by name, in
+        the order in which they act; `_target_` is the import path of its class. `schedule`
+        holds the fields of `Schedule`, and `seed` a whole number or a list of different ones.
+
+    Raises:
+      SettingError: for the first setting that cannot be used.
+    """
+    seeds = config["seed"] if isinstance(config["seed"], list | tuple) else [config["seed"]]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SettingError("seed", config["seed"], "must be a seed, or a list of different ones")
+    run = Run(
+        env=_build(config["env"], Env, "env"),
+        shift=_build_parts(config["shift"], Shifts, Shift, "shift"),
+        intervention=_build_parts(
+            config["intervention"], Interventions, Intervention, "intervention"
+        ),
+        network=_build(config["network"], Network, "network"),
+        agent=_build(config["agent"], PPO, "agent"),
+        probes=_build_parts(config["probes"], Probes, Probe, "probes"),
+        schedule=_build(config["schedule"], Schedule, "schedule"),
+    )
+    runs = [run.replace(seed=seed) for seed in seeds]
+    for one in runs:
+        check_run(one)
+    return runs
+
+
+def _build_parts(
+    node: Mapping[str, Any], kind: type[Parts[Any]], of: type[Spec], key: str
+) -> Any:
+    parts = {name: _build(part, of, f"{key}.{name}") for name, part in node.items()}
+    return kind(tuple(parts.values()), tuple(parts))
+
+
+def _build(node: Any, kind: type[S], key: str) -> S:
+    """The spec of a node: of the class that its `_target_` names, or else of `kind` itself."""
+    if not isinstance(node, Mapping):
+        raise SettingError(key, node, "must hold settings, such as " + f"{TARGET}: an import path")
+    spec = locate(node[TARGET], f"{key}.{TARGET}") if TARGET in node else kind
+    if not (isinstance(spec, type) and issubclass(spec, kind)):
+        raise SettingError(f"{key}.{TARGET}", node[TARGET], f"must be a kind of {kind.__name__}")
+    fields = {field.name: field for field in dataclasses.fields(spec)}
+    settings = {}
+    for name, value in node.items():
+        if name == TARGET:
+            continue
+        if name not in fields:
+            known = ", ".join(fields) or "none"
+            raise SettingError(f"{key}.{name}", value, f"no such setting; there are {known}")
+        settings[name] = _plain(value, fields[name])
+    for name, field in fields.items():
+        if name not in settings and field.default is dataclasses.MISSING:
+            raise SettingError(f"{key}.{name}", None, "must be given")
+    return spec(**settings)
+
+
+def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
+    """The value as the field wants it: tuples for lists, floats for whole numbers."""
+    if isinstance(value, list):
+        return tuple(value)
+    allowed = field.metadata.get("range")
+    if allowed is not None and allowed.kind is float and type(value) is int:
+        return float(value)
+    return value

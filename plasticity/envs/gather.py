@@ -1,0 +1,136 @@
+"""Gather: the gridworld of Juliani & Ash (2024), as pure functions.
+
+The agent starts in the middle of a walled 11 x 11 room and has 100 steps to collect gems and to
+keep out of pits. `plasticity.envs.minigrid_gather` is the same environment made of MiniGrid's
+objects.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plasticity.envs.base import Array, CompiledEnv, Step, Task
+from plasticity.spec import setting, static
+
+SIZE = 11
+CELLS = SIZE * SIZE
+START = CELLS // 2
+NUM_WALLS, NUM_GEMS, NUM_PITS = 10, 5, 5
+
+_RING = np.pad(np.zeros((SIZE - 2, SIZE - 2), bool), 1, constant_values=True).reshape(-1)
+_ROWS, _COLUMNS = np.divmod(np.arange(CELLS), SIZE)
+# Where walls, gems and pits may lie: rows 2 to 8 and columns 1 to 9, but for the start.
+_FREE = np.flatnonzero((_ROWS >= 2) & (_ROWS <= 8) & ~_RING & (np.arange(CELLS) != START))
+_MOVES = np.array([-SIZE, 1, SIZE, -1])  # up, right, down, left
+
+
+class Level(NamedTuple):
+    """What distinguishes one episode's room from another's."""
+
+    walls: Array  # bool [11, 11], the outer ring included
+    objects: Array  # int8 [11, 11]: 1 a gem, -1 a pit
+
+
+class GatherState(NamedTuple):
+    """An episode under way, with cells numbered row by row."""
+
+    walls: Array  # bool [121]
+    objects: Array  # int8 [121]
+    agent: Array  # int32 []
+    steps: Array  # int32 []
+
+
+class Gather(CompiledEnv):
+    """Collect gems, avoid pits. Actions: 0 up, 1 right, 2 down, 3 left.
+
+    Observations are 11 x 11 x 3, channels last: the agent, the objects (worth `reward` or
+    `-reward`), the walls. Every episode lasts `episode_steps` and ends for good there: the
+    reference does not bootstrap at its limit, and an agent that cannot see the clock has
+    nothing to gain from the last step's successor.
+
+    Attributes:
+      levels: the size of a level set.
+      reward: what a gem gives and a pit takes. The code of the study has 0.75, its text 1.
+      episode_steps: the length of every episode.
+    """
+
+    levels: int = setting(100, kind=int, ge=1)
+    reward: float = setting(0.75, gt=0)
+    episode_steps: int = static(100, ge=1)
+
+    @property
+    def name(self) -> str:
+        return "gather"
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        return (SIZE, SIZE, 3)
+
+    @property
+    def num_actions(self) -> int:
+        return len(_MOVES)
+
+    @property
+    def num_levels(self) -> int | Array:
+        return self.levels
+
+    @property
+    def min_episode_steps(self) -> int:
+        return self.episode_steps
+
+    def level(self, level_id: Array | int) -> Level:
+        """The level of that id: the same for every agent, seed and machine."""
+        # Sorting random bits draws without replacement; counting how many lie below does it
+        # without a sort, and the index breaks the (rare) ties.
+        bits = jax.random.bits(jax.random.key(level_id), _FREE.shape)
+        index = np.arange(_FREE.size)
+        below = (bits[None] < bits[:, None]) | (
+            (bits[None] == bits[:, None]) & (index[None] < index[:, None])
+        )
+        rank = jnp.sum(below, axis=1)
+        gem = (rank >= NUM_WALLS) & (rank < NUM_WALLS + NUM_GEMS)
+        pit = (rank >= NUM_WALLS + NUM_GEMS) & (rank < NUM_WALLS + NUM_GEMS + NUM_PITS)
+        walls = jnp.asarray(_RING).at[_FREE].set(rank < NUM_WALLS)
+        objects = jnp.zeros(CELLS, jnp.int8).at[_FREE].set(gem.astype(jnp.int8) - pit)
+        return Level(walls.reshape(SIZE, SIZE), objects.reshape(SIZE, SIZE))
+
+    def start(self, level: Level) -> GatherState:
+        """The first state of an episode on `level`."""
+        zero = jnp.zeros((), jnp.int32)
+        return GatherState(
+            walls=jnp.asarray(level.walls, bool).reshape(-1),
+            objects=jnp.asarray(level.objects, jnp.int8).reshape(-1),
+            agent=zero + START,
+            steps=zero,
+        )
+
+    def reset(self, task: Task, key: Array) -> GatherState:
+        return self.start(self.level(task.levels.draw(key)))
+
+    def observe(self, task: Task, state: GatherState) -> Array:
+        planes = (
+            jnp.arange(CELLS) == state.agent,
+            state.objects * jnp.asarray(self.reward, jnp.float32),
+            state.walls,
+        )
+        return jnp.stack([plane.astype(jnp.float32) for plane in planes], -1).reshape(
+            self.observation_shape
+        )
+
+    def step(self, task: Task, state: GatherState, action: Array, key: Array) -> Step:
+        target = state.agent + jnp.asarray(_MOVES, jnp.int32)[action]
+        agent = jnp.where(state.walls[target], state.agent, target)
+        found = state.objects[agent]
+        steps = state.steps + 1
+        return Step(
+            state=state._replace(
+                objects=jnp.where(jnp.arange(CELLS) == agent, jnp.int8(0), state.objects),
+                agent=agent,
+                steps=steps,
+            ),
+            reward=found * jnp.asarray(self.reward, jnp.float32),
+            terminated=steps >= self.episode_steps,
+            truncated=jnp.zeros((), bool),
+        )

@@ -1,0 +1,143 @@
+"""Environments that live on the host: any of Gymnasium's with a box to see, discrete actions.
+
+Only their rollouts differ from a compiled environment's. Gymnasium's autoreset is switched off:
+each episode is begun by hand, on a level of the task, so that the last observation of one and the
+first of the next are both seen and no step is lost, doubled or credited to the wrong episode.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from plasticity.envs.base import Env
+from plasticity.spec import SettingError, locate, setting, static
+
+
+class HostStep(NamedTuple):
+    """One step of n environments, before any reset."""
+
+    observation: np.ndarray  # float32 [n, *observation_shape]; of an ended episode, its last
+    reward: np.ndarray  # float32 [n]
+    terminated: np.ndarray  # bool [n]
+    truncated: np.ndarray  # bool [n]
+
+
+class HostEnvs(Protocol):
+    """n environments under way."""
+
+    def reset(self, levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Begins an episode on level `levels[i]` wherever `mask[i]`. All observations [n, ...]."""
+
+    def step(self, actions: np.ndarray) -> HostStep:
+        """One step of each. One that has ended must be reset before the next."""
+
+    def close(self) -> None:
+        """Frees what they hold."""
+
+
+class HostEnv(Env):
+    """An environment whose episodes are run by `HostEnvs`, outside of any compiled program."""
+
+    def make(self, num_envs: int) -> HostEnvs:
+        """`num_envs` of them; each must be reset before its first step."""
+        raise NotImplementedError
+
+
+class Gymnasium(HostEnv):
+    """A Gymnasium environment by its id. A level is the seed of a `reset`.
+
+    Attributes:
+      id: as registered with Gymnasium; `module:id` imports the module first.
+      levels: the size of a level set.
+      wrappers: import paths of wrappers, the innermost first.
+      scale: what observations are multiplied by.
+      vectorization: `sync` steps the environments in turn, `async` in a process each.
+    """
+
+    id: str = static(kind=str)
+    levels: int = setting(1000, kind=int, ge=1)
+    wrappers: tuple[str, ...] = static((), kind=str)
+    scale: float = static(1.0, gt=0)
+    vectorization: str = static("sync", choices=("sync", "async"))
+
+    @property
+    def name(self) -> str:
+        return self.id.rpartition(":")[2]
+
+    @property
+    def num_levels(self) -> int:
+        return self.levels
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        return _spaces(self.id, self.wrappers)[0]
+
+    @property
+    def num_actions(self) -> int:
+        return _spaces(self.id, self.wrappers)[1]
+
+    def make(self, num_envs: int) -> "GymnasiumEnvs":
+        vector = gymnasium.make_vec(
+            self.id,
+            num_envs=num_envs,
+            vectorization_mode=self.vectorization,
+            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
+            wrappers=_wrappers(self.wrappers),
+        )
+        return GymnasiumEnvs(vector, self.scale)
+
+
+class GymnasiumEnvs:
+    """A Gymnasium vector environment as `HostEnvs`. Its autoreset must be off."""
+
+    def __init__(self, vector: VectorEnv, scale: float = 1.0) -> None:
+        mode = vector.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.DISABLED:
+            raise ValueError(f"autoreset_mode={mode}: must be {AutoresetMode.DISABLED}")
+        self._vector = vector
+        self._scale = np.float32(scale)
+
+    def reset(self, levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        seeds = [int(level) for level in levels]
+        return self._seen(self._vector.reset(seed=seeds, options={"reset_mask": mask})[0])
+
+    def step(self, actions: np.ndarray) -> HostStep:
+        observation, reward, terminated, truncated, _ = self._vector.step(actions)
+        return HostStep(
+            observation=self._seen(observation),
+            reward=reward.astype(np.float32),
+            terminated=terminated.copy(),
+            truncated=truncated & ~terminated,
+        )
+
+    def close(self) -> None:
+        self._vector.close()
+
+    def _seen(self, observation: np.ndarray) -> np.ndarray:
+        return np.asarray(observation, np.float32) * self._scale
+
+
+def _wrappers(paths: tuple[str, ...]) -> list[Callable[[gymnasium.Env], gymnasium.Env]]:
+    return [locate(path, "env.wrappers") for path in paths]
+
+
+@functools.cache
+def _spaces(id: str, wrappers: tuple[str, ...]) -> tuple[tuple[int, ...], int]:
+    """The shape of an observation and the number of actions, from one environment made for it."""
+    try:
+        env: Any = gymnasium.make(id)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise SettingError("env.id", id, f"must be registered with Gymnasium ({error})") from error
+    for wrapper in _wrappers(wrappers):
+        env = wrapper(env)
+    seen, actions = env.observation_space, env.action_space
+    env.close()
+    if not isinstance(seen, gymnasium.spaces.Box):
+        raise SettingError("env.id", id, f"must be seen as a Box, not {seen}; see env.wrappers")
+    if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
+        raise SettingError("env.id", id, f"must have discrete actions from 0, not {actions}")
+    return seen.shape, int(actions.n)

@@ -1,0 +1,34 @@
+"""Interventions against plasticity loss, and the hooks to write one's own."""
+
+from plasticity.interventions.base import (
+    Intervention,
+    Interventions,
+    Learner,
+    Moment,
+    Optimizer,
+    chain,
+)
+from plasticity.interventions.normalization import LayerNorm
+from plasticity.interventions.regularizers import L2Norm, RegenerativeL2
+from plasticity.interventions.resets import (
+    ResetAll,
+    ResetFinal,
+    ShrinkPerturb,
+    SoftShrinkPerturb,
+)
+
+__all__ = [
+    "Intervention",
+    "Interventions",
+    "L2Norm",
+    "LayerNorm",
+    "Learner",
+    "Moment",
+    "Optimizer",
+    "RegenerativeL2",
+    "ResetAll",
+    "ResetFinal",
+    "ShrinkPerturb",
+    "SoftShrinkPerturb",
+    "chain",
+]

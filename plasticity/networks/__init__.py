@@ -1,0 +1,23 @@
+"""Torsos, heads, norms and activations."""
+
+from plasticity.networks.actor_critic import (
+    ACTIVATIONS,
+    NORMS,
+    ActorCritic,
+    Network,
+    Output,
+    Params,
+)
+from plasticity.networks.tree import by_layer, norms, root_mean_squares
+
+__all__ = [
+    "ACTIVATIONS",
+    "NORMS",
+    "ActorCritic",
+    "Network",
+    "Output",
+    "Params",
+    "by_layer",
+    "norms",
+    "root_mean_squares",
+]

@@ -1,0 +1,97 @@
+"""The agent's network: a torso that policy and value share, and a linear head for each."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from plasticity.networks.initial import uniform
+from plasticity.spec import Spec, static
+
+Array = jax.Array
+Params = Any  # {"torso": {layer: ...}, "policy": ..., "value": ...}
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh}
+NORMS: dict[str, Callable[..., nn.Module] | None] = {
+    "none": None,
+    # PyTorch's LayerNorm: two-pass variance, epsilon 1e-5, scale and bias learnt.
+    "layer_norm": lambda name: nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name),
+}
+
+
+class Output(NamedTuple):
+    """What the network says of a batch of observations."""
+
+    logits: Array  # [B, A]
+    value: Array  # [B]
+    activations: dict[str, Array]  # of each hidden layer, in order: [B, units]
+
+
+class Dense(nn.Module):
+    """A linear layer, weights and biases U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        bound = 1 / math.sqrt(x.shape[-1])
+        kernel = self.param("kernel", uniform, (x.shape[-1], self.features), bound)
+        bias = self.param("bias", uniform, (self.features,), bound)
+        return x @ kernel + bias
+
+
+class MLP(nn.Module):
+    """Hidden layers on the flattened observation: linear, norm, activation."""
+
+    hidden: tuple[int, ...]
+    activation: str
+    norm: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, dict[str, Array]]:
+        x = x.reshape(x.shape[0], -1)
+        activations = {}
+        for i, units in enumerate(self.hidden):
+            x = Dense(units, name=f"hidden_{i}")(x)
+            if (norm := NORMS[self.norm]) is not None:
+                x = norm(name=f"norm_{i}")(x)
+            x = activations[f"hidden_{i}"] = ACTIVATIONS[self.activation](x)
+        return x, activations
+
+
+class ActorCritic(nn.Module):
+    """`torso`, then `policy` and `value`."""
+
+    torso: nn.Module
+    num_actions: int
+
+    @nn.compact
+    def __call__(self, observation: Array) -> Output:
+        """Args: observation, [B, *shape]."""
+        features, activations = self.torso(observation)
+        return Output(
+            logits=Dense(self.num_actions, name="policy")(features),
+            value=Dense(1, name="value")(features)[:, 0],
+            activations=activations,
+        )
+
+
+class Network(Spec):
+    """The description that interventions may change before a network is built from it.
+
+    Attributes:
+      hidden: the width of each hidden layer.
+      activation: the nonlinearity after each of them.
+      norm: what normalises each layer before its activation.
+    """
+
+    hidden: tuple[int, ...] = static((256, 256), ge=1)
+    activation: str = static("relu", choices=lambda: tuple(ACTIVATIONS))
+    norm: str = static("none", choices=lambda: tuple(NORMS))
+
+    def build(self, num_actions: int) -> ActorCritic:
+        """The Flax module of this description."""
+        return ActorCritic(MLP(self.hidden, self.activation, self.norm), num_actions)

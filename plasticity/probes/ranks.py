@@ -1,0 +1,30 @@
+"""Probes of how many dimensions the features of a layer really use."""
+
+import jax.numpy as jnp
+
+from plasticity.probes.base import Array, Probe, View
+
+
+class EffectiveRank(Probe):
+    """exp of the entropy of a layer's normalised singular values (Roy & Vetterli 2007).
+
+    Of the activations [B, units], neither centred nor scaled. 0 where all of them are zero.
+    "all" is the mean over the hidden layers.
+    """
+
+    def __call__(self, view: View) -> dict[str, Array]:
+        ranks = {name: effective_rank(x) for name, x in view.output.activations.items()}
+        return {**ranks, "all": jnp.mean(jnp.stack(list(ranks.values())))}
+
+
+def singular_values(features: Array) -> Array:
+    """The singular values of `features` [B, d], or [B, ..., d] with positions as rows. [d]."""
+    return jnp.linalg.svd(features.reshape(-1, features.shape[-1]), compute_uv=False)
+
+
+def effective_rank(features: Array) -> Array:
+    """The effective rank of `features` [B, ..., d]. A scalar between 1 and d, or 0."""
+    sigma = singular_values(features)
+    share = sigma / jnp.maximum(jnp.sum(sigma), jnp.finfo(sigma.dtype).tiny)
+    entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
+    return jnp.where(jnp.sum(sigma) > 0, jnp.exp(entropy), 0.0)

@@ -1,0 +1,396 @@
+"""Figures of results: one line for each intervention, a band over seeds, and every seed.
+
+The functions draw into the axes given, or into a new figure, and return what they drew into.
+Nothing is shown, and no figure stays registered with pyplot, so that a loop over many leaks none.
+"""
+
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from plasticity.results.statistics import (
+    RETURN,
+    bootstrap_mean,
+    by_round,
+    one_setting,
+    order,
+    over_seeds,
+    select,
+)
+from plasticity.results.table import ResultsError, replacing
+
+STYLE: dict[Any, Any] = {
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.09,
+    "figure.constrained_layout.h_pad": 0.07,
+    "figure.dpi": 110,
+    "figure.titlesize": 11,
+    "figure.titleweight": "bold",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.formatter.limits": (-3, 4),
+    "axes.formatter.use_mathtext": True,
+    "axes.xmargin": 0.03,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.handlelength": 3.0,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 4.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "plasticity",
+}
+
+METRIC_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "train_return": "Train return per episode",
+        "eval_train_return": "Eval return, train task",
+        "eval_test_return": "Eval return, test task",
+        "gradient_norm": "Gradient norm (L2)",
+        "update_size": "Update size (L2)",
+        "policy_entropy": "Policy entropy (nats)",
+        "policy_loss": "Policy loss",
+        "value_loss": "Value loss",
+        "dead_units": "Dead units (fraction)",
+        "dormant_units": "Dormant units (fraction)",
+        "inactive_fraction": "Inactive (fraction)",
+        "weight_norm": "Weight norm (L2)",
+        "weight_rms": "Weight RMS",
+        "distance_from_init": "Distance from init (L2)",
+        "effective_rank": "Effective rank",
+    }
+)
+
+# A band is drawn for every point of a line, at a precision beyond what print can show.
+BAND_RESAMPLES = 2_000
+
+# The panels of the overview beside the return, those that the table has, and where they go.
+PANELS = ("dead_units", "weight_norm", "effective_rank", "gradient_norm", "eval_test_return")
+LAYOUTS: Mapping[int, tuple[str, tuple[float, float]]] = MappingProxyType(
+    {
+        0: ("A", (6.0, 4.2)),
+        1: ("AAB", (9.0, 3.8)),
+        2: ("AAB;AAC", (9.0, 5.2)),
+        3: ("AAA;AAA;BCD", (9.0, 6.8)),
+        4: ("AABC;AADE", (11.0, 5.2)),
+        5: ("AAB;AAC;DEF", (9.0, 7.0)),
+    }
+)
+
+
+class LineStyle(NamedTuple):
+    """How an intervention is drawn: told apart by colour, and without it too."""
+
+    color: str
+    linestyle: str | tuple[float, tuple[float, ...]]
+    marker: str
+
+
+# Okabe & Ito (2008, "Color Universal Design"), without yellow, which is faint on white paper,
+# and with black and grey kept for the references.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = ("-", (0, (5, 1.2)), (0, (1, 1)))
+_MARKERS = ("o", "^", "D", "v", "P", "X")
+_SLOTS = tuple(
+    LineStyle(color, dash, _MARKERS[(i + turn) % len(_MARKERS)])
+    for turn, dash in enumerate(_DASHES)
+    for i, color in enumerate(_COLORS)
+)
+
+# The styles that never change. Add to these to fix the style of one's own intervention.
+STYLES: dict[str, LineStyle] = {
+    "warm_start": LineStyle("#222222", (0, (4, 1.5)), "s"),
+    "reset_all": LineStyle("#858585", (0, (6, 1.5, 1, 1.5)), "d"),
+    "shrink_perturb": _SLOTS[0],
+    "layer_norm": _SLOTS[1],
+    "regenerative_l2": _SLOTS[2],
+    "soft_shrink_perturb": _SLOTS[3],
+    "l2_norm": _SLOTS[4],
+    "reset_final": _SLOTS[5],
+}
+
+
+def line_styles(interventions: Iterable[str]) -> dict[str, LineStyle]:
+    """A style for each intervention, all of them different up to 18 besides the references.
+
+    Those in `STYLES` have theirs. Any other has one that its name decides, so that it is the
+    same in every figure, unless another in this figure has that one already.
+    """
+    names = sorted(set(interventions))
+    styles = {name: STYLES[name] for name in names if name in STYLES}
+    for name in names:
+        if name not in styles:
+            start = zlib.crc32(name.encode()) % len(_COLORS)
+            turned = [
+                _SLOTS[turn + (start + i) % len(_COLORS)]
+                for turn in range(0, len(_SLOTS), len(_COLORS))
+                for i in range(len(_COLORS))
+            ]
+            taken = set(styles.values())
+            styles[name] = next((slot for slot in turned if slot not in taken), turned[0])
+    return styles
+
+
+def lines_by_round(
+    frame: pd.DataFrame,
+    metric: str,
+    layer: str = "all",
+    ax: Axes | None = None,
+    how: str = "mean",
+    *,
+    confidence: float = 0.95,
+    seeds: bool = True,
+) -> Axes:
+    """Draws a metric by round: mean over seeds, bootstrap interval, and each seed.
+
+    Args:
+      frame: a results table of one env and shift.
+      metric: what to draw.
+      layer: `"all"` for the aggregate over layers, or the name of one.
+      ax: where to draw; in a new figure, which has a legend too, if not given.
+      how: a round's value, the `"mean"` or the `"last"` of its rows.
+      confidence: of the band, see `bootstrap_mean`. A single seed has no band.
+      seeds: whether to draw each seed, as a thin line.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ResultsError: the table holds several envs or shifts, or lacks the metric or layer.
+    """
+    one_setting(frame)
+    values = by_round(frame, metric, layer, how)
+    with plt.rc_context(STYLE):
+        axes = _new_figure((6.0, 4.4)).add_subplot() if ax is None else ax
+        _draw(axes, values, "round", confidence, seeds, line_styles(order(frame)))
+        axes.set(xlabel="Round", ylabel=_label(metric, layer))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _finish(axes)
+        if ax is None:
+            _legend(axes, frame, 2, confidence, seeds)
+    return axes
+
+
+def curve(
+    frame: pd.DataFrame,
+    metric: str,
+    layer: str = "all",
+    ax: Axes | None = None,
+    *,
+    confidence: float = 0.95,
+    seeds: bool = True,
+) -> Axes:
+    """Draws a metric by PPO update, as `lines_by_round` does, with a dotted line at each shift.
+
+    A shift is taken to happen after the last update logged in a round.
+
+    Args:
+      frame: a results table of one env and shift.
+      metric: what to draw.
+      layer: `"all"` for the aggregate over layers, or the name of one.
+      ax: where to draw; in a new figure, which has a legend too, if not given.
+      confidence: of the band, see `bootstrap_mean`.
+      seeds: whether to draw each seed, as a thin line.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ResultsError: the table holds several envs or shifts, or lacks the metric or layer.
+    """
+    one_setting(frame)
+    values = select(frame, metric, layer)
+    with plt.rc_context(STYLE):
+        axes = _new_figure((9.0, 4.4)).add_subplot() if ax is None else ax
+        for boundary in frame.groupby("round")["update"].max().sort_index().iloc[:-1]:
+            axes.axvline(
+                boundary, color="#BBBBBB", linewidth=0.8, linestyle=":", zorder=0, label="_shift"
+            )
+        _draw(axes, values, "update", confidence, seeds, line_styles(order(frame)))
+        axes.set(xlabel="PPO updates", ylabel=_label(metric, layer))
+        _finish(axes)
+        if ax is None:
+            _legend(axes, frame, 4, confidence, seeds)
+    return axes
+
+
+def overview(frame: pd.DataFrame) -> Figure:
+    """The figure of an experiment: training return by round, and what goes with its loss.
+
+    A large panel of the training return, and a small one of each metric of `PANELS` that the
+    table has, with one legend. The title names env and shift, the seeds, and what is drawn.
+
+    Args:
+      frame: a results table of one env and shift.
+
+    Returns:
+      The figure; a notebook displays it.
+
+    Raises:
+      ResultsError: the table holds several envs or shifts, or no training return.
+    """
+    env, shift = one_setting(frame)
+    select(frame, RETURN)
+    known = set(frame.loc[frame["layer"] == "all", "metric"])
+    metrics = [RETURN, *(name for name in PANELS if name in known)]
+    mosaic, size = LAYOUTS[len(metrics) - 1]
+    with plt.rc_context(STYLE):
+        figure = _new_figure(size)
+        panels = figure.subplot_mosaic(mosaic)
+        for letter, metric in zip(sorted(panels), metrics, strict=True):
+            ax = lines_by_round(frame, metric, ax=panels[letter])
+            if letter != "A":
+                for line in ax.lines:
+                    line.set(linewidth=0.75 * line.get_linewidth(), markersize=3.2)
+            place = ax.get_subplotspec()
+            if letter != "A" and place is not None and not place.is_last_row():
+                ax.set_xlabel("")
+        figure.align_ylabels()
+        figure.suptitle(f"{_readable(env)}, shift: {_readable(shift)}, {_count_seeds(frame)}")
+        _legend(panels["A"], frame, 4)
+    return figure
+
+
+def save(figure: Figure | Axes, path_without_suffix: str | Path) -> tuple[Path, Path]:
+    """Writes a figure as PNG (200 dots per inch) and as SVG; each file appears whole.
+
+    The same figure makes the same files whenever it is saved: no date, no random names.
+
+    Args:
+      figure: the figure, or axes of it.
+      path_without_suffix: such as `figures/overview`; its folder is created if need be.
+
+    Returns:
+      The two paths.
+    """
+    whole = _figure(figure) if isinstance(figure, Axes) else figure
+    base = Path(path_without_suffix)
+    # Not `with_suffix`, which takes the end of `rate_0.1` for one.
+    paths = base.with_name(f"{base.name}.png"), base.with_name(f"{base.name}.svg")
+    with plt.rc_context(STYLE):
+        with replacing(paths[0]) as temporary:
+            whole.savefig(temporary, format="png", dpi=200)
+        with replacing(paths[1]) as temporary:
+            whole.savefig(temporary, format="svg", metadata={"Date": None})
+    return paths
+
+
+def _draw(
+    ax: Axes,
+    values: pd.DataFrame,
+    at: str,
+    confidence: float,
+    seeds: bool,
+    styles: Mapping[str, LineStyle],
+) -> None:
+    """Draws the lines, bands and seeds of all interventions in values, by the column `at`."""
+    for depth, name in enumerate(order(values)):  # The references above the others.
+        style = styles[name]
+        matrix = over_seeds(values[values["intervention"] == name], at)
+        # The more seeds, the fainter each, so that together they stay in the background.
+        faint = float(np.clip(1.6 / len(matrix), 0.12, 0.45))
+        for seed, row in matrix.iterrows() if seeds else ():
+            present = row.dropna()
+            ax.plot(
+                present.index,
+                present,
+                color=style.color,
+                linewidth=0.7,
+                alpha=faint,
+                zorder=2,
+                label=f"_{name} seed {seed}",
+            )
+        matrix = matrix.dropna(axis="columns", how="all")
+        intervals = [bootstrap_mean(matrix[x], confidence, BAND_RESAMPLES) for x in matrix]
+        mean, low, high = np.reshape(intervals, (-1, 3)).T
+        ax.fill_between(
+            matrix.columns,
+            low,
+            high,
+            color=style.color,
+            alpha=0.15,
+            linewidth=0,
+            zorder=1,
+            label=f"_{name} band",
+        )
+        ax.plot(
+            matrix.columns,
+            mean,
+            color=style.color,
+            linestyle=style.linestyle,
+            marker=style.marker,
+            markevery=max(1, len(mean) // 12),
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            zorder=4 - depth / 100,
+            label=_readable(name),
+        )
+
+
+def _new_figure(size: tuple[float, float]) -> Figure:
+    """A figure that a notebook displays when it is a cell's value, and only then.
+
+    Through pyplot, which is what teaches the notebook to display figures, and then let go of.
+    """
+    figure = plt.figure(figsize=size)
+    plt.close(figure)
+    return figure
+
+
+def _figure(ax: Axes) -> Figure:
+    """The figure of axes, whole even where they are in a part of it."""
+    figure = ax.get_figure(root=True)
+    if figure is None:
+        raise ResultsError("the axes were removed from their figure; expected axes of a figure")
+    return figure
+
+
+def _finish(ax: Axes) -> None:
+    """Fixes what matplotlib would otherwise look up when it draws, outside of the style."""
+    ax.tick_params(labelsize=8, width=0.8, length=3, color="#222222")
+    ax.grid(True, axis="y", color="#E6E6E6", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def _legend(
+    ax: Axes, frame: pd.DataFrame, columns: int, confidence: float = 0.95, seeds: bool = True
+) -> None:
+    """Adds the legend of the axes below all axes of the figure, titled with what is drawn."""
+    title = count = _count_seeds(frame)
+    if count != "1 seed":
+        title = f"Mean over {count}, with {100 * confidence:g} % bootstrap interval (band)"
+        title += " and each seed (thin)" if seeds else ""
+    handles, labels = ax.get_legend_handles_labels()
+    _figure(ax).legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), columns), title=title
+    )
+
+
+def _label(metric: str, layer: str) -> str:
+    """The name of a metric, with its unit, for an axis."""
+    name = METRIC_NAMES.get(metric, _readable(metric).capitalize())
+    return name if layer == "all" else f"{name}, {_readable(layer)}"
+
+
+def _readable(name: str) -> str:
+    """`layer_norm+l2_norm` -> `layer norm + l2 norm`."""
+    return name.replace("_", " ").replace("+", " + ")
+
+
+def _count_seeds(frame: pd.DataFrame) -> str:
+    """`4 seeds`, or `3 to 4 seeds` where interventions differ."""
+    counts = frame.groupby("intervention")["seed"].nunique()
+    few, many = int(counts.min()), int(counts.max())
+    return f"{few} to {many} seeds" if few < many else f"{many} seed{'s' * (many > 1)}"

@@ -1,0 +1,257 @@
+"""The results table: one row for each metric, layer and moment at which it was logged.
+
+Everything measured by every run lives in one long tidy table, so that results of any number of
+runs concatenate, and every question about them is a filter and a group-by. A run's folder holds
+it as `metrics.parquet`, next to `config.yaml` (resolved), `meta.json`, `figures/` and `params/`.
+"""
+
+import contextlib
+import glob
+import os
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+from omegaconf import OmegaConf
+
+DTYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "run": "str",
+        "env": "str",
+        "shift": "str",
+        "intervention": "str",
+        "seed": "int64",
+        "round": "int64",
+        "update": "int64",
+        "env_steps": "int64",
+        "metric": "str",
+        "layer": "str",
+        "value": "float64",
+    }
+)
+COLUMNS: tuple[str, ...] = tuple(DTYPES)
+
+CONFIG = "config.yaml"
+META = "meta.json"
+TABLE = "metrics.parquet"
+
+_A_RUN = f"a run's folder with {TABLE}, a folder of such, a .parquet file, or a glob of these"
+
+
+class ResultsError(ValueError):
+    """Results that cannot be used: one line with the place and what is expected there."""
+
+
+def empty() -> pd.DataFrame:
+    """A table without rows."""
+    return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in DTYPES.items()})
+
+
+def tidy(frame: pd.DataFrame, where: object = "table") -> pd.DataFrame:
+    """The frame with the columns in order and of their types, then any others it has.
+
+    Args:
+      frame: at least the columns of `COLUMNS`.
+      where: what to call the frame in an error.
+
+    Raises:
+      ResultsError: columns are missing, or one holds values not of its type.
+    """
+    if missing := [name for name in COLUMNS if name not in frame.columns]:
+        raise ResultsError(f"{where}: lacks columns {', '.join(missing)}; expected a results table")
+    others = [name for name in frame.columns if name not in DTYPES]
+    columns = {}
+    for name, dtype in DTYPES.items():
+        try:
+            columns[name] = frame[name].astype(dtype)
+        except (ValueError, TypeError) as error:
+            raise ResultsError(
+                f"{where}: column {name} is {frame[name].dtype}; expected {dtype}"
+            ) from error
+    return pd.DataFrame({**columns, **{name: frame[name] for name in others}})
+
+
+def concat(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """One table of the rows of all, in the order given. No tables make an empty one."""
+    filled = [tidy(frame) for frame in frames if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else empty()
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path that takes the place of `path` when the block ends without an error.
+
+    A reader sees the old file or the new one, never a part of one, even after a crash. The
+    temporary file is in the folder of `path`, which is created if it does not exist.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(frame: pd.DataFrame, path: str | Path) -> None:
+    """Writes a table as Parquet, atomically.
+
+    Raises:
+      ResultsError: the frame is no results table. The file at `path`, if any, is left alone.
+    """
+    checked = tidy(frame, path)
+    with replacing(path) as temporary:
+        checked.to_parquet(temporary, index=False)
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """Reads one Parquet file, as `write` leaves it.
+
+    Raises:
+      ResultsError: Parquet cannot read it, or it holds no results table.
+    """
+    try:
+        # By handle, so that "=" in a folder's name is not taken for a partition of the table.
+        with Path(path).open("rb") as file:
+            frame = pd.read_parquet(file, engine="pyarrow")
+    except (pa.ArrowException, OSError) as error:
+        raise ResultsError(f"{path}: cannot be read; expected a Parquet file") from error
+    return tidy(frame, path)
+
+
+def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
+    """Loads the tables of runs, finished or not, into one.
+
+    A run is named after its folder, relative to the parent that all those loaded have in
+    common: just the folder's name where there is one run or all are siblings. A file that holds
+    several runs already keeps their names, after its own where other files are loaded too.
+
+    Args:
+      *where: run folders, folders of run folders at any depth, Parquet files, or globs of these
+        (`**` included). A run found twice is loaded once. Hidden folders are not searched.
+      config: dotted keys to read from each run's `config.yaml`, one column each, such as
+        `"agent.learning_rate"`. A run without the key has a missing value; a list or mapping is
+        given as text. To compare settings of a sweep, make them part of the name that results
+        are grouped by: `frame.assign(intervention=frame["agent.learning_rate"].astype("str"))`.
+
+    Returns:
+      The columns of `COLUMNS`, then those of `config`; sorted by run, env, shift, intervention,
+      seed and update, rows of the same update in the order in which they were written.
+
+    Warns:
+      UserWarning: a run within a folder or glob holds a config but no table, and is left out.
+
+    Raises:
+      ResultsError: nothing is there, no run is there, a table cannot be read or lacks columns,
+        or a config cannot be read.
+    """
+    if clash := [key for key in config if key in DTYPES]:
+        raise ResultsError(f"config key {clash[0]}: the table has a column of this name")
+    found: dict[str, _Source] = {}
+    for place in where:
+        for source in _sources(place):
+            found.setdefault(os.path.realpath(source.table), source)
+    if not found:
+        raise ResultsError(f"nothing to load; expected {_A_RUN}")
+    parent = os.path.commonpath([source.path.parent for source in found.values()])
+    frames = [
+        _named(read(source.table), source.path.relative_to(parent).as_posix(), len(found) == 1)
+        for source in found.values()
+    ]
+    table = concat(frames)
+    for key, values in _config(list(found.values()), config).items():
+        # One value a run, in the type that suits them all, then repeated over the run's rows.
+        lengths = [len(frame) for frame in frames]
+        table[key] = pd.Series(values).repeat(lengths).reset_index(drop=True)
+    by = ["run", "env", "shift", "intervention", "seed", "update"]
+    return table.sort_values(by, kind="stable", ignore_index=True)
+
+
+class _Source(NamedTuple):
+    """A table to load.
+
+    Attributes:
+      table: the Parquet file.
+      path: what names the run: its folder, or a file that is not a run folder's own.
+    """
+
+    table: Path
+    path: Path
+
+
+def _sources(place: str | Path) -> list[_Source]:
+    """The tables at a path or glob, in order of path; at least one."""
+    path = Path(os.path.abspath(Path(place).expanduser()))
+    if path.exists():  # First, for Hydra writes folders such as `seed=[0,1]`.
+        sources, halves = _search(path)
+        direct = halves == [path]
+    else:
+        matches = sorted(glob.glob(str(path), recursive=True))
+        if not matches:
+            raise ResultsError(f"{place}: does not exist; expected {_A_RUN}")
+        searched = [_search(Path(match)) for match in matches]
+        sources = [source for some, _ in searched for source in some]
+        halves = [half for _, some in searched for half in some]
+        direct = False
+    if not sources:
+        if direct:
+            raise ResultsError(f"{place}: holds a config but no {TABLE}; expected {_A_RUN}")
+        also = f" but {len(halves)} without {TABLE}" if halves else ""
+        raise ResultsError(f"{place}: holds no run{also}; expected {_A_RUN}")
+    for half in dict.fromkeys(halves):
+        warnings.warn(f"{half}: left out, for it holds a config but no {TABLE}", stacklevel=3)
+    return sources
+
+
+def _search(path: Path) -> tuple[list[_Source], list[Path]]:
+    """The tables at or under a path, and the folders of runs that have none."""
+    if path.is_file():
+        if path.suffix != ".parquet":
+            return [], []
+        return [_Source(path, path.parent if path.name == TABLE else path)], []
+    if (path / TABLE).is_file():
+        return [_Source(path / TABLE, path)], []
+    sources: list[_Source] = []
+    halves: list[Path] = []
+    for child in sorted(path.iterdir()):
+        # A link would be walked twice, or for ever; a hidden folder is another tool's own.
+        if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+            some, half = _search(child)
+            sources += some
+            halves += half
+    is_run = (path / CONFIG).is_file() or (path / META).is_file()
+    # A config above other runs is the sweep's own.
+    return sources, [path] if is_run and not sources and not halves else halves
+
+
+def _named(frame: pd.DataFrame, name: str, alone: bool) -> pd.DataFrame:
+    """The table with its run, or runs, named so that no other file has the same name."""
+    if len(frame["run"].unique()) <= 1:
+        return frame.assign(run=pd.Series(name, index=frame.index, dtype=DTYPES["run"]))
+    return frame if alone else frame.assign(run=name + "/" + frame["run"])
+
+
+def _config(sources: Sequence[_Source], keys: Sequence[str]) -> dict[str, list[Any]]:
+    """The value of each key in the config of each source, None where there is none."""
+    columns: dict[str, list[Any]] = {key: [] for key in keys}
+    if not keys:
+        return columns
+    for source in sources:
+        path = source.table.parent / CONFIG
+        try:
+            settings = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+            for key in keys:
+                value = OmegaConf.select(settings, key)
+                scalar = value is None or isinstance(value, bool | int | float | str)
+                columns[key].append(value if scalar else str(value))
+        except Exception as error:  # Of YAML's and OmegaConf's many kinds.
+            raise ResultsError(f"{path}: cannot be read; expected a resolved config") from error
+    return columns

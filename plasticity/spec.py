@@ -1,0 +1,180 @@
+"""What a setting is: frozen pytree dataclasses whose fields know their own range.
+
+Everything that defines a run is a `Spec`. Its numeric fields are pytree leaves, so that runs of
+equal structure stack along a leading axis and train as one program; fields marked `static`
+shape that program and are part of the structure. Everything that *changes* while a run trains
+is a plain `NamedTuple` instead.
+"""
+
+import dataclasses
+import importlib
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Self, TypeVar, dataclass_transform
+
+import jax
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used: one line with its key, its value and what is allowed."""
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        super().__init__(f"{key}={value!r}: {allowed}")
+        self.key = key
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a field may take: bounds for numbers, or a set of choices."""
+
+    kind: type
+    ge: float = -math.inf
+    gt: float = -math.inf
+    le: float = math.inf
+    lt: float = math.inf
+    choices: tuple[Any, ...] | Callable[[], tuple[Any, ...]] = ()
+
+    def __str__(self) -> str:
+        if choices := self._choices():
+            return "one of " + ", ".join(map(str, choices))
+        noun = {int: "a whole number", float: "a finite number", bool: "true or false"}
+        bounds = [
+            f"{sign} {bound:g}"
+            for sign, bound in ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
+            if math.isfinite(bound)
+        ]
+        return " ".join([noun.get(self.kind, f"a {self.kind.__name__}"), " and ".join(bounds)]).strip()
+
+    def __contains__(self, value: object) -> bool:
+        if choices := self._choices():
+            return value in choices
+        if self.kind not in (int, float):
+            return isinstance(value, self.kind)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if self.kind is int and not isinstance(value, int):
+            return False
+        return (
+            math.isfinite(value)
+            and self.ge <= value <= self.le
+            and self.gt < value < self.lt
+        )
+
+    def _choices(self) -> tuple[Any, ...]:
+        return self.choices() if callable(self.choices) else self.choices
+
+
+def setting(default: float = dataclasses.MISSING, **bounds: Any) -> Any:  # type: ignore[assignment]
+    """A number that arithmetic can absorb: a pytree leaf, swept without a new compilation.
+
+    Args:
+      default: its value unless one is given.
+      **bounds: `ge`, `gt`, `le`, `lt`, and `kind=int` for whole numbers.
+    """
+    return dataclasses.field(
+        default=default, metadata={"range": Range(**{"kind": float, **bounds})}
+    )
+
+
+def static(default: Any = dataclasses.MISSING, *, kind: type | None = None, **bounds: Any) -> Any:
+    """A value that shapes the program: part of the pytree's structure, not a leaf.
+
+    Args:
+      default: its value unless one is given; a tuple stands for a sequence of such values.
+      kind: the type of the value, or of each element; that of the default if not given.
+      **bounds: `ge`, `gt`, `le`, `lt`, or `choices`: a tuple, or a function that lists them.
+    """
+    metadata: dict[str, Any] = {"static": True}
+    sample = default[0] if isinstance(default, tuple) and default else default
+    kind = kind or (None if sample is dataclasses.MISSING else type(sample))
+    if kind is not None:
+        metadata["range"] = Range(kind=kind, **bounds)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass_transform(field_specifiers=(setting, static), frozen_default=True)
+class Spec:
+    """Base of everything that defines a run. A subclass becomes a frozen dataclass and a pytree.
+
+    Fields declared by `setting` and fields that hold other pytrees are leaves; fields declared
+    by `static` are structure.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True)(cls)
+        jax.tree_util.register_dataclass(cls)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+P = TypeVar("P", bound=Spec)
+
+
+class Parts(Spec, Generic[P]):
+    """Several specs of a kind that act in the order given, each under a name of its own.
+
+    Attributes:
+      parts: the specs.
+      names: a name for each, by which it is set on the command line and called in the table.
+    """
+
+    parts: tuple[P, ...] = ()
+    names: tuple[str, ...] = static((), kind=str)
+
+    @classmethod
+    def of(cls, *parts: P) -> Self:
+        """The parts, each named after its class."""
+        return cls(parts, tuple(snake_case(type(part).__name__) for part in parts))
+
+
+def locate(path: str, key: str) -> Any:
+    """What the import path `package.module.Name` names.
+
+    Raises:
+      SettingError: naming `key`, if there is no such thing.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingError(key, path, f"must be an import path ({error})") from error
+
+
+def snake_case(name: str) -> str:
+    """`SoftShrinkPerturb` -> `soft_shrink_perturb`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def fields(spec: Spec | type[Spec]) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """The fields of a Spec by name, in the order declared."""
+    return ((field.name, field) for field in dataclasses.fields(spec))  # type: ignore[arg-type]
+
+
+def check(spec: object, key: str = "") -> None:
+    """Raises `SettingError` for the first setting in `spec`, at any depth, outside its range.
+
+    Args:
+      spec: a Spec.
+      key: the dotted path of `spec` itself, which begins every key named in an error.
+    """
+    if isinstance(spec, Parts):
+        for name, part in zip(spec.names, spec.parts, strict=True):
+            check(part, _join(key, name))
+    elif isinstance(spec, Spec):
+        for name, field in fields(spec):
+            value, path = getattr(spec, name), _join(key, name)
+            allowed = field.metadata.get("range")
+            if allowed is None:
+                check(value, path)
+                continue
+            for element in value if isinstance(field.default, tuple) else (value,):
+                if element not in allowed:
+                    raise SettingError(path, value, f"must be {allowed}")
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

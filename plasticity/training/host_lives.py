@@ -1,0 +1,230 @@
+"""Lifetimes whose environments live on the host.
+
+Only the rollout is made here: PPO's update, the hooks and the probes are those of `lifetime`.
+Every array has a leading axis of runs, [S, ...].
+"""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plasticity.agents.ppo import Metrics, Trajectory, log_prob_of
+from plasticity.envs.base import Task
+from plasticity.envs.host import HostEnvs, HostStep
+from plasticity.training import lifetime
+from plasticity.training.lifetime import RunState, Stream, Sums, key_for
+from plasticity.training.lives import begin, cross, measure, over_runs
+from plasticity.training.rollout import Episodes
+from plasticity.training.run import Run
+
+Array = jax.Array
+
+
+class Crew:
+    """S x n environments on the host: n for each of S runs, arrays being [S, n, ...].
+
+    Each run draws the levels of its episodes from its own task with its own generator, so that
+    it meets the same ones whatever it is stacked with.
+    """
+
+    def __init__(self, runs: Run, num_envs: int) -> None:
+        self._seeds = np.asarray(runs.seed)
+        self._shape = (len(self._seeds), num_envs)
+        self._envs: HostEnvs = runs.env.make(len(self._seeds) * num_envs)
+
+    def begin(self, task: Task, stream: Stream, count: int) -> np.ndarray:
+        """Begins an episode of `task` in every environment. Observations [S, n, ...]."""
+        self._levels = [
+            (int(first), int(size)) for first, size in zip(*map(np.asarray, task.levels), strict=True)
+        ]
+        self._draws = [np.random.default_rng([seed, stream, count]) for seed in self._seeds]
+        return self.follow(np.ones(self._shape, bool))
+
+    def follow(self, ended: np.ndarray) -> np.ndarray:
+        """Begins the next episode wherever `ended` [S, n]. Observations [S, n, ...]."""
+        levels = np.zeros(self._shape, np.int64)
+        for row, mask, (first, size), draw in zip(
+            levels, ended, self._levels, self._draws, strict=True
+        ):
+            row[mask] = first + draw.integers(size, size=np.count_nonzero(mask))
+        return self._apart(self._envs.reset(levels.reshape(-1), ended.reshape(-1)))
+
+    def step(self, actions: np.ndarray) -> HostStep:
+        """One step of each, by actions [S, n]."""
+        return HostStep(*map(self._apart, self._envs.step(np.asarray(actions).reshape(-1))))
+
+    def close(self) -> None:
+        """Frees what the environments hold."""
+        self._envs.close()
+
+    def _apart(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(*self._shape, *array.shape[1:])
+
+
+class Act(NamedTuple):
+    """What a policy did in n environments."""
+
+    seen: Array  # what it saw, [n, *observation_shape]
+    action: Array  # [n]
+    log_prob: Array  # [n]
+    value: Array  # [n]
+
+
+def _act(run: Run, state: RunState, observation: Array, stream: Array, step: Array) -> Act:
+    seen = jax.vmap(state.task.view)(observation)
+    output = lifetime.policy(run, state)(seen)
+    key = jax.random.fold_in(key_for(run, stream, state.update), step)
+    action = jax.random.categorical(key, output.logits)
+    return Act(seen, action, log_prob_of(output.logits, action), output.value)
+
+
+def _improve(
+    run: Run, state: RunState, trajectory: Trajectory, following: Array, last: Array | None
+) -> tuple[RunState, Metrics]:
+    """`lifetime.improve`, after the values that the host could not know are filled in.
+
+    Args:
+      run: the run.
+      state: its state.
+      trajectory: [T, N, ...], `next_value` not yet filled in.
+      following: what the environments show after the last step, [N, ...], not yet viewed.
+      last: [T, N, ...], where an episode was cut off its last observation, not yet viewed;
+        None if none was.
+    """
+    policy, view = lifetime.policy(run, state), jax.vmap(state.task.view)
+    next_value = jnp.concatenate([trajectory.value[1:], policy(view(following)).value[None]])
+    if last is not None:
+        value = policy(view(last.reshape(-1, *last.shape[2:]))).value.reshape(next_value.shape)
+        next_value = jnp.where(trajectory.truncated, value, next_value)
+    return lifetime.improve(run, state, trajectory._replace(next_value=next_value))
+
+
+def _look(run: Run, state: RunState, observations: Array) -> Array:
+    return jax.vmap(state.task.view)(observations)
+
+
+act = over_runs(_act, shared=2)
+look = over_runs(_look)
+improve = over_runs(_improve, donate_argnums=1)
+
+
+class HostLives:
+    """Lifetimes in environments on the host: a rollout there, then an update on the device."""
+
+    def __init__(self, runs: Run) -> None:
+        self._runs = runs
+        self.state: RunState = begin(runs)
+        self._crew = Crew(runs, runs.agent.num_envs)
+        self._examiners = Crew(runs, runs.schedule.eval_episodes)
+        self._begin_round()
+
+    def cross(self) -> None:
+        self.state = cross(self._runs, self.state)
+        self._begin_round()
+
+    def advance(self, num_updates: int) -> Sums:
+        total: Sums | None = None
+        for _ in range(num_updates):
+            sums = self._one_update()
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        assert total is not None
+        return total
+
+    def evaluate(self) -> Metrics:
+        return {
+            "eval_train_return": {"all": self._examine(self.state.task, 0)},
+            "eval_test_return": {"all": self._examine(self.state.task.held_out(), 1)},
+        }
+
+    def measure(self) -> Metrics:
+        return measure(self._runs, self.state, self._probe_batch)
+
+    def close(self) -> None:
+        self._crew.close()
+        self._examiners.close()
+
+    def _begin_round(self) -> None:
+        task, round = self.state.task, int(self.state.round[0])
+        self._probe_batch = look(self._runs, self.state, self._sample(task))
+        self._observation = self._crew.begin(task, Stream.ENVS, round)
+        self._earned = np.zeros(self._observation.shape[:2], np.float32)
+
+    def _one_update(self) -> Sums:
+        num_steps, earned = self._runs.agent.num_steps, self._earned
+        count, returns = np.zeros((2, len(earned)), np.float32)
+        rows, last = [], []
+        for t in range(num_steps):
+            done = act(self._runs, self.state, self._observation, Stream.ROLLOUT, t)
+            step = self._crew.step(done.action)
+            rows.append(
+                Trajectory(
+                    observation=done.seen,
+                    action=done.action,
+                    log_prob=done.log_prob,
+                    value=done.value,
+                    next_value=done.value,  # filled in by `improve`
+                    reward=step.reward,
+                    terminated=step.terminated,
+                    truncated=step.truncated,
+                )
+            )
+            last.append(step.observation)
+            self._observation = step.observation
+            earned += step.reward
+            ended = step.terminated | step.truncated
+            if ended.any():
+                count += ended.sum(axis=1)
+                returns += (earned * ended).sum(axis=1)
+                earned[ended] = 0.0
+                self._observation = self._crew.follow(ended)
+        trajectory = jax.tree.map(lambda *steps: jnp.stack(steps, axis=1), *rows)
+        cut_off = any(row.truncated.any() for row in rows)
+        self.state, metrics = improve(
+            self._runs,
+            self.state,
+            trajectory,
+            self._observation,
+            np.stack(last, axis=1) if cut_off else None,
+        )
+        return Sums(jnp.ones(len(earned)), metrics, Episodes(count, returns))
+
+    def _examine(self, task: Task, part: int) -> Array:
+        """Mean returns of `eval_episodes` whole episodes of `task`. [S]."""
+        update = int(self.state.update[0])
+        observation = self._examiners.begin(task, Stream.EVALUATION, 2 * update + part)
+        earned = np.zeros(observation.shape[:2], np.float32)
+        under_way = np.ones(earned.shape, bool)
+        for t in itertools.count():
+            done = act(self._runs, self.state, observation, Stream.EVALUATION, 2 * t + part)
+            step = self._examiners.step(done.action)
+            earned += step.reward * under_way
+            ended = step.terminated | step.truncated
+            under_way &= ~ended
+            if not under_way.any():
+                return jnp.mean(jnp.asarray(earned), axis=1)
+            observation = self._examiners.follow(ended) if ended.any() else step.observation
+        raise AssertionError
+
+    def _sample(self, task: Task) -> np.ndarray:
+        """Observations met under uniformly random actions. [S, probe_batch, ...]."""
+        size = self._runs.schedule.probe_batch
+        draws = [np.random.default_rng([int(s), Stream.PROBE]) for s in self._runs.seed]
+        observation = self._examiners.begin(task, Stream.PROBE, 0)
+        num_envs, met = observation.shape[1], []
+        for _ in range(max(128, -(-size // num_envs))):
+            met.append(observation)
+            step = self._examiners.step(
+                np.stack([draw.integers(self._runs.env.num_actions, size=num_envs) for draw in draws])
+            )
+            ended = step.terminated | step.truncated
+            observation = self._examiners.follow(ended) if ended.any() else step.observation
+        seen = np.concatenate(met, axis=1)
+        return np.stack(
+            [
+                one[draw.choice(len(one), size, replace=False)]
+                for one, draw in zip(seen, draws, strict=True)
+            ]
+        )

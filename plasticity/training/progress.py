@@ -1,0 +1,92 @@
+"""What a person sees of a training under way."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """One line with the round, the return, environment steps a second and the time left.
+
+    On a terminal the line is live and gives way to a summary at the end; elsewhere a line is
+    printed at the end of each round.
+
+    Args:
+      title: what is being trained.
+      rounds: rounds of a lifetime.
+      updates: PPO updates of all rounds together.
+      steps_an_update: environment steps of one update, of all runs together.
+      shown: whether anything is shown at all.
+      console: where to; standard error if not given.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        rounds: int,
+        updates: int,
+        steps_an_update: int,
+        shown: bool = True,
+        console: Console | None = None,
+    ) -> None:
+        self._console = console or Console(stderr=True, quiet=not shown)
+        self._title, self._rounds, self._updates = title, rounds, updates
+        self._steps_an_update = steps_an_update
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=updates, status="compiling")
+        self._began = self._moved = time.perf_counter()
+        self._done = 0
+        self._earned = float("nan")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+        if kind is None and self._console.is_terminal:
+            took = time.perf_counter() - self._began
+            speed = self._done * self._steps_an_update / took
+            self._say(f"return {self._earned:.2f}  {speed:,.0f} steps/s  took {took:.0f} s")
+
+    def show(self, round: int, update: int, earned: np.ndarray, ends_round: bool) -> None:
+        """Shows where the training stands.
+
+        Args:
+          round: the round under way, 1 for the first.
+          update: PPO updates completed.
+          earned: the mean return of each run since the last call; NaN if no episode ended.
+          ends_round: whether the round is complete.
+        """
+        now = time.perf_counter()
+        speed = (update - self._done) * self._steps_an_update / (now - self._moved)
+        self._done, self._moved = update, now
+        if not np.all(np.isnan(earned)):
+            self._earned = float(np.nanmean(earned))
+        status = f"round {round}/{self._rounds}  return {self._earned:.2f}  {speed:,.0f} steps/s"
+        self._bar.update(self._task, completed=update, status=status)
+        if ends_round and not self._console.is_terminal:
+            left = (now - self._began) * (self._updates - update) / update
+            self._say(f"{status}  {left:.0f} s left")
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"{self._title}  {text}", soft_wrap=True, highlight=False)

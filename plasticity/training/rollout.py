@@ -1,0 +1,173 @@
+"""Episodes of compiled environments: the agent's rollouts, its evaluation, the probe batch.
+
+Shapes: T steps, N environments.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plasticity.agents.ppo import Trajectory, log_prob_of
+from plasticity.envs.base import CompiledEnv, State, Task
+from plasticity.networks import Output
+
+Array = jax.Array
+Policy = Callable[[Array], Output]  # observations [N, ...] -> Output
+
+
+class Envs(NamedTuple):
+    """N environments between two rollouts."""
+
+    state: State  # [N, ...]
+    earned: Array  # float32 [N]: the return so far of the episode under way
+
+
+class Episodes(NamedTuple):
+    """The episodes that ended in a stretch of training."""
+
+    count: Array  # float32 []
+    returns: Array  # float32 []: their sum
+
+
+def start(env: CompiledEnv, task: Task, num_envs: int, key: Array) -> Envs:
+    """N environments at the beginning of an episode of `task`."""
+    state = jax.vmap(env.reset, (None, 0))(task, jax.random.split(key, num_envs))
+    return Envs(state, jnp.zeros(num_envs))
+
+
+def observe(env: CompiledEnv, task: Task, state: State) -> Array:
+    """What the agent sees of N environments. [N, *observation_shape]."""
+    return jax.vmap(lambda one: task.view(env.observe(task, one)))(state)
+
+
+def rollout(
+    env: CompiledEnv, task: Task, policy: Policy, envs: Envs, num_steps: int, key: Array
+) -> tuple[Envs, Trajectory, Episodes]:
+    """T steps in each of N environments; an episode that ends is followed by the next."""
+    num_envs = envs.earned.shape[0]
+    action_key, step_key, reset_key = jax.random.split(key, 3)
+    # All randomness is drawn before the loop. An episode lasts min_episode_steps at least, so
+    # an environment needs no more than this many fresh ones.
+    num_resets = 1 + (num_steps - 1) // env.min_episode_steps
+    noise = jax.random.gumbel(action_key, (num_steps, num_envs, env.num_actions))
+    step_keys = jax.random.split(step_key, (num_steps, num_envs))
+    fresh = jax.vmap(jax.vmap(env.reset, (None, 0)), (None, 0))(
+        task, jax.random.split(reset_key, (num_envs, num_resets))
+    )
+
+    class Carry(NamedTuple):
+        envs: Envs
+        used: Array  # int32 [N]: fresh episodes begun
+        episodes: Episodes
+
+    def step(carry: Carry, drawn: tuple[Array, Array]) -> tuple[Carry, tuple[Trajectory, Array]]:
+        (state, earned), used, episodes = carry
+        noise, keys = drawn
+        observation = observe(env, task, state)
+        output = policy(observation)
+        action = jnp.argmax(output.logits + noise, axis=-1)
+        reached, reward, terminated, truncated = jax.vmap(env.step, (None, 0, 0, 0))(
+            task, state, action, keys
+        )
+        ended = terminated | truncated
+        earned += reward
+
+        def follow(reached: Array, fresh: Array) -> Array:
+            following = jax.vmap(lambda pool, i: pool[i])(fresh, used)
+            return jnp.where(ended.reshape(-1, *[1] * (reached.ndim - 1)), following, reached)
+
+        carry = Carry(
+            envs=Envs(jax.tree.map(follow, reached, fresh), jnp.where(ended, 0.0, earned)),
+            used=used + ended,
+            episodes=Episodes(
+                episodes.count + jnp.sum(ended),
+                episodes.returns + jnp.sum(jnp.where(ended, earned, 0.0)),
+            ),
+        )
+        transition = Trajectory(
+            observation=observation,
+            action=action,
+            log_prob=log_prob_of(output.logits, action),
+            value=output.value,
+            next_value=output.value,  # moved into place below
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+        )
+        last = observe(env, task, reached) if env.truncates else ()
+        return carry, (transition, last)
+
+    carry = Carry(envs, jnp.zeros(num_envs, jnp.int32), Episodes(jnp.zeros(()), jnp.zeros(())))
+    (envs, _, episodes), (trajectory, last) = jax.lax.scan(step, carry, (noise, step_keys))
+
+    final_value = policy(observe(env, task, envs.state)).value
+    next_value = jnp.concatenate([trajectory.value[1:], final_value[None]])
+    if env.truncates:
+        # After a cut-off the next row belongs to another episode.
+        value = policy(last.reshape(-1, *last.shape[2:])).value.reshape(next_value.shape)
+        next_value = jnp.where(trajectory.truncated, value, next_value)
+    return envs, trajectory._replace(next_value=next_value), episodes
+
+
+def evaluate(
+    env: CompiledEnv, task: Task, policy: Policy, num_episodes: int, key: Array
+) -> Array:
+    """The returns of whole episodes of `task`, actions drawn from the policy. [num_episodes]."""
+    start_key, key = jax.random.split(key)
+    state, earned = start(env, task, num_episodes, start_key)
+
+    class Carry(NamedTuple):
+        step: Array
+        state: State
+        earned: Array
+        ended: Array
+
+    def step(carry: Carry) -> Carry:
+        action_key, step_key = jax.random.split(jax.random.fold_in(key, carry.step))
+        logits = policy(observe(env, task, carry.state)).logits
+        action = jax.random.categorical(action_key, logits)
+        state, reward, terminated, truncated = jax.vmap(env.step, (None, 0, 0, 0))(
+            task, carry.state, action, jax.random.split(step_key, num_episodes)
+        )
+        return Carry(
+            step=carry.step + 1,
+            state=state,
+            earned=carry.earned + jnp.where(carry.ended, 0.0, reward),
+            ended=carry.ended | terminated | truncated,
+        )
+
+    carry = Carry(jnp.zeros((), jnp.int32), state, earned, jnp.zeros(num_episodes, bool))
+    return jax.lax.while_loop(lambda carry: ~jnp.all(carry.ended), step, carry).earned
+
+
+def sample(env: CompiledEnv, task: Task, size: int, key: Array) -> Array:
+    """Observations of `task` met under uniformly random actions. [size, *observation_shape]."""
+    num_envs, num_steps = sample_shape(size)
+    start_key, rollout_key, choice_key = jax.random.split(key, 3)
+    _, trajectory, _ = rollout(
+        env,
+        task,
+        uniform_policy(env.num_actions),
+        start(env, task, num_envs, start_key),
+        num_steps,
+        rollout_key,
+    )
+    met = trajectory.observation.reshape(-1, *env.observation_shape)
+    return met[jax.random.permutation(choice_key, len(met))[:size]]
+
+
+def sample_shape(size: int) -> tuple[int, int]:
+    """Environments and steps of which `size` observations are sampled: several times as many."""
+    return 32, max(128, -(-size // 32))
+
+
+def uniform_policy(num_actions: int) -> Policy:
+    """The policy that draws every action alike, and values nothing."""
+
+    def policy(observation: Array) -> Output:
+        batch = observation.shape[0]
+        return Output(jnp.zeros((batch, num_actions)), jnp.zeros(batch), {})
+
+    return policy

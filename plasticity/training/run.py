@@ -1,0 +1,91 @@
+"""What a run is: everything that defines one lifetime, in one frozen pytree."""
+
+from plasticity.agents import PPO
+from plasticity.envs.base import LEVELS_A_SEED, Env
+from plasticity.interventions import Interventions
+from plasticity.networks import Network
+from plasticity.probes import Probes
+from plasticity.shifts import Shifts
+from plasticity.spec import SettingError, Spec, check, setting, static
+
+
+class Schedule(Spec):
+    """How long a lifetime is, and how often it is looked at. Counted in PPO updates.
+
+    The end of a round is always looked at, whatever the intervals.
+
+    Attributes:
+      rounds: rounds of a lifetime; the domain shifts between two of them.
+      updates: PPO updates of a round.
+      log_every: updates between two rows of the training metrics, which are means since the last.
+      eval_every: updates between two evaluations; 0 for the ends of rounds alone.
+      eval_episodes: episodes an evaluation, on the training levels and on the held-out ones.
+      probe_every: updates between two measurements by the probes; 0 for the ends of rounds alone.
+      probe_batch: observations in the probe batch.
+    """
+
+    rounds: int = static(10, ge=1)
+    updates: int = static(20_000, ge=1)
+    log_every: int = static(100, ge=1)
+    eval_every: int = static(1_000, ge=0)
+    eval_episodes: int = static(50, ge=1)
+    probe_every: int = static(100, ge=0)
+    probe_batch: int = static(512, ge=1)
+
+
+class Run(Spec):
+    """One agent's lifetime. Runs of equal structure train stacked in one program.
+
+    Attributes:
+      env: what the agent lives in.
+      shift: what changes between two rounds.
+      intervention: what is done against the loss of plasticity.
+      network: the network's description, before interventions change it.
+      agent: PPO's hyperparameters.
+      probes: what is measured of the network.
+      schedule: how long, and how often.
+      seed: of everything random; the same seed meets the same levels, shifts and first weights
+        under every intervention that leaves the architecture alone.
+    """
+
+    env: Env
+    shift: Shifts = Shifts()
+    intervention: Interventions = Interventions()
+    network: Network = Network()
+    agent: PPO = PPO()
+    probes: Probes = Probes()
+    schedule: Schedule = Schedule()
+    seed: int = setting(0, kind=int, ge=0, lt=2**31 // LEVELS_A_SEED - 200)
+
+    @property
+    def steps_an_update(self) -> int:
+        """Environment steps between two updates."""
+        return self.agent.batch_size
+
+
+def check_run(run: Run) -> None:
+    """Raises `SettingError` for the first setting of `run` that cannot be used."""
+    check(run)
+    agent, schedule, levels = run.agent, run.schedule, run.env.num_levels
+    if agent.minibatch_size > agent.batch_size:
+        raise SettingError(
+            "agent.minibatch_size",
+            agent.minibatch_size,
+            f"must be at most agent.num_envs * agent.num_steps = {agent.batch_size}",
+        )
+    for name, part in zip(run.shift.names, run.shift.parts, strict=True):
+        if not part.needs_levels:
+            continue
+        if levels is None:
+            raise SettingError(
+                "shift", name, f"needs an environment with levels; {run.env.name} has none"
+            )
+        if levels * schedule.rounds > LEVELS_A_SEED:
+            raise SettingError(
+                "env.levels",
+                levels,
+                f"must be at most {LEVELS_A_SEED // schedule.rounds} for schedule.rounds="
+                f"{schedule.rounds} under {name}: a seed owns {LEVELS_A_SEED} levels",
+            )
+    if levels is not None and levels > LEVELS_A_SEED:
+        raise SettingError("env.levels", levels, f"must be at most {LEVELS_A_SEED}")

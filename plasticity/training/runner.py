@@ -1,0 +1,130 @@
+"""Trains runs from the host: the schedule, progress, the table.
+
+No arithmetic of the study happens here beyond dividing sums by counts.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from plasticity.agents import Metrics
+from plasticity.envs.host import HostEnv
+from plasticity.networks import Params
+from plasticity.training.folder import RunFolder, check_free
+from plasticity.training.host_lives import HostLives
+from plasticity.training.lifetime import Sums
+from plasticity.training.lives import CompiledLives, Lives, stack
+from plasticity.training.progress import Progress
+from plasticity.training.recorder import Recorder
+from plasticity.training.run import Run, Schedule, check_run
+
+
+def train(
+    runs: Run | Sequence[Run],
+    folder: str | Path | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Trains runs of equal structure as one program, and returns their results table.
+
+    Args:
+      runs: one run, or several that differ in numbers only, such as seeds.
+      folder: where results go; nothing is written if it is not given. The table is there from
+        the end of the first round on, complete to that round.
+      config: what `config.yaml` in the folder holds.
+      name: what the table's `run` column says; the folder's name, or the intervention's.
+      progress: whether to show progress on standard error.
+
+    Returns:
+      The table, as `plasticity.results.load(folder)` gives it.
+
+    Raises:
+      SettingError: a setting cannot be used, or the folder holds a run already. Nothing has
+        been compiled or written then.
+      ValueError: the runs are not of equal structure, or there are none.
+      KeyboardInterrupt: as it came; what was measured until then is in the folder.
+    """
+    runs = [runs] if isinstance(runs, Run) else list(runs)
+    for run in runs:
+        check_run(run)
+    path = None if folder is None else Path(folder)
+    if path is not None:
+        check_free(path)
+    stacked = stack(runs)
+    recorder = Recorder(stacked, name or (path.name if path else stacked.intervention.name))
+    with contextlib.ExitStack() as exits:
+        keep: Callable[[], None] = lambda: None  # noqa: E731
+        if path is not None:
+            files = exits.enter_context(RunFolder(path, stacked, config or {}))
+
+            def keep() -> None:
+                files.write_table(recorder.frame())
+
+            exits.callback(keep)
+        params = _live(stacked, recorder, keep, progress)
+        if path is not None:
+            files.write_params(params)
+    return recorder.frame()
+
+
+def stops(schedule: Schedule) -> list[int]:
+    """The updates of a round after which something is due; the last is the round's end."""
+    intervals = (schedule.log_every, schedule.eval_every, schedule.probe_every)
+    due = {u for every in intervals if every for u in range(every, schedule.updates, every)}
+    return [*sorted(due), schedule.updates]
+
+
+def means(sums: Sums) -> Metrics:
+    """What a stretch of training came to: means over its updates, and over its episodes.
+
+    `train_return` is NaN if no episode ended.
+    """
+    sums = jax.device_get(sums)
+    with np.errstate(invalid="ignore"):
+        train_return = sums.episodes.returns / sums.episodes.count
+    per_update = jax.tree.map(lambda total: total / sums.updates, sums.metrics)
+    return {**per_update, "train_return": {"all": train_return}}
+
+
+def _live(
+    runs: Run, recorder: Recorder, keep: Callable[[], None], progress: bool
+) -> Params:
+    """Takes a stack of runs through its rounds and returns the final parameters."""
+    schedule = runs.schedule
+    lives: Lives = HostLives(runs) if isinstance(runs.env, HostEnv) else CompiledLives(runs)
+
+    def is_due(every: int, stop: int) -> bool:
+        return stop == schedule.updates or (every > 0 and stop % every == 0)
+
+    bar = Progress(
+        title=f"{runs.env.name} {runs.shift.name} {runs.intervention.name}",
+        rounds=schedule.rounds,
+        updates=schedule.rounds * schedule.updates,
+        steps_an_update=len(runs.seed) * runs.agent.batch_size,
+        shown=progress,
+    )
+    with contextlib.closing(lives), bar:
+        for round in range(1, schedule.rounds + 1):
+            if round > 1:
+                lives.cross()
+            last = 0
+            for stop in stops(schedule):
+                metrics = means(lives.advance(stop - last))
+                if is_due(schedule.eval_every, stop):
+                    metrics |= lives.evaluate()
+                if is_due(schedule.probe_every, stop):
+                    metrics |= lives.measure()
+                last = stop
+                update = (round - 1) * schedule.updates + stop
+                recorder.add(round, update, jax.device_get(metrics))
+                recorder.add_divergence(round, lives.state.diverged)
+                bar.show(round, update, metrics["train_return"]["all"], stop == schedule.updates)
+            keep()
+    return lives.state.learner.params

@@ -1,0 +1,476 @@
+"""Tests of loading, statistics and figures, all on a small table whose answers are known."""
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import matplotlib.collections
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from plasticity import results
+
+NAMES = ("warm_start", "shrink_perturb")
+SEEDS = (0, 1, 2)
+ROUNDS = (1, 2, 3, 4)
+METRICS = ("train_return", "dead_units", "weight_norm", "effective_rank")
+
+
+def level(name: str, seed: int, round_: int) -> float:
+    """The mean of a round in the table that `fabricate` makes."""
+    slope = {"warm_start": 2.0, "shrink_perturb": 0.5}[name]
+    return 10.0 + seed - slope * (1 + seed) * (round_ - 1)
+
+
+def fabricate(
+    names: tuple[str, ...] = NAMES,
+    seeds: tuple[int, ...] = SEEDS,
+    metrics: tuple[str, ...] = METRICS,
+) -> pd.DataFrame:
+    """A table of two rows a round, 0.25 below `level` and above it, for every metric alike."""
+    rows = [
+        {
+            "run": f"{name}-{seed}",
+            "env": "cartpole",
+            "shift": "permute",
+            "intervention": name,
+            "seed": seed,
+            "round": round_,
+            "update": update,
+            "env_steps": 64 * update,
+            "metric": metric,
+            "layer": "all",
+            "value": level(name, seed, round_) + offset,
+        }
+        for name in names
+        for seed in seeds
+        for round_ in ROUNDS
+        for update, offset in ((10 * round_ - 5, -0.25), (10 * round_, 0.25))
+        for metric in metrics
+    ]
+    return results.tidy(pd.DataFrame(rows))
+
+
+def save_run(folder: Path, frame: pd.DataFrame | None, rate: float | None = None) -> Path:
+    """Writes a run's folder as training leaves it; without a table if there is no frame."""
+    folder.mkdir(parents=True)
+    (folder / "meta.json").write_text(json.dumps({"status": "running"}))
+    agent = {} if rate is None else {"learning_rate": rate, "hidden": [64, 64]}
+    (folder / "config.yaml").write_text(json.dumps({"agent": agent}))
+    (folder / "figures").mkdir()
+    if frame is not None:
+        results.write(frame, folder / "metrics.parquet")
+    return folder
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return fabricate()
+
+
+# The table.
+
+
+def test_the_table_has_its_columns_in_order_and_of_their_types(frame: pd.DataFrame) -> None:
+    shuffled = frame[list(reversed(results.COLUMNS))].astype({"seed": "int32", "value": "float32"})
+    for made in (results.empty(), results.tidy(shuffled), results.concat([results.empty(), frame])):
+        assert tuple(made.columns) == results.COLUMNS
+        assert {name: str(dtype) for name, dtype in made.dtypes.items()} == dict(results.DTYPES)
+
+
+def test_load_names_each_run_by_its_folder_from_the_common_parent(
+    tmp_path: Path, frame: pd.DataFrame
+) -> None:
+    one = save_run(tmp_path / "sweep" / "a" / "0", frame[frame["intervention"] == "warm_start"][:8])
+    save_run(tmp_path / "sweep" / "b" / "0", frame[frame["intervention"] == "shrink_perturb"][:8])
+
+    several = results.load(tmp_path / "sweep")
+    assert list(several["run"].unique()) == ["a/0", "b/0"]
+    assert len(several) == 16
+    for where in (one, one / "metrics.parquet", tmp_path / "*" / "a"):
+        assert set(results.load(where)["run"]) == {"0"}
+    for same in ([tmp_path / "*" / "*" / "*"], [tmp_path / "**" / "*.parquet"], [one, tmp_path]):
+        pd.testing.assert_frame_equal(results.load(*same), several)
+
+
+def test_load_sorts_and_keeps_the_written_order_of_equal_rows(
+    tmp_path: Path, frame: pd.DataFrame
+) -> None:
+    one_run = frame.assign(run="x")
+    folder = save_run(tmp_path / "run", one_run[::-1])
+    loaded = results.load(folder)
+    updates = loaded.groupby(["intervention", "seed"])["update"]
+    assert updates.is_monotonic_increasing.all()
+    assert tuple(loaded["metric"][:4]) == METRICS[::-1]
+
+
+def test_a_file_of_several_runs_keeps_their_names(tmp_path: Path, frame: pd.DataFrame) -> None:
+    for name in ("one", "two"):
+        results.write(frame, tmp_path / f"{name}.parquet")
+    assert set(results.load(tmp_path / "one.parquet")["run"]) == set(frame["run"])
+    assert results.load(tmp_path / "*.parquet")["run"].nunique() == 2 * frame["run"].nunique()
+
+
+def test_load_adds_config_columns(tmp_path: Path, frame: pd.DataFrame) -> None:
+    save_run(tmp_path / "a", frame[:4], rate=0.001)
+    save_run(tmp_path / "seed=[0,1]", frame[:6])  # As Hydra names folders.
+    keys = ("agent.learning_rate", "agent.hidden", "no.such.key")
+    loaded = results.load(tmp_path, config=keys)
+    assert tuple(loaded.columns) == (*results.COLUMNS, *keys)
+    assert loaded["agent.learning_rate"].dtype == "float64"
+    rates = loaded.groupby("run")["agent.learning_rate"]
+    assert rates.apply(list).to_dict() == {
+        "a": [0.001] * 4,
+        "seed=[0,1]": pytest.approx([np.nan] * 6, nan_ok=True),
+    }
+    assert set(loaded.loc[loaded["run"] == "a", "agent.hidden"]) == {"[64, 64]"}
+    assert loaded["no.such.key"].isna().all()
+    assert len(results.load(tmp_path / "seed=[0,1]")) == 6
+    with pytest.raises(results.ResultsError, match="config key seed"):
+        results.load(tmp_path, config=("seed",))
+
+
+def test_a_run_without_a_table_is_left_out_of_a_sweep_with_one_warning(
+    tmp_path: Path, frame: pd.DataFrame
+) -> None:
+    save_run(tmp_path / "sweep" / "good", frame)
+    save_run(tmp_path / "sweep" / "failed", None)
+    (tmp_path / "sweep" / "multirun.yaml").write_text("{}")
+    for where in (tmp_path, tmp_path / "sweep" / "*"):
+        with pytest.warns(UserWarning, match="failed: left out") as caught:
+            assert len(results.load(where)) == len(frame)
+        assert len(caught) == 1
+
+
+def make_bad(kind: str, root: Path) -> tuple[Path, str]:
+    """Something that cannot be loaded, and a part of what is said about it."""
+    frame = fabricate()
+    run = root / "run"
+    if kind == "missing":
+        return run, "does not exist; expected a run's folder"
+    if kind == "no match":
+        return root / "run*", "does not exist; expected a run's folder"
+    if kind == "no run":
+        (run / "sub").mkdir(parents=True)
+        return run, "holds no run; expected a run's folder"
+    if kind == "another file":
+        return save_run(run, frame) / "config.yaml", "holds no run; expected"
+    if kind == "no table":
+        return save_run(run, None), "holds a config but no metrics.parquet; expected"
+    if kind == "only failed":
+        save_run(run / "0", None)
+        return run, "holds no run but 1 without metrics.parquet; expected"
+    save_run(run, frame)
+    path = run / "metrics.parquet"
+    if kind == "unreadable":
+        path.write_bytes(path.read_bytes()[:200])
+        return run, "metrics.parquet: cannot be read; expected a Parquet file"
+    if kind == "lacking columns":
+        frame.drop(columns=["layer", "seed"]).to_parquet(path)
+        return run, "metrics.parquet: lacks columns seed, layer; expected a results table"
+    frame.assign(seed="zero").to_parquet(path)
+    return run, "metrics.parquet: column seed is str; expected int64"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing",
+        "no match",
+        "no run",
+        "another file",
+        "no table",
+        "only failed",
+        "unreadable",
+        "lacking columns",
+        "wrong type",
+    ],
+)
+def test_bad_results_are_one_line_with_the_place_and_what_is_expected(
+    kind: str, tmp_path: Path
+) -> None:
+    place, message = make_bad(kind, tmp_path)
+    with pytest.raises(results.ResultsError) as caught:
+        results.load(place)
+    assert str(caught.value).startswith(str(place))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.parquet"
+    results.write(frame, path)
+    before = path.read_bytes()
+
+    with pytest.raises(results.ResultsError, match="lacks columns value"):
+        results.write(frame.drop(columns="value"), path)
+
+    def half_written(_: pd.DataFrame, target: Path, **options: object) -> None:
+        target.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", half_written)
+    with pytest.raises(OSError, match="no space"):
+        results.write(frame, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# Statistics.
+
+
+def test_by_round_takes_the_mean_or_the_last_row_of_a_round(frame: pd.DataFrame) -> None:
+    shuffled = frame.sample(frac=1, random_state=0)
+    for how, offset in (("mean", 0.0), ("last", 0.25)):
+        values = results.by_round(shuffled, "train_return", how=how)
+        assert len(values) == len(NAMES) * len(SEEDS) * len(ROUNDS)
+        for row in values.itertuples():
+            assert row.value == pytest.approx(level(row.intervention, row.seed, row.round) + offset)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"metric": "train_retrun"}, "metric train_retrun.*dead_units"),
+        ({"metric": "dead_units", "layer": "hidden_9"}, "layer hidden_9.*all"),
+        ({"metric": "dead_units", "how": "median"}, "how=median: expected mean or last"),
+    ],
+)
+def test_by_round_names_what_there_is(
+    frame: pd.DataFrame, asked: dict[str, str], message: str
+) -> None:
+    with pytest.raises(results.ResultsError, match=message):
+        results.by_round(frame, **asked)
+
+
+def test_bootstrap_agrees_with_normal_theory() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
+    mean, low, high = results.bootstrap_mean(values, confidence=0.9)
+    half = scipy.stats.norm.ppf(0.95) * values.std() / np.sqrt(values.size)
+    assert mean == pytest.approx(values.mean())
+    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.06 * half)
+    assert results.bootstrap_mean(values, confidence=0.9) == (mean, low, high)
+
+
+def test_bootstrap_of_two_values_spans_them() -> None:
+    # Both draws are the same value a quarter of the time, far more than 2.5 %.
+    assert results.bootstrap_mean([1.0, 3.0]) == (2.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], (np.nan, np.nan, np.nan)),
+        ([2.0], (2.0, np.nan, np.nan)),
+        ([np.nan, 2.0], (2.0, np.nan, np.nan)),
+        ([2.0, 2.0, 2.0], (2.0, 2.0, 2.0)),
+        ([1.0, np.inf], (np.inf, np.nan, np.nan)),
+    ],
+)
+def test_bootstrap_of_too_few_or_equal_values_is_silent(
+    values: list[float], expected: tuple[float, float, float]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_equal(results.bootstrap_mean(values), expected)
+
+
+def test_difference_is_paired_where_the_seeds_are_the_same(frame: pd.DataFrame) -> None:
+    # shrink_perturb exceeds warm_start by 1.5 (1 + seed) (round - 1): over rounds 3 and 4 that is
+    # 3.75, 7.5 and 11.25, so that no paired resample has a mean outside of these.
+    paired = results.difference(frame, "train_return", "shrink_perturb", "warm_start", (3, 4))
+    by_hand = results.bootstrap_mean([3.75, 7.5, 11.25])
+    np.testing.assert_allclose(paired, by_hand)
+
+    # A constant added to one seed of both cancels within pairs, and only there.
+    noisy = frame.assign(value=frame["value"] + 100.0 * (frame["seed"] == 1))
+    same = results.difference(noisy, "train_return", "shrink_perturb", "warm_start", (3, 4))
+    np.testing.assert_allclose(same, by_hand)
+    fewer = noisy[(noisy["intervention"] != "warm_start") | (noisy["seed"] != 2)]
+    unpaired = results.difference(fewer, "train_return", "shrink_perturb", "warm_start", 4)
+    means = [
+        np.mean([level(name, s, 4) for s in seeds]) + 100 / len(seeds)
+        for name, seeds in (("shrink_perturb", SEEDS), ("warm_start", (0, 1)))
+    ]
+    assert unpaired.mean == pytest.approx(means[0] - means[1])
+    assert unpaired.high - unpaired.low > 50
+
+
+def test_difference_says_what_it_cannot_compare(frame: pd.DataFrame) -> None:
+    two = results.concat([frame, frame.assign(env="gather")])
+    for table_, name, rounds, message in (
+        (two, "warm_start", 4, "2 settings"),
+        (frame, "cold_start", 4, "intervention cold_start: not in the table.*warm_start"),
+        (frame, "warm_start", (4, 9), r"rounds asked for \(4, 9\)"),
+    ):
+        with pytest.raises(results.ResultsError, match=message):
+            results.difference(table_, "train_return", "shrink_perturb", name, rounds)
+
+
+def test_runs_that_share_a_seed_count_once(frame: pd.DataFrame) -> None:
+    twice = results.concat([frame, frame.assign(run=frame["run"] + "-again")])
+    with pytest.warns(UserWarning, match="seed 0 is in 2 runs"):
+        again = results.difference(twice, "train_return", "shrink_perturb", "warm_start", 4)
+    once = results.difference(frame, "train_return", "shrink_perturb", "warm_start", 4)
+    np.testing.assert_allclose(again, once)
+
+
+def test_summary_by_hand(frame: pd.DataFrame) -> None:
+    summary = results.summary(frame, last=2)
+    assert list(summary["intervention"]) == ["warm_start", "shrink_perturb"]
+    assert (summary["seeds"] == 3).all()
+    warm = summary.iloc[0]
+    # Seeds lose 2 (1 + seed) times 2.5, the mean of 2 and 3 rounds after the first.
+    losses = [5.0, 10.0, 15.0]
+    assert warm["return_first"] == pytest.approx(11.0)
+    assert warm["return_last"] == pytest.approx(1.0)
+    np.testing.assert_allclose(
+        warm[["loss", "loss_low", "loss_high"]].astype(float), results.bootstrap_mean(losses)
+    )
+    assert warm["dead_units_first"] == pytest.approx(11.0)
+    assert warm["dead_units_last"] == pytest.approx(-1.0)
+
+
+def test_summary_of_what_is_missing_or_unfinished(frame: pd.DataFrame) -> None:
+    unfinished = frame[(frame["metric"] != "effective_rank")]
+    behind = (unfinished["seed"] == 2) & (unfinished["round"] > 3)
+    summary = results.summary(unfinished[~behind], last=1)
+    assert (summary["rounds"] == 3).all()
+    assert summary[["effective_rank_first", "effective_rank_last"]].isna().all(axis=None)
+    assert summary.loc[0, "return_last"] == pytest.approx(
+        np.mean([level("warm_start", seed, 3) for seed in SEEDS])
+    )
+    settings = results.summary(results.concat([frame, frame.assign(shift="other")]))
+    assert list(settings["shift"]) == ["other", "other", "permute", "permute"]
+    assert results.summary(results.empty()).empty
+
+
+# Figures.
+
+
+def drawn(ax: Axes, label: str) -> np.ndarray:
+    """The points of the line with this label, shape [points, 2]."""
+    (line,) = [line for line in ax.lines if line.get_label() == label]
+    return np.asarray(line.get_xydata())
+
+
+def test_lines_by_round_draws_means_bands_and_every_seed(frame: pd.DataFrame) -> None:
+    ax = results.lines_by_round(frame, "train_return")
+    for name in NAMES:
+        by_seed = np.array([[level(name, s, r) for r in ROUNDS] for s in SEEDS])
+        mean = drawn(ax, name.replace("_", " "))
+        np.testing.assert_allclose(mean, np.stack([ROUNDS, by_seed.mean(0)], axis=1))
+        for seed, values in zip(SEEDS, by_seed, strict=True):
+            np.testing.assert_allclose(drawn(ax, f"_{name} seed {seed}")[:, 1], values)
+        (band,) = [c for c in ax.collections if c.get_label() == f"_{name} band"]
+        assert isinstance(band, matplotlib.collections.PolyCollection)
+        vertices = np.asarray(band.get_paths()[0].vertices)
+        for column, round_ in enumerate(ROUNDS):
+            _, low, high = results.bootstrap_mean(by_seed[:, column], resamples=2000)
+            edges = vertices[vertices[:, 0] == round_, 1]
+            assert (edges.min(), edges.max()) == pytest.approx((low, high))
+    assert len(ax.lines) == len(NAMES) * (1 + len(SEEDS))
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("Round", "Train return per episode")
+    assert all(float(tick).is_integer() for tick in ax.get_xticks())
+
+
+def test_lines_by_round_draws_into_given_axes_and_without_seeds(frame: pd.DataFrame) -> None:
+    ax = Figure().subplots()
+    assert results.lines_by_round(frame, "dead_units", ax=ax, how="last", seeds=False) is ax
+    assert len(ax.lines) == len(NAMES)
+    assert drawn(ax, "warm start")[0, 1] == pytest.approx(11.25)
+    assert not ax.figure.legends
+
+
+def test_a_single_seed_has_a_line_and_no_band() -> None:
+    ax = results.lines_by_round(fabricate(seeds=(0,)), "train_return")
+    assert len(drawn(ax, "warm start")) == len(ROUNDS)
+    assert not any(len(band.get_paths()) for band in ax.collections)
+    assert ax.figure.legends[0].get_title().get_text() == "1 seed"
+
+
+def test_curve_draws_updates_and_shifts(frame: pd.DataFrame) -> None:
+    ax = results.curve(frame, "train_return")
+    x, y = drawn(ax, "warm start").T
+    np.testing.assert_array_equal(x, np.arange(5, 45, 5))
+    assert y[:2] == pytest.approx([10.75, 11.25])
+    shifts = [line for line in ax.lines if line.get_label() == "_shift"]
+    assert [np.asarray(line.get_xdata())[0] for line in shifts] == [10, 20, 30]
+
+
+def test_styles_are_stable_and_distinct() -> None:
+    baseline = results.line_styles(["warm_start"])["warm_start"]
+    assert baseline.linestyle != "-"
+    assert results.line_styles(["mine", "warm_start"])["warm_start"] == baseline
+    assert results.line_styles(["mine"]) == {
+        "mine": results.line_styles(["warm_start", "reset_all", "mine"])["mine"]
+    }
+    many = results.line_styles([*results.STYLES, *(f"method_{i}" for i in range(10))])
+    assert len(set(many.values())) == len(many)
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("gradient_norm",), ("gradient_norm", "eval_test_return", "policy_loss")]
+)
+def test_overview_has_a_panel_for_each_metric_and_nothing_overlaps(more: tuple[str, ...]) -> None:
+    figure = results.overview(fabricate(metrics=METRICS + more))
+    expected = {results.METRIC_NAMES[name] for name in METRICS + more if name != "policy_loss"}
+    assert {ax.get_ylabel() for ax in figure.axes} == expected
+    title = figure.get_suptitle()
+    assert all(part in title for part in ("cartpole", "permute", "3 seeds"))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["warm start", "shrink perturb"]
+    assert "95 % bootstrap interval" in legend.get_title().get_text()
+    assert {to_hex(drawn_line.get_color()) for ax in figure.axes for drawn_line in ax.lines} == {
+        style.color.lower() for style in results.line_styles(NAMES).values()
+    }
+
+    figure.draw_without_rendering()
+    boxes = [box for ax in figure.axes if (box := ax.get_tightbbox()) is not None]
+    boxes.append(legend.get_window_extent())
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(figure.bbox.count_contains(box.corners()) == 4 for box in boxes)
+
+
+def test_overview_draws_one_setting(frame: pd.DataFrame) -> None:
+    with pytest.raises(results.ResultsError, match="cartpole, permute; gather, permute"):
+        results.overview(results.concat([frame, frame.assign(env="gather")]))
+    with pytest.raises(results.ResultsError, match="metric train_return"):
+        results.overview(frame[frame["metric"] != "train_return"])
+
+
+def test_saved_figures_are_reproducible(tmp_path: Path, frame: pd.DataFrame) -> None:
+    paths = [
+        results.save(results.lines_by_round(frame, "dead_units"), tmp_path / name)
+        for name in ("rate_0.1", "again")
+    ]
+    assert [path.name for path in paths[0]] == ["rate_0.1.png", "rate_0.1.svg"]
+    for first, second in zip(*paths, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+# The terminal.
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_summary_fits_the_terminal(frame: pd.DataFrame, width: int) -> None:
+    long = frame.replace({"intervention": {"shrink_perturb": "layer_norm+soft_shrink_perturb"}})
+    for shown in (frame, long):
+        text = io.StringIO()
+        results.print_summary(results.summary(shown, last=2), Console(file=text, width=width))
+        lines = text.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        (row,) = [line for line in lines if "warm_start" in line and "[" in line]
+        assert "11.00 → 1.00" in row or "11.0 → 1.0" in row
+        assert "10.0 [5.0, 15.0]" in row
+        assert any("-1.0" in line for line in lines)
