@@ -12,7 +12,7 @@ DEV := $(VENV)/.installed-dev
 # Constrains what is installed and, by old and by new pips, what builds it.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
-INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
+INSTALL := $(RUN) -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint benchmark clean

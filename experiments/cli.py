@@ -21,6 +21,9 @@ from plasticity.training import Run
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONFIG = "train"
 
+# In configs: the names of the parts of a group, "layer_norm+soft_shrink_perturb".
+OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_start", replace=True)
+
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: set to 1, tracebacks are shown whole
 
 
@@ -41,16 +44,19 @@ def command(main: Callable[[], Any]) -> None:
 
     Ctrl-C ends it with status 130.
     """
-    whole = os.environ.get(_FULL_ERROR) == "1"
+    whole = os.environ.get(_FULL_ERROR)
     os.environ[_FULL_ERROR] = "1"  # so that Hydra lets errors through to here
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except (SettingError, ResultsError, HydraException, OmegaConfBaseException) as error:
-        if whole:
+        if whole == "1":
             raise
         fail(error)
+    finally:
+        if whole is None:
+            del os.environ[_FULL_ERROR]
 
 
 def fail(error: Exception) -> None:

@@ -48,7 +48,8 @@ class Progress:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=updates, status="compiling")
-        self._began = self._moved = time.perf_counter()
+        self._began = time.perf_counter()
+        self._compiled = (self._began, 0)  # when the first stretch was done, and its updates
         self._done = 0
         self._earned = float("nan")
 
@@ -65,7 +66,7 @@ class Progress:
         self._bar.stop()
         if kind is None and self._console.is_terminal:
             took = time.perf_counter() - self._began
-            speed = self._done * self._steps_an_update / took
+            speed = self._pace() * self._steps_an_update
             self._say(f"return {self._earned:.2f}  {speed:,.0f} steps/s  took {took:.0f} s")
 
     def show(self, round: int, update: int, earned: np.ndarray, ends_round: bool) -> None:
@@ -77,16 +78,26 @@ class Progress:
           earned: the mean return of each run since the last call; NaN if no episode ended.
           ends_round: whether the round is complete.
         """
-        now = time.perf_counter()
-        speed = (update - self._done) * self._steps_an_update / (now - self._moved)
-        self._done, self._moved = update, now
+        if not self._done:
+            self._compiled = (time.perf_counter(), update)
+        self._done = update
         if not np.all(np.isnan(earned)):
             self._earned = float(np.nanmean(earned))
-        status = f"round {round}/{self._rounds}  return {self._earned:.2f}  {speed:,.0f} steps/s"
+        pace = self._pace()
+        status = (
+            f"round {round}/{self._rounds}  return {self._earned:.2f}"
+            f"  {pace * self._steps_an_update:,.0f} steps/s"
+        )
         self._bar.update(self._task, completed=update, status=status)
         if ends_round and not self._console.is_terminal:
-            left = (now - self._began) * (self._updates - update) / update
+            left = (self._updates - update) / pace if pace else float("nan")
             self._say(f"{status}  {left:.0f} s left")
+
+    def _pace(self) -> float:
+        """Updates a second, compilation left out; 0 before there is anything to tell from."""
+        since, before = self._compiled
+        took = time.perf_counter() - since
+        return (self._done - before) / took if self._done > before else 0.0
 
     def _say(self, text: str) -> None:
         self._console.print(f"{self._title}  {text}", soft_wrap=True, highlight=False)

@@ -1,0 +1,37 @@
+"""What every test shares: the CPU, no display, quick compilation, and a run small enough to try."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import pytest
+
+from plasticity.agents import PPO
+from plasticity.envs.gather import Gather
+from plasticity.networks import Network
+from plasticity.training.run import Run, Schedule
+
+# Programs of a test run for milliseconds and compile for seconds: halve the latter.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def tiny_run():
+    """Makes a run of a few hundred parameters and short rounds, with any fields changed."""
+    run = Run(
+        env=Gather(levels=3, episode_steps=10),
+        network=Network(hidden=(16, 8)),
+        agent=PPO(num_envs=4, num_steps=20, minibatch_size=16, num_epochs=2),
+        schedule=Schedule(
+            rounds=2,
+            updates=2,
+            log_every=1,
+            eval_every=1,
+            eval_episodes=4,
+            probe_every=1,
+            probe_batch=32,
+        ),
+    )
+    return run.replace

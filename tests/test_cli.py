@@ -1,0 +1,200 @@
+"""The whole path from the command line to the figure, and what a user may get wrong on it."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from experiments import report, train
+from experiments.cli import command
+from plasticity import load_params, results, runs_from
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "schedule=smoke agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
+    "env.episode_steps=10 network.hidden=[8,8] schedule.eval_episodes=2"
+)
+
+OWN = '''
+import jax
+from plasticity import Intervention, setting
+
+
+class WeightClip(Intervention):
+    """Keeps every parameter within a bound."""
+
+    bound: float = setting(0.5, gt=0)
+
+    def after_step(self, state, learner, moment):
+        params = jax.tree.map(lambda x: x.clip(-self.bound, self.bound), learner.params)
+        return state, learner._replace(params=params)
+'''
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path):
+    """Runs a command line in this process, in an empty folder. Returns its exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # Hydra sets up logging anew, at which Abseil's handler closes pytest's capture of stderr.
+    monkeypatch.setattr("absl.logging.PythonHandler.close", lambda self: None)
+
+    def run(line: str, entry=train.job) -> int:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["train", *shlex.split(line)])
+        try:
+            command(entry)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run
+
+
+def test_a_sweep_ends_in_tables_a_figure_and_one_frame(shell, tmp_path, capsys):
+    """A sweep of chains and seeds: every job has its own folder, and all load as one frame."""
+    line = f"-m {TINY} 'intervention=warm_start,[layer_norm,soft_shrink_perturb]' 'seed=[3,5]'"
+    assert shell(f"{line} out=sweep") == 0
+
+    frame = results.load("sweep")
+    assert list(frame.columns[:11]) == list(results.COLUMNS)
+    assert set(frame.intervention) == {"warm_start", "layer_norm+soft_shrink_perturb"}
+    assert set(frame.seed) == {3, 5}
+    assert frame.run.nunique() == 2
+    assert set(frame["round"]) == {1, 2}
+    assert frame["update"].max() == 8
+    assert (frame.env_steps == frame["update"] * 40).all()
+    shown = set(frame.metric)
+    assert {"train_return", "eval_train_return", "eval_test_return"} <= shown
+    assert {"dead_units", "dormant_units", "inactive_fraction", "effective_rank"} <= shown
+    assert {"weight_norm", "weight_rms", "distance_from_init"} <= shown
+    assert {"update_size", "gradient_norm", "policy_entropy"} <= shown
+    layers = set(frame[frame.metric == "gradient_norm"].layer)
+    assert layers == {"all", "hidden_0", "hidden_1", "norm_0", "norm_1", "policy", "value"}
+
+    assert (tmp_path / "sweep/figures/overview.png").stat().st_size > 10_000
+    assert "layer_norm+soft_shrink_perturb" in capsys.readouterr().out
+    for job in (path.parent for path in (tmp_path / "sweep").rglob("metrics.parquet")):
+        meta = json.loads((job / "meta.json").read_text())
+        assert meta["status"] == "finished"
+        assert meta["seeds"] == [3, 5]
+        assert {"jax", "flax", "optax", "python"} <= set(meta["versions"])
+        assert load_params(job)["policy"]["kernel"].shape == (2, 8, 4)
+        assert (job / "figures/overview.svg").exists()
+
+    # The same command once more is refused before anything runs, and nothing changes.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*")}
+    assert shell(f"{line} out=sweep") == 2
+    assert "must not hold a run already" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*")}
+
+    assert shell("sweep --last 1", entry=report.main) == 0
+    assert shell("nowhere", entry=report.main) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_class_of_ones_own_works_by_its_import_path(shell, tmp_path):
+    """Nothing of the package is edited, and the coefficient given reaches the parameters."""
+    (tmp_path / "mine.py").write_text(OWN)
+    own = "'+intervention.clip={_target_: mine.WeightClip, bound: 0.01}'"
+    assert shell(f"{TINY} {own} out=own") == 0
+    assert set(results.load("own").intervention) == {"clip"}
+    params = load_params("own")
+    assert abs(params["torso"]["hidden_0"]["kernel"]).max() == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("intervention=foo", "intervention=foo: must be one of"),
+        ("shift=[permute,foo]", "shift=foo: must be one of expand"),
+        ("agent.lr=3", "agent.lr=3: no such key; agent has _target_, num_envs"),
+        ("-m sead=1,2", "sead=1: no such key; there are seed"),
+        ("intervention=l2_norm intervention.l2_norm.decay=-1", "decay=-1.0: must be a finite"),
+        ("agent.entropy=nan", "agent.entropy=nan: must be a finite number >= 0"),
+        ("agent.clip=abc", "agent.clip='abc': must be a finite number > 0"),
+        ("schedule.rounds=0", "schedule.rounds=0: must be a whole number >= 1"),
+        ("agent.minibatch_size=9999", "agent.minibatch_size=9999: must be at most"),
+        ("env.levels=10001", "env.levels=10001: must be at most 10000"),
+        ("env.levels=0", "env.levels=0: must be a whole number >= 1"),
+        ("shift=window env.levels=5000", "env.levels=5000: must be at most 1000"),
+        ("env=cartpole shift=window", "shift='window': needs an environment with levels"),
+        ("probes.dormant_units.tau=1.5", "probes.dormant_units.tau=1.5: must be"),
+        ("network.hidden=[64,0]", "network.hidden=(64, 0): must be a whole number >= 1"),
+        ("network.activation=foo", "network.activation='foo': must be one of relu"),
+        ("seed=-1", "seed=-1: must be a whole number >= 0"),
+        ("seed=[1,1]", "seed=[1, 1]: must be a seed, or a list of different ones"),
+        ("+intervention.x._target_=no.Such", "intervention.x._target_='no.Such': must be an"),
+        ("+intervention.x._target_=pathlib.Path", "must be a kind of Intervention"),
+        ("+agent.foo=3", "agent.foo=3: no such setting"),
+        ("env=minigrid env.id=Nope-v0", "env.id='Nope-v0': must be registered"),
+        ("env=minigrid env.wrappers=[]", "must be seen as a Box"),
+        ("env=gymnasium env.id=Pendulum-v1", "must have discrete actions"),
+        ("-m agent.learning_rate=0.1,-3", "agent.learning_rate=-3.0: must be"),
+        ("out=occupied", "folder='occupied': must not hold a run already; has config.yaml"),
+        ("agent.clip=(", "error"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(shell, tmp_path, capsys, line, said):
+    """It names key, value and what is allowed; nothing is written or touched."""
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied/config.yaml").write_text("kept")
+    assert shell(line if "out=" in line else f"{line} out=new") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["occupied"]
+    assert (tmp_path / "occupied/config.yaml").read_text() == "kept"
+
+
+def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path):
+    """A real process, interrupted in a later round: its rows are there, and its status."""
+    arguments = shlex.split(f"{TINY} schedule.rounds=100000 schedule.updates=20 out={tmp_path}/run")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    table = tmp_path / "run" / "metrics.parquet"
+    deadline = time.monotonic() + 120
+    while not table.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip().splitlines()[-1] == f"interrupted; what was finished is in {tmp_path}/run"
+    assert "Traceback" not in error
+    assert json.loads((tmp_path / "run/meta.json").read_text())["status"] == "interrupted"
+    assert results.load(tmp_path / "run")["round"].max() >= 1
+
+
+def test_every_yaml_agrees_with_its_class():
+    """The command line and Python must not have different defaults."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from plasticity import interventions, probes
+
+    GlobalHydra.instance().clear()
+    names = sorted(path.stem for path in (ROOT / "configs/intervention").glob("*.yaml"))
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose(
+            "train", [f"intervention=[{','.join(names)}]", "network=paper", "agent=paper"]
+        )
+    (run,) = runs_from(OmegaConf.to_container(config, resolve=True))
+    assert sorted((*run.intervention.names, "warm_start")) == names
+    for part in (*run.intervention.parts, *run.probes.parts, run.network, run.agent, run.env):
+        assert part == type(part)()
+    known = {getattr(interventions, name) for name in interventions.__all__}
+    classes = {x for x in known if isinstance(x, type) and issubclass(x, interventions.Intervention)}
+    assert {type(part) for part in run.intervention.parts} == classes - {interventions.Intervention}
+    assert len(run.probes.parts) == len(probes.__all__) - 3

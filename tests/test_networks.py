@@ -1,0 +1,169 @@
+"""The network: how its weights are drawn, what it computes, and its layers' names and sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from plasticity.networks import Network, by_layer, norms, root_mean_squares
+from plasticity.networks.initial import uniform
+
+OBSERVATION = (11, 11, 3)
+FAN_IN = {"hidden_0": 363, "hidden_1": 64, "policy": 48, "value": 48}
+
+
+def initial(network, num_actions=4, seed=0, shape=OBSERVATION):
+    """Fresh parameters of `network`."""
+    module = network.build(num_actions)
+    make = jax.jit(lambda key: module.init(key, jnp.zeros((1, *shape)))["params"])
+    return jax.device_get(make(jax.random.key(seed)))
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Fresh parameters of 363-64-48 and four actions."""
+    return initial(Network(hidden=(64, 48)))
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """512 draws of 4096 numbers from U(-1, 1), by adjacent keys. [512, 4096]."""
+
+    @jax.jit
+    def draw(key):
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(512))
+        return jax.vmap(lambda key: uniform(key, (64, 64), 1.0))(keys)
+
+    return np.asarray(draw(jax.random.key(7)), np.float64).reshape(512, -1)
+
+
+def test_the_paper_presets_size():
+    """Would catch a layer, a bias or a head too many: counted by hand from 363-256-256."""
+    shapes = jax.eval_shape(
+        lambda key: Network().build(4).init(key, jnp.zeros((1, *OBSERVATION)))["params"],
+        jax.random.key(0),
+    )
+    sizes = {name: sum(x.size for x in jax.tree.leaves(p)) for name, p in by_layer(shapes).items()}
+    torso = {"hidden_0": 363 * 256 + 256, "hidden_1": 256 * 256 + 256}
+    assert sum(torso.values()) == 158_976
+    assert sizes == {**torso, "policy": 256 * 4 + 4, "value": 256 + 1}
+
+
+def test_weights_and_biases_are_pytorchs_default(params):
+    """Would catch a bound from the wrong fan, another distribution, or biases that start at 0."""
+    for name, layer in by_layer(params).items():
+        bound = 1 / np.sqrt(FAN_IN[name])
+        assert layer["kernel"].shape[0] == FAN_IN[name]
+        for array in layer.values():
+            assert np.abs(array).max() <= bound * (1 + 1e-6)
+            assert stats.kstest(array.reshape(-1), stats.uniform(-bound, 2 * bound).cdf).pvalue > 1e-3
+    assert np.abs(params["torso"]["hidden_0"]["kernel"]).max() > 0.999 / np.sqrt(363)
+
+
+def test_layers_share_no_draws(params):
+    """Would catch one key used for two arrays: equal layers, or a bias that copies its kernel."""
+    arrays = [np.sort(x.reshape(-1) * np.sqrt(FAN_IN[name]))
+              for name, layer in by_layer(params).items() for x in layer.values()]
+    numbers = np.concatenate(arrays)
+    assert len(np.unique(numbers)) > 0.99 * len(numbers)
+    assert not np.array_equal(initial(Network(hidden=(8,)), seed=1)["value"]["kernel"],
+                              initial(Network(hidden=(8,)), seed=2)["value"]["kernel"])
+
+
+def test_uniform_is_uniform(draws):
+    """Would catch a biased mean or variance, a wrong bound, or cells that are never met."""
+    numbers = draws.reshape(-1)
+    assert np.abs(numbers).max() < 1
+    assert abs(numbers.mean()) < 5 / np.sqrt(3 * numbers.size)
+    assert abs(numbers.var() - 1 / 3) < 5 * np.sqrt(4 / 45 / numbers.size)
+    assert stats.kstest(numbers, stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    by_draw = [stats.kstest(draw, stats.uniform(-1, 2).cdf).pvalue for draw in draws[:64]]
+    assert stats.kstest(by_draw, stats.uniform.cdf).pvalue > 1e-3
+
+
+def test_every_bit_of_uniform_is_fair(draws):
+    """Would catch a poor mixing of the lowest bits, or cells whose middle is not the value."""
+    cells = draws * 2**23 - 0.5
+    assert np.array_equal(cells, np.round(cells))
+    bits = (cells.astype(np.int64)[..., None] >> np.arange(24)) & 1
+    n = draws.size
+    assert np.abs(bits.mean((0, 1)) - 0.5).max() < 5 * 0.5 / np.sqrt(n)
+    for i in range(23):
+        assert abs(np.mean(bits[..., i] ^ bits[..., i + 1]) - 0.5) < 5 * 0.5 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 7, 64, 65, 128, 1024])
+def test_neighbours_in_a_draw_are_uncorrelated(draws, lag):
+    """Would catch a counter that shows through: along rows (1), along columns (64)."""
+    for transform in (lambda x: x, lambda x: 3 * x**2 - 1):
+        x = transform(draws)
+        product = x[:, lag:] * x[:, :-lag]
+        assert abs(product.mean()) < 5 * np.mean(x**2) / np.sqrt(product.size)
+
+
+def test_draws_of_different_keys_are_uncorrelated(draws):
+    """Would catch consecutive steps that perturb alike: every pair of 512 adjacent keys."""
+    for x in (draws, np.roll(draws, 1, axis=1)):
+        correlation = 3 * draws @ x.T / draws.shape[1]
+        off = correlation[~np.eye(512, dtype=bool)] * np.sqrt(draws.shape[1])
+        assert np.abs(off).max() < 6.5
+        assert abs(off.mean()) < 0.05
+        assert abs(off.std() - 1) < 0.02
+
+
+def test_a_place_is_uniform_across_keys(draws):
+    """Would catch an entry whose sign or size follows from its index rather than from the key."""
+    scores = draws.mean(0) * np.sqrt(3 * 512)
+    assert stats.kstest(scores, stats.norm.cdf).pvalue > 1e-3
+    steps = draws[1:] * draws[:-1]
+    assert abs(steps.mean()) < 5 / 3 / np.sqrt(steps.size)
+
+
+def forward(params, observation, activation, norm):
+    """An independent reading of the network, in float64."""
+    act = {"relu": lambda z: np.maximum(z, 0), "tanh": np.tanh}[activation]
+    x, hidden = observation.reshape(len(observation), -1).astype(np.float64), []
+    for i in range(2):
+        layer = params["torso"][f"hidden_{i}"]
+        x = x @ layer["kernel"].astype(np.float64) + layer["bias"]
+        if norm == "layer_norm":
+            x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+            x = x * params["torso"][f"norm_{i}"]["scale"] + params["torso"][f"norm_{i}"]["bias"]
+        x = act(x)
+        hidden.append(x)
+    heads = [x @ params[name]["kernel"] + params[name]["bias"] for name in ("policy", "value")]
+    return heads[0], heads[1][:, 0], hidden
+
+
+@pytest.mark.parametrize(
+    ("activation", "norm"), [("relu", "none"), ("tanh", "none"), ("relu", "layer_norm")]
+)
+def test_forward_pass(activation, norm):
+    """Would catch a norm after the activation, heads on the wrong layer, or a wrong flattening."""
+    network = Network(hidden=(16, 8), activation=activation, norm=norm)
+    params = initial(network, num_actions=3, shape=(4, 2))
+    if norm != "none":
+        params["torso"]["norm_1"] = {"scale": np.linspace(0.5, 2, 8), "bias": np.linspace(-1, 1, 8)}
+    observation = np.random.default_rng(0).normal(size=(5, 4, 2)).astype(np.float32)
+    output = jax.jit(network.build(3).apply)({"params": params}, observation)
+    logits, value, hidden = forward(params, observation, activation, norm)
+    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output.value, value, rtol=1e-4, atol=1e-5)
+    assert list(output.activations) == ["hidden_0", "hidden_1"]
+    for seen, known in zip(output.activations.values(), hidden, strict=True):
+        np.testing.assert_allclose(seen, known, rtol=1e-4, atol=1e-5)
+
+
+def test_measures_of_trees():
+    """Would catch norms summed instead of squared and summed, or means of means."""
+    params = {
+        "torso": {"hidden_0": {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.zeros(5)}},
+        "policy": {"kernel": jnp.full((2, 2), 4.0)},
+        "value": {"kernel": jnp.zeros((3, 1))},
+    }
+    assert list(by_layer(params)) == ["hidden_0", "policy", "value"]
+    known = {"hidden_0": 6.0, "policy": 8.0, "value": 0.0, "all": 10.0}
+    assert {name: float(x) for name, x in norms(params).items()} == pytest.approx(known)
+    known = {"hidden_0": 2.0, "policy": 4.0, "value": 0.0, "all": 2.5}
+    assert {name: float(x) for name, x in root_mean_squares(params).items()} == pytest.approx(known)
