@@ -59,9 +59,7 @@ def measure(run: Run, agents: int, seconds: float) -> dict[str, float]:
     compiled = timed(lambda: lives.advance(1))
     once = timed(lambda: lives.advance(1))
     stretch = max(1, round(seconds / 5 / once))
-    an_update = statistics.median(
-        timed(lambda: lives.advance(stretch)) / stretch for _ in range(5)
-    )
+    an_update = statistics.median(timed(lambda: lives.advance(stretch)) / stretch for _ in range(5))
     lives.measure()
     probes = statistics.median(timed(lives.measure) for _ in range(5))
     every = run.schedule.probe_every or run.schedule.updates

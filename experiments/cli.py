@@ -33,9 +33,8 @@ def prepared(config: DictConfig) -> tuple[list[Run], dict[str, Any]]:
     Raises:
       SettingError: a setting cannot be used.
     """
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    plain.pop("hydra", None)
+    study = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    plain: Any = OmegaConf.to_container(study, resolve=True)
     return runs_from(plain), plain
 
 
@@ -68,8 +67,11 @@ def fail(error: Exception) -> None:
 def one_line(error: Exception) -> str:
     """What is wrong, on one line: key, value and what is allowed where Hydra tells."""
     text = str(error)
-    if missing := re.search(r"Could not find '(.+)/(.+)'", text):
-        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+    if missing := re.search(r"Could not (?:find|load) '(.+)/(.+)'", text):
+        group = CONFIGS / missing[1]
+        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE) or sorted(
+            path.stem for path in group.glob("*.yaml")
+        )
         return f"{missing[1]}={missing[2]}: must be one of {', '.join(options)}"
     if unknown := re.search(r"Could not override '(.+)'.*use \+([^\n]+)", text, re.DOTALL):
         return f"{unknown[2]}: no such key; {_known_beside(unknown[1])}"

@@ -1,10 +1,10 @@
 """Plasticity: a testbed for the loss of plasticity in on-policy deep reinforcement learning.
 
-    import plasticity as pl
+import plasticity as pl
 
-    run = pl.Run(pl.Gather(levels=10), pl.Shifts.of(pl.Permute()), pl.chain(pl.LayerNorm()))
-    frame = pl.train([run.replace(seed=seed) for seed in range(4)])
-    pl.results.overview(frame)
+run = pl.Run(pl.Gather(levels=10), pl.Shifts.of(pl.Permute()), pl.chain(pl.LayerNorm()))
+frame = pl.train([run.replace(seed=seed) for seed in range(4)])
+pl.results.overview(frame)
 """
 
 from plasticity import results
@@ -12,12 +12,12 @@ from plasticity.agents import PPO
 from plasticity.config import runs_from
 from plasticity.envs import CartPole, Gather, Gymnasium
 from plasticity.interventions import (
+    Context,
     Intervention,
     Interventions,
     L2Norm,
     LayerNorm,
     Learner,
-    Moment,
     RegenerativeL2,
     ResetAll,
     ResetFinal,
@@ -44,6 +44,7 @@ from plasticity.training import Run, Schedule, load_params, train
 __all__ = [
     "PPO",
     "CartPole",
+    "Context",
     "DeadUnits",
     "DistanceFromInit",
     "DormantUnits",
@@ -57,7 +58,6 @@ __all__ = [
     "L2Norm",
     "LayerNorm",
     "Learner",
-    "Moment",
     "Network",
     "Permute",
     "Probe",

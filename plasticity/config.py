@@ -10,7 +10,7 @@ from plasticity.interventions import Intervention, Interventions
 from plasticity.networks import Network
 from plasticity.probes import Probe, Probes
 from plasticity.shifts import Shift, Shifts
-from plasticity.spec import Parts, SettingError, Spec, locate
+from plasticity.spec import Parts, SettingError, Spec, fields, locate
 from plasticity.training.run import Run, Schedule, check_run
 
 TARGET = "_target_"
@@ -49,9 +49,7 @@ def runs_from(config: Mapping[str, Any]) -> list[Run]:
     return runs
 
 
-def _build_parts(
-    node: Mapping[str, Any], kind: type[Parts[Any]], of: type[Spec], key: str
-) -> Any:
+def _build_parts(node: Mapping[str, Any], kind: type[Parts[Any]], of: type[Spec], key: str) -> Any:
     parts = {name: _build(part, of, f"{key}.{name}") for name, part in node.items()}
     return kind(tuple(parts.values()), tuple(parts))
 
@@ -59,30 +57,20 @@ def _build_parts(
 def _build(node: Any, kind: type[S], key: str) -> S:
     """The spec of a node: of the class that its `_target_` names, or else of `kind` itself."""
     if not isinstance(node, Mapping):
-        raise SettingError(key, node, "must hold settings, such as " + f"{TARGET}: an import path")
+        raise SettingError(key, node, f"must hold settings, such as {TARGET}: an import path")
     spec = locate(node[TARGET], f"{key}.{TARGET}") if TARGET in node else kind
     if not (isinstance(spec, type) and issubclass(spec, kind)):
         raise SettingError(f"{key}.{TARGET}", node[TARGET], f"must be a kind of {kind.__name__}")
-    fields = {field.name: field for field in dataclasses.fields(spec)}
+    known = dict(fields(spec))
     settings = {}
     for name, value in node.items():
         if name == TARGET:
             continue
-        if name not in fields:
-            known = ", ".join(fields) or "none"
-            raise SettingError(f"{key}.{name}", value, f"no such setting; there are {known}")
-        settings[name] = _plain(value, fields[name])
-    for name, field in fields.items():
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise SettingError(f"{key}.{name}", value, f"no such setting; there are {there}")
+        settings[name] = value
+    for name, field in known.items():
         if name not in settings and field.default is dataclasses.MISSING:
             raise SettingError(f"{key}.{name}", None, "must be given")
     return spec(**settings)
-
-
-def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
-    """The value as the field wants it: tuples for lists, floats for whole numbers."""
-    if isinstance(value, list):
-        return tuple(value)
-    allowed = field.metadata.get("range")
-    if allowed is not None and allowed.kind is float and type(value) is int:
-        return float(value)
-    return value

@@ -13,7 +13,7 @@ class Shift(Spec):
 
     needs_levels: ClassVar[bool] = False
 
-    def __call__(self, task: Task, round: Array, key: Array) -> Task:
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         """The task of `round` (1 for the first after the beginning), from the last round's."""
         raise NotImplementedError
 
@@ -21,7 +21,7 @@ class Shift(Spec):
 class Permute(Shift):
     """Composes a fresh uniform permutation of the observation's entries onto the last one."""
 
-    def __call__(self, task: Task, round: Array, key: Array) -> Task:
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         return task._replace(permutation=jax.random.permutation(key, task.permutation))
 
 
@@ -30,9 +30,9 @@ class Window(Shift):
 
     needs_levels: ClassVar[bool] = True
 
-    def __call__(self, task: Task, round: Array, key: Array) -> Task:
-        first, count = task.levels
-        return task._replace(levels=task.levels._replace(first=first + count))
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        levels = task.levels
+        return task._replace(levels=levels._replace(first=levels.first + levels.size))
 
 
 class Expand(Shift):
@@ -40,9 +40,9 @@ class Expand(Shift):
 
     needs_levels: ClassVar[bool] = True
 
-    def __call__(self, task: Task, round: Array, key: Array) -> Task:
-        count = task.levels.count
-        return task._replace(levels=task.levels._replace(count=count + count // round))
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        levels = task.levels
+        return task._replace(levels=levels._replace(size=levels.size + levels.step))
 
 
 class Shifts(Parts[Shift]):
@@ -53,7 +53,7 @@ class Shifts(Parts[Shift]):
         """Its name in the results table: `permute+window`, or `none`."""
         return "+".join(self.names) or "none"
 
-    def __call__(self, task: Task, round: Array, key: Array) -> Task:
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         """The task of `round`, from the last round's."""
         for i, part in enumerate(self.parts):
             task = part(task, round, jax.random.fold_in(key, i))

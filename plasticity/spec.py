@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, Self, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
 
 
 class SettingError(ValueError):
@@ -44,7 +45,9 @@ class Range:
             for sign, bound in ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
             if math.isfinite(bound)
         ]
-        return " ".join([noun.get(self.kind, f"a {self.kind.__name__}"), " and ".join(bounds)]).strip()
+        return " ".join(
+            [noun.get(self.kind, f"a {self.kind.__name__}"), " and ".join(bounds)]
+        ).strip()
 
     def __contains__(self, value: object) -> bool:
         if choices := self._choices():
@@ -55,11 +58,7 @@ class Range:
             return False
         if self.kind is int and not isinstance(value, int):
             return False
-        return (
-            math.isfinite(value)
-            and self.ge <= value <= self.le
-            and self.gt < value < self.lt
-        )
+        return math.isfinite(value) and self.ge <= value <= self.le and self.gt < value < self.lt
 
     def _choices(self) -> tuple[Any, ...]:
         return self.choices() if callable(self.choices) else self.choices
@@ -93,7 +92,7 @@ def static(default: Any = dataclasses.MISSING, *, kind: type | None = None, **bo
     return dataclasses.field(default=default, metadata=metadata)
 
 
-@dataclass_transform(field_specifiers=(setting, static), frozen_default=True)
+@dataclass_transform(frozen_default=True)
 class Spec:
     """Base of everything that defines a run. A subclass becomes a frozen dataclass and a pytree.
 
@@ -105,6 +104,13 @@ class Spec:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
         jax.tree_util.register_dataclass(cls)
+
+    def __post_init__(self) -> None:
+        for name, field in fields(self):
+            value = getattr(self, name)
+            plain = _plain(value, field)
+            if plain is not value:
+                object.__setattr__(self, name, plain)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
@@ -154,6 +160,18 @@ def fields(spec: Spec | type[Spec]) -> Iterator[tuple[str, dataclasses.Field[Any
     return ((field.name, field) for field in dataclasses.fields(spec))  # type: ignore[arg-type]
 
 
+def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
+    """The value as its field wants it: tuples for lists, floats for whole numbers."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    allowed = field.metadata.get("range")
+    if allowed is not None and allowed.kind is float and type(value) is int:
+        return float(value)
+    return value
+
+
 def check(spec: object, key: str = "") -> None:
     """Raises `SettingError` for the first setting in `spec`, at any depth, outside its range.
 
@@ -162,6 +180,8 @@ def check(spec: object, key: str = "") -> None:
       key: the dotted path of `spec` itself, which begins every key named in an error.
     """
     if isinstance(spec, Parts):
+        if len(set(spec.names)) < len(spec.names):
+            raise SettingError(key, spec.names, "must have a different name for each part")
         for name, part in zip(spec.names, spec.parts, strict=True):
             check(part, _join(key, name))
     elif isinstance(spec, Spec):
@@ -169,11 +189,16 @@ def check(spec: object, key: str = "") -> None:
             value, path = getattr(spec, name), _join(key, name)
             allowed = field.metadata.get("range")
             if allowed is None:
+                if not isinstance(value, Spec):
+                    raise SettingError(path, value, "must be a Spec, or declared by its class")
                 check(value, path)
                 continue
-            for element in value if isinstance(field.default, tuple) else (value,):
+            many = isinstance(field.default, tuple)
+            if many and not isinstance(value, tuple):
+                raise SettingError(path, value, f"must be a list, each {allowed}")
+            for element in value if many else (value,):
                 if element not in allowed:
-                    raise SettingError(path, value, f"must be {allowed}")
+                    raise SettingError(path, value, f"must be {'a list, each ' * many}{allowed}")
 
 
 def _join(path: str, name: str) -> str:

@@ -122,12 +122,15 @@ def test_a_class_of_ones_own_works_by_its_import_path(shell, tmp_path):
         ("agent.clip=abc", "agent.clip='abc': must be a finite number > 0"),
         ("schedule.rounds=0", "schedule.rounds=0: must be a whole number >= 1"),
         ("agent.minibatch_size=9999", "agent.minibatch_size=9999: must be at most"),
-        ("env.levels=10001", "env.levels=10001: must be at most 10000"),
+        ("env.levels=10001", "env.levels=10001: needs 10001 levels"),
         ("env.levels=0", "env.levels=0: must be a whole number >= 1"),
-        ("shift=window env.levels=5000", "env.levels=5000: must be at most 1000"),
+        ("shift=window env.levels=5000", "env.levels=5000: needs 50000 levels"),
         ("env=cartpole shift=window", "shift='window': needs an environment with levels"),
         ("probes.dormant_units.tau=1.5", "probes.dormant_units.tau=1.5: must be"),
-        ("network.hidden=[64,0]", "network.hidden=(64, 0): must be a whole number >= 1"),
+        (
+            "network.hidden=[64,0]",
+            "network.hidden=(64, 0): must be a list, each a whole number >= 1",
+        ),
         ("network.activation=foo", "network.activation='foo': must be one of relu"),
         ("seed=-1", "seed=-1: must be a whole number >= 0"),
         ("seed=[1,1]", "seed=[1, 1]: must be a seed, or a list of different ones"),
@@ -195,6 +198,8 @@ def test_every_yaml_agrees_with_its_class():
     for part in (*run.intervention.parts, *run.probes.parts, run.network, run.agent, run.env):
         assert part == type(part)()
     known = {getattr(interventions, name) for name in interventions.__all__}
-    classes = {x for x in known if isinstance(x, type) and issubclass(x, interventions.Intervention)}
+    classes = {
+        x for x in known if isinstance(x, type) and issubclass(x, interventions.Intervention)
+    }
     assert {type(part) for part in run.intervention.parts} == classes - {interventions.Intervention}
     assert len(run.probes.parts) == len(probes.__all__) - 3

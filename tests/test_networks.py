@@ -57,18 +57,24 @@ def test_weights_and_biases_are_pytorchs_default(params):
         assert layer["kernel"].shape[0] == FAN_IN[name]
         for array in layer.values():
             assert np.abs(array).max() <= bound * (1 + 1e-6)
-            assert stats.kstest(array.reshape(-1), stats.uniform(-bound, 2 * bound).cdf).pvalue > 1e-3
+            known = stats.uniform(-bound, 2 * bound).cdf
+            assert stats.kstest(array.reshape(-1), known).pvalue > 1e-3
     assert np.abs(params["torso"]["hidden_0"]["kernel"]).max() > 0.999 / np.sqrt(363)
 
 
 def test_layers_share_no_draws(params):
     """Would catch one key used for two arrays: equal layers, or a bias that copies its kernel."""
-    arrays = [np.sort(x.reshape(-1) * np.sqrt(FAN_IN[name]))
-              for name, layer in by_layer(params).items() for x in layer.values()]
+    arrays = [
+        np.sort(x.reshape(-1) * np.sqrt(FAN_IN[name]))
+        for name, layer in by_layer(params).items()
+        for x in layer.values()
+    ]
     numbers = np.concatenate(arrays)
     assert len(np.unique(numbers)) > 0.99 * len(numbers)
-    assert not np.array_equal(initial(Network(hidden=(8,)), seed=1)["value"]["kernel"],
-                              initial(Network(hidden=(8,)), seed=2)["value"]["kernel"])
+    assert not np.array_equal(
+        initial(Network(hidden=(8,)), seed=1)["value"]["kernel"],
+        initial(Network(hidden=(8,)), seed=2)["value"]["kernel"],
+    )
 
 
 def test_uniform_is_uniform(draws):

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from plasticity.agents import PPO
@@ -55,7 +56,7 @@ REFUSED = [
     (Run(Gather(), seed=-1), "seed=-1: ", ">= 0"),
     (
         Run(Gather(), intervention=chain(LayerNorm(), L2Norm(decay=-1))),
-        "intervention.l2_norm.decay=-1: ",
+        "intervention.l2_norm.decay=-1.0: ",
         ">= 0",
     ),
 ]
@@ -90,7 +91,7 @@ def test_range_of_whole_numbers(value, inside):
 
 def test_check_descends_and_begins_keys_where_told():
     """Would catch settings of nested specs that nobody checks."""
-    with pytest.raises(SettingError, match=r"^top\.inner\.strength=2: must be .*<= 1$"):
+    with pytest.raises(SettingError, match=r"^top\.inner\.strength=2\.0: must be .*<= 1$"):
         check(Nest(inner=Damp(strength=2)), "top")
     with pytest.raises(SettingError, match=r"^count=5: must be a whole number >= 0 and < 5$"):
         check(Nest(count=5))
@@ -108,9 +109,18 @@ def test_check_descends_and_begins_keys_where_told():
         (
             Run(Gather(levels=1001), shift=Shifts.of(Expand()), schedule=Schedule(rounds=10)),
             "env.levels",
-            "at most 1000",
+            "needs 10010 levels",
         ),
-        (Run(Gather(levels=10_001)), "env.levels", "at most 10000"),
+        (
+            Run(
+                Gather(levels=200),
+                shift=Shifts.of(Window(), Expand()),
+                schedule=Schedule(rounds=10),
+            ),
+            "env.levels",
+            "needs 11000 levels",
+        ),
+        (Run(Gather(levels=10_001)), "env.levels", "10000"),
     ],
 )
 def test_settings_that_do_not_fit_together(run, key, says):
@@ -120,6 +130,40 @@ def test_settings_that_do_not_fit_together(run, key, says):
     assert caught.value.key == key
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("run", "key"),
+    [
+        (Run(Gather(), agent=5), "agent"),
+        (Run(None), "env"),
+        (Run(Gather(), network=Network(hidden=8)), "network.hidden"),
+        (Run(Gather(), network=Network(hidden="88")), "network.hidden"),
+        (Run(Gather(), shift=Shifts.of(Window(), Window())), "shift"),
+    ],
+)
+def test_the_wrong_kind_of_thing_is_refused(run, key):
+    """Would catch a run that breaks, or drops a part of the same name, long after it began."""
+    with pytest.raises(SettingError) as caught:
+        check(run)
+    assert caught.value.key == key
+
+
+def test_levels_up_to_the_last_that_a_seed_owns_pass():
+    """Would catch a limit that is off by one."""
+    schedule = Schedule(rounds=10)
+    check_run(Run(Gather(levels=1000), shift=Shifts.of(Permute(), Window()), schedule=schedule))
+    check_run(Run(Gather(levels=10_000), shift=Shifts.of(Permute()), schedule=schedule))
+
+
+def test_values_are_made_plain():
+    """Would catch lists and NumPy's numbers in a structure that must hash and compare."""
+    network = Network(hidden=[np.int64(8), 4])
+    assert network == Network(hidden=(8, 4))
+    assert hash(jax.tree.structure(network)) == hash(jax.tree.structure(Network(hidden=(8, 4))))
+    whole = PPO(learning_rate=1, num_envs=np.int32(4))
+    check(whole)
+    assert [type(x) for x in (whole.learning_rate, whole.num_envs)] == [float, int]
 
 
 def test_a_users_subclass_is_a_pytree():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plasticity.interventions import Interventions, Learner, Moment, Optimizer
+from plasticity.interventions import Context, Interventions, Learner, Optimizer
 from plasticity.interventions.base import State
 from plasticity.networks import Output, Params, norms, root_mean_squares
 from plasticity.spec import Spec, setting, static
@@ -142,7 +142,7 @@ def loss(ppo: PPO, output: Output, batch: Batch) -> tuple[Array, Metrics]:
 def update(
     ppo: PPO,
     interventions: Interventions,
-    moment: Moment,
+    context: Context,
     learner: Learner,
     state: State,
     trajectory: Trajectory,
@@ -152,7 +152,7 @@ def update(
     Args:
       ppo: the hyperparameters.
       interventions: whose hooks act.
-      moment: the tools that hooks may use, and the randomness of this update.
+      context: the tools that hooks may use, and the randomness of this update.
       learner: parameters and optimiser before the update.
       state: the interventions' state before the update.
       trajectory: the rollout, [T, N, ...].
@@ -162,7 +162,7 @@ def update(
       gradient norms being those before clipping, and `update_size`, the root mean square of the
       change in the parameters.
     """
-    shuffle_key, steps_key, end_key = jax.random.split(moment.key, 3)
+    shuffle_key, steps_key, end_key = jax.random.split(context.key, 3)
     advantage = gae(trajectory, ppo.gamma, ppo.gae_lambda)
     data = jax.tree.map(
         lambda x: x.reshape(ppo.batch_size, *x.shape[2:]),
@@ -175,28 +175,28 @@ def update(
         ),
     )
 
-    def objective(params: Params, state: State, batch: Batch) -> tuple[Array, tuple[Output, Metrics]]:
-        output = moment.apply(params, batch.observation)
+    def objective(
+        params: Params, state: State, batch: Batch, seen: Context
+    ) -> tuple[Array, tuple[Output, Metrics]]:
+        output = seen.apply(params, batch.observation)
         total, metrics = loss(ppo, output, batch)
-        return total + interventions.loss(state, params, output), (output, metrics)
+        extra = interventions.loss(state, params, seen._replace(output=output))
+        return total + extra, (output, metrics)
 
     def gradient_step(
         carry: tuple[Learner, State], step: tuple[Array, Array]
     ) -> tuple[tuple[Learner, State], Metrics]:
         (learner, state), (indices, key) = carry, step
+        loss_key, step_key = jax.random.split(key)
         batch = jax.tree.map(lambda x: x[indices], data)
+        seen = context._replace(key=loss_key, observations=batch.observation)
         gradient, (output, metrics) = jax.grad(objective, has_aux=True)(
-            learner.params, state, batch
+            learner.params, state, batch, seen
         )
-        updates, opt_state = moment.optimizer.update(gradient, learner.opt_state, learner.params)
+        updates, opt_state = context.optimizer.update(gradient, learner.opt_state, learner.params)
         learner = Learner(optax.apply_updates(learner.params, updates), opt_state)
-        state, learner = interventions.after_step(
-            state,
-            learner,
-            moment._replace(
-                key=key, observations=batch.observation, output=output, gradient=gradient
-            ),
-        )
+        after = seen._replace(key=step_key, output=output, gradient=gradient)
+        state, learner = interventions.after_step(state, learner, after)
         return (learner, state), {**metrics, "gradient_norm": norms(gradient)}
 
     num_minibatches = ppo.batch_size // ppo.minibatch_size
@@ -208,7 +208,7 @@ def update(
         gradient_step, (learner, state), (order, jax.random.split(steps_key, len(order)))
     )
     state, learner = interventions.after_update(
-        state, learner, moment._replace(key=end_key, observations=data.observation)
+        state, learner, context._replace(key=end_key, observations=data.observation)
     )
     change = optax.tree.sub(learner.params, before)
     metrics = jax.tree.map(jnp.mean, metrics)

@@ -11,19 +11,23 @@ from plasticity.spec import Spec
 Array = jax.Array
 State = Any  # an environment's own pytree
 
-LEVELS_A_SEED = 10_000  # run `seed` owns the level ids from seed * 10 000 on, as in the reference
-HELD_OUT = 1_000_000  # added to a level's id to find its held-out counterpart
+# Seed s owns the 20 000 level ids from s * 20 000 on: the first half for training, the second
+# held out, so that no level that any seed is trained on is one that any is tested on.
+LEVELS_A_SEED = 10_000
+HELD_OUT = LEVELS_A_SEED
+MAX_SEED = 2**31 // (2 * LEVELS_A_SEED) - 1
 
 
 class Levels(NamedTuple):
-    """A set of levels: the ids `first, first + 1, ..., first + count - 1`."""
+    """A set of levels: the ids `first, first + 1, ..., first + size - 1`."""
 
-    first: Array  # int32 []
-    count: Array  # int32 []
+    first: Array | int  # int32 []
+    size: Array | int  # int32 []
+    step: Array | int  # int32 []: the size that the lifetime began with
 
     def draw(self, key: Array) -> Array:
         """One id of the set, uniformly. int32 []."""
-        return self.first + jax.random.randint(key, (), 0, self.count)
+        return self.first + jax.random.randint(key, (), 0, self.size)
 
 
 class Task(NamedTuple):
@@ -64,12 +68,13 @@ class Env(Spec):
         """The size of a level set; None where episodes are not drawn from levels."""
         return None
 
-    def task(self, seed: Array) -> Task:
+    def check(self) -> None:
+        """Raises `SettingError` if there is no such environment, or it cannot be used."""
+
+    def task(self, seed: Array | int) -> Task:
         """The distribution that a lifetime begins with."""
-        levels = Levels(
-            first=jnp.asarray(seed, jnp.int32) * LEVELS_A_SEED,
-            count=jnp.asarray(1 if self.num_levels is None else self.num_levels, jnp.int32),
-        )
+        size = jnp.asarray(1 if self.num_levels is None else self.num_levels, jnp.int32)
+        levels = Levels(jnp.asarray(seed, jnp.int32) * (LEVELS_A_SEED + HELD_OUT), size, size)
         return Task(levels, jnp.arange(math.prod(self.observation_shape), dtype=jnp.int32))
 
 

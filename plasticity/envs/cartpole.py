@@ -11,9 +11,7 @@ from plasticity.spec import static
 _DYNAMICS = CartPoleFunctional()
 # Gymnasium's functional version adds the pole's mass to its half length where CartPole-v1
 # multiplies them; with the product given, the two agree step by step.
-_PARAMS = CartPoleParams(
-    polemass_length=CartPoleParams.masspole * CartPoleParams.length
-)
+_PARAMS = CartPoleParams(polemass_length=CartPoleParams.masspole * CartPoleParams.length)
 
 
 class CartPoleState(NamedTuple):

@@ -19,6 +19,7 @@ CELLS = SIZE * SIZE
 START = CELLS // 2
 NUM_WALLS, NUM_GEMS, NUM_PITS = 10, 5, 5
 
+_LEVELS = 2405_19153 % 2**31  # the root of all levels' keys, apart from those of seeds
 _RING = np.pad(np.zeros((SIZE - 2, SIZE - 2), bool), 1, constant_values=True).reshape(-1)
 _ROWS, _COLUMNS = np.divmod(np.arange(CELLS), SIZE)
 # Where walls, gems and pits may lie: rows 2 to 8 and columns 1 to 9, but for the start.
@@ -46,9 +47,8 @@ class Gather(CompiledEnv):
     """Collect gems, avoid pits. Actions: 0 up, 1 right, 2 down, 3 left.
 
     Observations are 11 x 11 x 3, channels last: the agent, the objects (worth `reward` or
-    `-reward`), the walls. Every episode lasts `episode_steps` and ends for good there: the
-    reference does not bootstrap at its limit, and an agent that cannot see the clock has
-    nothing to gain from the last step's successor.
+    `-reward`), the walls. Every episode lasts `episode_steps` and ends for good there, as in
+    the reference: nothing is bootstrapped, though the agent does not see the clock.
 
     Attributes:
       levels: the size of a level set.
@@ -84,7 +84,8 @@ class Gather(CompiledEnv):
         """The level of that id: the same for every agent, seed and machine."""
         # Sorting random bits draws without replacement; counting how many lie below does it
         # without a sort, and the index breaks the (rare) ties.
-        bits = jax.random.bits(jax.random.key(level_id), _FREE.shape)
+        key = jax.random.fold_in(jax.random.key(_LEVELS, impl="threefry2x32"), level_id)
+        bits = jax.random.bits(key, _FREE.shape)
         index = np.arange(_FREE.size)
         below = (bits[None] < bits[:, None]) | (
             (bits[None] == bits[:, None]) & (index[None] < index[:, None])

@@ -50,6 +50,8 @@ class HostEnv(Env):
 class Gymnasium(HostEnv):
     """A Gymnasium environment by its id. A level is the seed of a `reset`.
 
+    That fixes whatever an environment draws during the episode too.
+
     Attributes:
       id: as registered with Gymnasium; `module:id` imports the module first.
       levels: the size of a level set.
@@ -80,6 +82,9 @@ class Gymnasium(HostEnv):
     def num_actions(self) -> int:
         return _spaces(self.id, self.wrappers)[1]
 
+    def check(self) -> None:
+        _spaces(self.id, self.wrappers)
+
     def make(self, num_envs: int) -> "GymnasiumEnvs":
         vector = gymnasium.make_vec(
             self.id,
@@ -102,7 +107,8 @@ class GymnasiumEnvs:
         self._scale = np.float32(scale)
 
     def reset(self, levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        seeds = [int(level) for level in levels]
+        # Gymnasium's vector environments take a seed for each, though the base class says one.
+        seeds: Any = [int(level) for level in levels]
         return self._seen(self._vector.reset(seed=seeds, options={"reset_mask": mask})[0])
 
     def step(self, actions: np.ndarray) -> HostStep:
@@ -121,7 +127,7 @@ class GymnasiumEnvs:
         return np.asarray(observation, np.float32) * self._scale
 
 
-def _wrappers(paths: tuple[str, ...]) -> list[Callable[[gymnasium.Env], gymnasium.Env]]:
+def _wrappers(paths: tuple[str, ...]) -> list[Callable[[gymnasium.Env], gymnasium.Wrapper]]:
     return [locate(path, "env.wrappers") for path in paths]
 
 

@@ -1,10 +1,10 @@
 """Interventions against plasticity loss, and the hooks to write one's own."""
 
 from plasticity.interventions.base import (
+    Context,
     Intervention,
     Interventions,
     Learner,
-    Moment,
     Optimizer,
     chain,
 )
@@ -18,12 +18,12 @@ from plasticity.interventions.resets import (
 )
 
 __all__ = [
+    "Context",
     "Intervention",
     "Interventions",
     "L2Norm",
     "LayerNorm",
     "Learner",
-    "Moment",
     "Optimizer",
     "RegenerativeL2",
     "ResetAll",

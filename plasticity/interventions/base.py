@@ -1,6 +1,6 @@
-"""What an intervention is: a small frozen pytree with pure hooks, one for each moment.
+"""What an intervention is: a small frozen pytree with pure hooks, one for each context.
 
-The trainer calls the hooks of one `Interventions`, which hands each moment on to its parts in
+The trainer calls the hooks of one `Interventions`, which hands each on to its parts in
 the order written; it knows no method by name. A hook that a method leaves alone costs nothing.
 """
 
@@ -27,7 +27,8 @@ class Learner(NamedTuple):
 class Optimizer(NamedTuple):
     """The update rule, as three stages that act one after the other.
 
-    A decoupled decay goes to the end of `direction`; a wrapper goes around `step`.
+    A decoupled decay goes to the end of `direction`; what wraps a whole optimiser takes the
+    place of `step`, around all that was in `direction` and `step`.
     """
 
     gradient: tuple[optax.GradientTransformation, ...]  # on the raw gradient: clipping
@@ -39,21 +40,25 @@ class Optimizer(NamedTuple):
         return optax.chain(*self.gradient, *self.direction, *self.step)
 
 
-class Moment(NamedTuple):
+class Context(NamedTuple):
     """What a hook may see and use.
 
     Attributes:
       key: randomness for this hook alone.
+      round: the round under way, 0 for the first; int32 [].
+      update: PPO updates completed before this one; int32 [].
       fresh: draws parameters from the network's initial distribution, by key.
       apply: the network, of parameters and observations [B, ...].
       optimizer: the update rule, built.
-      observations: of the minibatch [B, ...] after a step, of the whole rollout [T * N, ...]
-        after an update; None at a shift.
-      output: of the network on that minibatch, before the step; None elsewhere.
-      gradient: of the loss on that minibatch, before clipping; None elsewhere.
+      observations: of the minibatch [B, ...] in the loss and after a step, of the whole rollout
+        [T * N, ...] after an update; None elsewhere.
+      output: the network's on that minibatch, before the step; None where there is none.
+      gradient: of the loss of that minibatch, before clipping; None but after a step.
     """
 
     key: Array
+    round: Array
+    update: Array
     fresh: Callable[[Array], Params]
     apply: Callable[[Params, Array], Output]
     optimizer: optax.GradientTransformation
@@ -63,7 +68,7 @@ class Moment(NamedTuple):
 
 
 class Intervention(Spec):
-    """Does nothing at any moment. Subclass it and write the hooks that your method needs.
+    """Does nothing at any context. Subclass it and write the hooks that your method needs.
 
     Fields declared by `setting` are the method's coefficients: they sweep without a new
     compilation, are set on the command line by name, and are checked against their range.
@@ -79,33 +84,31 @@ class Intervention(Spec):
         """The update rule, before it is built."""
         return optimizer
 
-    def init(self, learner: Learner, moment: Moment) -> State:
+    def init(self, learner: Learner, context: Context) -> State:
         """The method's own state at the beginning of a lifetime: any pytree of arrays."""
         return ()
 
-    def loss(self, state: State, params: Params, output: Output) -> Array | float:
-        """What is added to PPO's loss of a minibatch; `output` is the network's, at `params`."""
+    def loss(self, state: State, params: Params, context: Context) -> Array | float:
+        """What is added to PPO's loss of a minibatch; `context.output` is that of `params`."""
         return 0.0
 
-    def after_step(
-        self, state: State, learner: Learner, moment: Moment
-    ) -> tuple[State, Learner]:
+    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
         """After every gradient step."""
         return state, learner
 
     def after_update(
-        self, state: State, learner: Learner, moment: Moment
+        self, state: State, learner: Learner, context: Context
     ) -> tuple[State, Learner]:
         """After every PPO update."""
         return state, learner
 
-    def on_shift(self, state: State, learner: Learner, moment: Moment) -> tuple[State, Learner]:
+    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
         """At the boundary of two rounds. The optimiser's state is created anew right after."""
         return state, learner
 
 
 class Interventions(Parts[Intervention]):
-    """Any number of interventions, each moment handed on in the order written.
+    """Any number of interventions, whose hooks act in the order written.
 
     None at all is `warm_start`, the baseline. The state is a tuple, one entry a part.
     """
@@ -127,46 +130,46 @@ class Interventions(Parts[Intervention]):
             optimizer = part.optimizer(optimizer)
         return optimizer
 
-    def init(self, learner: Learner, moment: Moment) -> State:
+    def init(self, learner: Learner, context: Context) -> State:
         """See `Intervention.init`."""
         return tuple(
-            part.init(learner, own) for part, own in zip(self.parts, self._split(moment), strict=True)
+            part.init(learner, own)
+            for part, own in zip(self.parts, self._split(context), strict=True)
         )
 
-    def loss(self, state: State, params: Params, output: Output) -> Array | float:
+    def loss(self, state: State, params: Params, context: Context) -> Array | float:
         """See `Intervention.loss`."""
         return sum(
-            part.loss(own, params, output) for part, own in zip(self.parts, state, strict=True)
+            part.loss(own, params, its)
+            for part, own, its in zip(self.parts, state, self._split(context), strict=True)
         )
 
-    def after_step(
-        self, state: State, learner: Learner, moment: Moment
-    ) -> tuple[State, Learner]:
+    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
         """See `Intervention.after_step`."""
-        return self._each("after_step", state, learner, moment)
+        return self._each("after_step", state, learner, context)
 
     def after_update(
-        self, state: State, learner: Learner, moment: Moment
+        self, state: State, learner: Learner, context: Context
     ) -> tuple[State, Learner]:
         """See `Intervention.after_update`."""
-        return self._each("after_update", state, learner, moment)
+        return self._each("after_update", state, learner, context)
 
-    def on_shift(self, state: State, learner: Learner, moment: Moment) -> tuple[State, Learner]:
+    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
         """See `Intervention.on_shift`."""
-        return self._each("on_shift", state, learner, moment)
+        return self._each("on_shift", state, learner, context)
 
     def _each(
-        self, hook: str, state: State, learner: Learner, moment: Moment
+        self, hook: str, state: State, learner: Learner, context: Context
     ) -> tuple[State, Learner]:
         states = []
-        for part, own, its in zip(self.parts, state, self._split(moment), strict=True):
+        for part, own, its in zip(self.parts, state, self._split(context), strict=True):
             own, learner = getattr(part, hook)(own, learner, its)
             states.append(own)
         return tuple(states), learner
 
-    def _split(self, moment: Moment) -> list[Moment]:
+    def _split(self, context: Context) -> list[Context]:
         return [
-            moment._replace(key=jax.random.fold_in(moment.key, i)) for i in range(len(self.parts))
+            context._replace(key=jax.random.fold_in(context.key, i)) for i in range(len(self.parts))
         ]
 
 

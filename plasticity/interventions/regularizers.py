@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import optax
 
-from plasticity.interventions.base import Array, Intervention, Learner, Moment, Optimizer, State
-from plasticity.networks import Output, Params
+from plasticity.interventions.base import Array, Context, Intervention, Learner, Optimizer, State
+from plasticity.networks import Params
 from plasticity.spec import setting
 
 
@@ -20,10 +20,10 @@ class RegenerativeL2(Intervention):
 
     coefficient: float = setting(0.01, ge=0)
 
-    def init(self, learner: Learner, moment: Moment) -> State:
+    def init(self, learner: Learner, context: Context) -> State:
         return learner.params
 
-    def loss(self, state: State, params: Params, output: Output) -> Array:
+    def loss(self, state: State, params: Params, context: Context) -> Array:
         squared = optax.tree.norm(optax.tree.sub(params, state), squared=True)
         # The norm's gradient is undefined where nothing has moved yet; there it is taken as 0.
         moved = squared > 0

@@ -2,23 +2,22 @@
 
 import jax
 
-from plasticity.interventions.base import Array, Intervention, Learner, Moment, State
-from plasticity.networks import Params
+from plasticity.interventions.base import Context, Intervention, Learner, State
 from plasticity.spec import setting
 
 
 class ResetAll(Intervention):
     """Draws every parameter anew at each shift: the upper control, with no past at all."""
 
-    def on_shift(self, state: State, learner: Learner, moment: Moment) -> tuple[State, Learner]:
-        return state, learner._replace(params=moment.fresh(moment.key))
+    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        return state, learner._replace(params=context.fresh(context.key))
 
 
 class ResetFinal(Intervention):
     """Draws the policy's and the value's heads anew at each shift (Nikishin et al. 2022)."""
 
-    def on_shift(self, state: State, learner: Learner, moment: Moment) -> tuple[State, Learner]:
-        fresh = moment.fresh(moment.key)
+    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        fresh = context.fresh(context.key)
         heads = {name: fresh[name] for name in ("policy", "value")}
         return state, learner._replace(params={**learner.params, **heads})
 
@@ -34,8 +33,11 @@ class ShrinkPerturb(Intervention):
     shrink: float = setting(0.5, ge=0, le=1)
     perturb: float = setting(0.5, ge=0, le=1)
 
-    def on_shift(self, state: State, learner: Learner, moment: Moment) -> tuple[State, Learner]:
-        params = _mix(self.shrink, learner.params, self.perturb, moment.fresh(moment.key))
+    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        fresh = context.fresh(context.key)
+        params = jax.tree.map(
+            lambda old, new: self.shrink * old + self.perturb * new, learner.params, fresh
+        )
         return state, learner._replace(params=params)
 
 
@@ -51,12 +53,8 @@ class SoftShrinkPerturb(Intervention):
 
     rate: float = setting(1e-6, ge=0, le=1)
 
-    def after_step(
-        self, state: State, learner: Learner, moment: Moment
-    ) -> tuple[State, Learner]:
-        params = _mix(1 - self.rate, learner.params, self.rate, moment.fresh(moment.key))
+    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        fresh = context.fresh(context.key)
+        # Not (1 - rate) * old: a rate of 1e-6 would be 1 % off in float32.
+        params = jax.tree.map(lambda old, new: old + self.rate * (new - old), learner.params, fresh)
         return state, learner._replace(params=params)
-
-
-def _mix(a: Array | float, params: Params, b: Array | float, fresh: Params) -> Params:
-    return jax.tree.map(lambda old, new: a * old + b * new, params, fresh)

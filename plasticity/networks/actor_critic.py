@@ -27,7 +27,7 @@ class Output(NamedTuple):
 
     logits: Array  # [B, A]
     value: Array  # [B]
-    activations: dict[str, Array]  # of each hidden layer, in order: [B, units]
+    activations: dict[str, Array]  # of each hidden layer by name: [B, units]
 
 
 class Dense(nn.Module):

@@ -10,7 +10,7 @@ Array = jax.Array
 
 
 def by_layer(params: Params) -> dict[str, Params]:
-    """The parts of a parameter tree by layer: the torso's layers in order, then the heads."""
+    """The parts of a parameter tree by layer: those of the torso, then the heads."""
     return {**params["torso"], **{name: params[name] for name in params if name != "torso"}}
 
 

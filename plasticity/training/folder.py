@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from plasticity.results import table
 from plasticity.spec import SettingError
+from plasticity.training.lives import seeds_of
 from plasticity.training.run import Run
 
 PARAMS = "params"
@@ -59,7 +60,7 @@ class RunFolder:
         self._path = path
         self._config = config
         self._meta = {
-            "seeds": [int(seed) for seed in runs.seed],
+            "seeds": seeds_of(runs),
             "updates": runs.schedule.rounds * runs.schedule.updates,
             "env_steps": runs.schedule.rounds * runs.schedule.updates * runs.agent.batch_size,
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,7 +98,8 @@ class RunFolder:
     def write_params(self, params: Any) -> None:
         """Writes the final parameters."""
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((self._path / PARAMS).resolve(), params)
+            # As host arrays: the file must not remember a device that the reader may lack.
+            checkpointer.save((self._path / PARAMS).resolve(), jax.device_get(params))
 
     def _describe(self, status: str) -> None:
         took = round(time.perf_counter() - self._clock, 1)

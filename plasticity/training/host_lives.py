@@ -13,14 +13,20 @@ import numpy as np
 
 from plasticity.agents.ppo import Metrics, Trajectory, log_prob_of
 from plasticity.envs.base import Task
-from plasticity.envs.host import HostEnvs, HostStep
+from plasticity.envs.host import HostEnv, HostEnvs, HostStep
 from plasticity.training import lifetime
 from plasticity.training.lifetime import RunState, Stream, Sums, key_for
-from plasticity.training.lives import begin, cross, measure, over_runs
+from plasticity.training.lives import begin, measure, next_round, over_runs, seeds_of
 from plasticity.training.rollout import Episodes
 from plasticity.training.run import Run
 
 Array = jax.Array
+
+
+def draws(runs: Run, stream: Stream, count: int = 0) -> list[np.random.Generator]:
+    """The host's generator of each run for the `count`-th use of a stream. [S]."""
+    # Trailing zeros would not count: NumPy fills a short seed up with them.
+    return [np.random.default_rng([seed, stream, count, 1]) for seed in seeds_of(runs)]
 
 
 class Crew:
@@ -31,16 +37,18 @@ class Crew:
     """
 
     def __init__(self, runs: Run, num_envs: int) -> None:
-        self._seeds = np.asarray(runs.seed)
-        self._shape = (len(self._seeds), num_envs)
-        self._envs: HostEnvs = runs.env.make(len(self._seeds) * num_envs)
+        self._runs = runs
+        self._shape = (len(seeds_of(runs)), num_envs)
+        assert isinstance(runs.env, HostEnv)
+        self._envs: HostEnvs = runs.env.make(self._shape[0] * num_envs)
 
     def begin(self, task: Task, stream: Stream, count: int) -> np.ndarray:
         """Begins an episode of `task` in every environment. Observations [S, n, ...]."""
         self._levels = [
-            (int(first), int(size)) for first, size in zip(*map(np.asarray, task.levels), strict=True)
+            (int(first), int(size))
+            for first, size in np.stack([task.levels.first, task.levels.size], axis=1)
         ]
-        self._draws = [np.random.default_rng([seed, stream, count]) for seed in self._seeds]
+        self._draws = draws(self._runs, stream, count)
         return self.follow(np.ones(self._shape, bool))
 
     def follow(self, ended: np.ndarray) -> np.ndarray:
@@ -121,8 +129,8 @@ class HostLives:
         self._examiners = Crew(runs, runs.schedule.eval_episodes)
         self._begin_round()
 
-    def cross(self) -> None:
-        self.state = cross(self._runs, self.state)
+    def next_round(self) -> None:
+        self.state = next_round(self._runs, self.state)
         self._begin_round()
 
     def advance(self, num_updates: int) -> Sums:
@@ -166,9 +174,9 @@ class HostLives:
                     log_prob=done.log_prob,
                     value=done.value,
                     next_value=done.value,  # filled in by `improve`
-                    reward=step.reward,
-                    terminated=step.terminated,
-                    truncated=step.truncated,
+                    reward=jnp.asarray(step.reward),
+                    terminated=jnp.asarray(step.terminated),
+                    truncated=jnp.asarray(step.truncated),
                 )
             )
             last.append(step.observation)
@@ -189,7 +197,9 @@ class HostLives:
             self._observation,
             np.stack(last, axis=1) if cut_off else None,
         )
-        return Sums(jnp.ones(len(earned)), metrics, Episodes(count, returns))
+        return Sums(
+            jnp.ones(len(earned)), metrics, Episodes(jnp.asarray(count), jnp.asarray(returns))
+        )
 
     def _examine(self, task: Task, part: int) -> Array:
         """Mean returns of `eval_episodes` whole episodes of `task`. [S]."""
@@ -211,13 +221,15 @@ class HostLives:
     def _sample(self, task: Task) -> np.ndarray:
         """Observations met under uniformly random actions. [S, probe_batch, ...]."""
         size = self._runs.schedule.probe_batch
-        draws = [np.random.default_rng([int(s), Stream.PROBE]) for s in self._runs.seed]
+        draw_each = draws(self._runs, Stream.PROBE_ACTIONS)
         observation = self._examiners.begin(task, Stream.PROBE, 0)
         num_envs, met = observation.shape[1], []
         for _ in range(max(128, -(-size // num_envs))):
             met.append(observation)
             step = self._examiners.step(
-                np.stack([draw.integers(self._runs.env.num_actions, size=num_envs) for draw in draws])
+                np.stack(
+                    [draw.integers(self._runs.env.num_actions, size=num_envs) for draw in draw_each]
+                )
             )
             ended = step.terminated | step.truncated
             observation = self._examiners.follow(ended) if ended.any() else step.observation
@@ -225,6 +237,6 @@ class HostLives:
         return np.stack(
             [
                 one[draw.choice(len(one), size, replace=False)]
-                for one, draw in zip(seen, draws, strict=True)
+                for one, draw in zip(seen, draw_each, strict=True)
             ]
         )

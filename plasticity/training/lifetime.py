@@ -2,7 +2,7 @@
 
     state = begin(run)
     for each round:
-        state = cross(run, state)                     # a boundary, but for the first round
+        state = next_round(run, state)                # a boundary, but for the first round
         for each stretch of updates:
             state, sums = advance(run, state, n)
             evaluate(run, state), measure(run, state, batch)
@@ -19,9 +19,9 @@ import jax.numpy as jnp
 
 from plasticity.agents import ppo
 from plasticity.agents.ppo import Metrics, Trajectory
-from plasticity.envs.base import CompiledEnv, Task
-from plasticity.interventions import Learner, Moment
-from plasticity.networks import Params
+from plasticity.envs.base import CompiledEnv, Env, Task
+from plasticity.interventions import Context, Learner
+from plasticity.networks import Output, Params
 from plasticity.probes import View
 from plasticity.training import rollout
 from plasticity.training.rollout import Envs, Episodes
@@ -41,11 +41,17 @@ class Stream(enum.IntEnum):
     UPDATE = 5
     EVALUATION = 6
     PROBE = 7
+    PROBE_ACTIONS = 8
 
 
-def key_for(run: Run, stream: Stream, count: Array | int = 0) -> Array:
-    """The key of `run` for the `count`-th use of a stream."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(run.seed), stream), count)
+def key_for(run: Run, stream: Stream | Array, count: Array | int = 0) -> Array:
+    """The key of `run` for the `count`-th use of a stream.
+
+    Keys that come out of this are split, never folded again: `split(key, n)[i]` is `fold_in(key,
+    i)`. The generator is named, so that a global default changes nothing.
+    """
+    key = jax.random.key(run.seed, impl="threefry2x32")
+    return jax.random.fold_in(jax.random.fold_in(key, stream), count)
 
 
 class RunState(NamedTuple):
@@ -55,7 +61,7 @@ class RunState(NamedTuple):
     intervention: Any  # the interventions' own state
     initial_params: Params
     task: Task
-    envs: Envs | tuple[()]  # empty where environments live on the host
+    envs: Envs | None  # None where environments live on the host
     round: Array  # int32 []: the round under way, 0 for the first
     update: Array  # int32 []: PPO updates completed
     diverged: Array  # int32 []: the update at which a gradient was not finite; 0 for never
@@ -69,28 +75,16 @@ class Sums(NamedTuple):
     episodes: Episodes
 
 
-def tools(run: Run) -> Moment:
-    """What `run`'s hooks may use, with no randomness yet."""
-    network = run.intervention.network(run.network).build(run.env.num_actions)
-    nothing_seen = jnp.zeros((1, *run.env.observation_shape))
-    return Moment(
-        key=key_for(run, Stream.INTERVENTION),
-        fresh=lambda key: network.init(key, nothing_seen)["params"],
-        apply=lambda params, observation: network.apply({"params": params}, observation),
-        optimizer=run.intervention.optimizer(ppo.optimizer(run.agent)).build(),
-    )
-
-
 def begin(run: Run) -> RunState:
     """The state before the first update of the first round."""
-    moment = tools(run)
-    params = moment.fresh(key_for(run, Stream.PARAMS))
-    learner = Learner(params, moment.optimizer.init(params))
-    task = run.env.task(run.seed)
     zero = jnp.zeros((), jnp.int32)
+    context = context_of(run, zero, zero)
+    params = context.fresh(key_for(run, Stream.PARAMS))
+    learner = Learner(params, context.optimizer.init(params))
+    task = run.env.task(run.seed)
     return RunState(
         learner=learner,
-        intervention=run.intervention.init(learner, moment),
+        intervention=run.intervention.init(learner, context),
         initial_params=params,
         task=task,
         envs=_start_envs(run, task, zero),
@@ -100,21 +94,17 @@ def begin(run: Run) -> RunState:
     )
 
 
-def cross(run: Run, state: RunState) -> RunState:
+def next_round(run: Run, state: RunState) -> RunState:
     """The state after the boundary to the next round.
 
     The domain shifts, the interventions act, episodes begin anew, and so does the optimiser.
     """
     round = state.round + 1
-    moment = tools(run)
+    context = context_of(run, round, state.update)
     task = run.shift(state.task, round, key_for(run, Stream.SHIFT, round))
-    intervention, learner = run.intervention.on_shift(
-        state.intervention,
-        state.learner,
-        moment._replace(key=key_for(run, Stream.INTERVENTION, round)),
-    )
+    intervention, learner = run.intervention.on_shift(state.intervention, state.learner, context)
     return state._replace(
-        learner=learner._replace(opt_state=moment.optimizer.init(learner.params)),
+        learner=learner._replace(opt_state=context.optimizer.init(learner.params)),
         intervention=intervention,
         task=task,
         envs=_start_envs(run, task, round),
@@ -122,10 +112,31 @@ def cross(run: Run, state: RunState) -> RunState:
     )
 
 
+def context_of(run: Run, round: Array, update: Array) -> Context:
+    """What the hooks of `run` may use at the beginning of `round`."""
+    network = run.intervention.network(run.network).build(run.env.num_actions)
+    nothing_seen = jnp.zeros((1, *run.env.observation_shape))
+
+    def apply(params: Params, observation: Array) -> Output:
+        output = network.apply({"params": params}, observation)
+        assert isinstance(output, Output)
+        return output
+
+    return Context(
+        key=key_for(run, Stream.INTERVENTION, round),
+        round=round,
+        update=update,
+        fresh=lambda key: network.init(key, nothing_seen)["params"],
+        apply=apply,
+        optimizer=run.intervention.optimizer(ppo.optimizer(run.agent)).build(),
+    )
+
+
 def collect(run: Run, state: RunState) -> tuple[RunState, Trajectory, Episodes]:
     """One rollout of a compiled environment with the present parameters."""
+    assert state.envs is not None
     envs, trajectory, episodes = rollout.rollout(
-        run.env,
+        compiled(run.env),
         state.task,
         policy(run, state),
         state.envs,
@@ -140,12 +151,13 @@ def improve(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState
     learner, intervention, metrics = ppo.update(
         run.agent,
         run.intervention,
-        tools(run)._replace(key=key_for(run, Stream.UPDATE, state.update)),
+        _context(run, state)._replace(key=key_for(run, Stream.UPDATE, state.update)),
         state.learner,
         state.intervention,
         trajectory,
     )
     update = state.update + 1
+    # The size of the update is not finite if any parameter has ceased to be.
     finite = jnp.isfinite(metrics["gradient_norm"]["all"] + metrics["update_size"]["all"])
     return state._replace(
         learner=learner,
@@ -175,21 +187,18 @@ def advance(run: Run, state: RunState, num_updates: Array | int) -> tuple[RunSta
 
 
 def evaluate(run: Run, state: RunState) -> Metrics:
-    """Mean returns of whole episodes on the training levels and on the held-out ones."""
-    train_key, test_key = jax.random.split(key_for(run, Stream.EVALUATION, state.update))
-    return {
-        name: {
-            "all": jnp.mean(
-                rollout.evaluate(
-                    run.env, task, policy(run, state), run.schedule.eval_episodes, key
-                )
-            )
-        }
-        for name, task, key in (
-            ("eval_train_return", state.task, train_key),
-            ("eval_test_return", state.task.held_out(), test_key),
+    """Mean returns of whole episodes: on the training levels, and on held-out ones if any."""
+    tasks = {"eval_train_return": state.task}
+    if run.env.num_levels is not None:
+        tasks["eval_test_return"] = state.task.held_out()
+    keys = jax.random.split(key_for(run, Stream.EVALUATION, state.update))
+    returns = {
+        name: rollout.evaluate(
+            compiled(run.env), task, policy(run, state), run.schedule.eval_episodes, key
         )
+        for (name, task), key in zip(tasks.items(), keys, strict=False)
     }
+    return {name: {"all": jnp.mean(x)} for name, x in returns.items()}
 
 
 def probe_batch(run: Run, state: RunState) -> Array:
@@ -199,25 +208,35 @@ def probe_batch(run: Run, state: RunState) -> Array:
     in each round, so that only the shift changes them.
     """
     return rollout.sample(
-        run.env, state.task, run.schedule.probe_batch, key_for(run, Stream.PROBE)
+        compiled(run.env), state.task, run.schedule.probe_batch, key_for(run, Stream.PROBE)
     )
 
 
 def measure(run: Run, state: RunState, observations: Array) -> Metrics:
     """What the run's probes make of its network on `observations` [B, ...]."""
     params = state.learner.params
-    output = tools(run).apply(params, observations)
+    output = _context(run, state).apply(params, observations)
     return run.probes(View(params, state.initial_params, observations, output))
 
 
 def policy(run: Run, state: RunState) -> rollout.Policy:
     """The network with the present parameters, of what the agent sees [N, ...]."""
-    apply = tools(run).apply
+    apply = _context(run, state).apply
     return lambda observation: apply(state.learner.params, observation)
 
 
-def _start_envs(run: Run, task: Task, round: Array) -> Envs | tuple[()]:
+def compiled(env: Env) -> CompiledEnv:
+    """The environment, which the functions here that make rollouts need to be compiled."""
+    assert isinstance(env, CompiledEnv), f"{env.name} is not a compiled environment"
+    return env
+
+
+def _context(run: Run, state: RunState) -> Context:
+    return context_of(run, state.round, state.update)
+
+
+def _start_envs(run: Run, task: Task, round: Array) -> Envs | None:
     if not isinstance(run.env, CompiledEnv):
-        return ()
+        return None
     key = key_for(run, Stream.ENVS, round)
     return rollout.start(run.env, task, run.agent.num_envs, key)

@@ -1,6 +1,7 @@
 """A stack of lifetimes under way: what the runner drives, whatever the environments live on.
 
-Every array of a stack has a leading axis of runs, [S, ...].
+Every array of a stack has a leading axis of runs, [S, ...]. The functions here are those of
+`lifetime` of the same names, compiled over that axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plasticity.agents.ppo import Metrics
 from plasticity.training import lifetime
@@ -27,6 +29,11 @@ def stack(runs: Sequence[Run]) -> Run:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *runs)
 
 
+def seeds_of(runs: Run) -> list[int]:
+    """The seed of each run of a stack. [S]."""
+    return np.asarray(runs.seed).tolist()
+
+
 def over_runs(function: Callable[..., Any], shared: int = 0, **options: Any) -> Callable[..., Any]:
     """`function`, compiled, over the leading axis of all arguments but the last `shared`.
 
@@ -34,7 +41,7 @@ def over_runs(function: Callable[..., Any], shared: int = 0, **options: Any) -> 
     """
 
     def of_stack(runs: Run, *args: Any) -> Any:
-        if runs.seed.shape[0] > 1:
+        if jnp.shape(runs.seed)[0] > 1:
             own = len(args) - shared
             return jax.vmap(function, (0, *[0] * own, *[None] * shared))(runs, *args)
         first = jax.tree.map(lambda x: x[0], (runs, *args[: len(args) - shared]))
@@ -45,7 +52,7 @@ def over_runs(function: Callable[..., Any], shared: int = 0, **options: Any) -> 
 
 
 begin = over_runs(lifetime.begin)
-cross = over_runs(lifetime.cross, donate_argnums=1)
+next_round = over_runs(lifetime.next_round, donate_argnums=1)
 advance = over_runs(lifetime.advance, shared=1, donate_argnums=1)
 evaluate = over_runs(lifetime.evaluate)
 probe_batch = over_runs(lifetime.probe_batch)
@@ -57,7 +64,7 @@ class Lives(Protocol):
 
     state: RunState
 
-    def cross(self) -> None:
+    def next_round(self) -> None:
         """Takes them over the boundary to the next round."""
 
     def advance(self, num_updates: int) -> Sums:
@@ -81,8 +88,8 @@ class CompiledLives:
         self.state: RunState = begin(runs)
         self._probe_batch = probe_batch(runs, self.state)
 
-    def cross(self) -> None:
-        self.state = cross(self._runs, self.state)
+    def next_round(self) -> None:
+        self.state = next_round(self._runs, self.state)
         self._probe_batch = probe_batch(self._runs, self.state)
 
     def advance(self, num_updates: int) -> Sums:

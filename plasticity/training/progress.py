@@ -1,9 +1,11 @@
 """What a person sees of a training under way."""
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -69,20 +71,22 @@ class Progress:
             speed = self._pace() * self._steps_an_update
             self._say(f"return {self._earned:.2f}  {speed:,.0f} steps/s  took {took:.0f} s")
 
-    def show(self, round: int, update: int, earned: np.ndarray, ends_round: bool) -> None:
+    def show(
+        self, round: int, update: int, earned: Mapping[str, jax.Array] | None, ends_round: bool
+    ) -> None:
         """Shows where the training stands.
 
         Args:
           round: the round under way, 1 for the first.
           update: PPO updates completed.
-          earned: the mean return of each run since the last call; NaN if no episode ended.
+          earned: the mean return of each run, "all" [S], if it is known anew.
           ends_round: whether the round is complete.
         """
         if not self._done:
             self._compiled = (time.perf_counter(), update)
         self._done = update
-        if not np.all(np.isnan(earned)):
-            self._earned = float(np.nanmean(earned))
+        if earned is not None and not np.all(np.isnan(earned["all"])):
+            self._earned = float(np.nanmean(earned["all"]))
         pace = self._pace()
         status = (
             f"round {round}/{self._rounds}  return {self._earned:.2f}"

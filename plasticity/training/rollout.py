@@ -4,7 +4,7 @@ Shapes: T steps, N environments.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class Envs(NamedTuple):
 class Episodes(NamedTuple):
     """The episodes that ended in a stretch of training."""
 
-    count: Array  # float32 []
+    ended: Array  # float32 []: how many
     returns: Array  # float32 []: their sum
 
 
@@ -62,7 +62,7 @@ def rollout(
         used: Array  # int32 [N]: fresh episodes begun
         episodes: Episodes
 
-    def step(carry: Carry, drawn: tuple[Array, Array]) -> tuple[Carry, tuple[Trajectory, Array]]:
+    def step(carry: Carry, drawn: tuple[Array, Array]) -> tuple[Carry, tuple[Trajectory, Any]]:
         (state, earned), used, episodes = carry
         noise, keys = drawn
         observation = observe(env, task, state)
@@ -82,7 +82,7 @@ def rollout(
             envs=Envs(jax.tree.map(follow, reached, fresh), jnp.where(ended, 0.0, earned)),
             used=used + ended,
             episodes=Episodes(
-                episodes.count + jnp.sum(ended),
+                episodes.ended + jnp.sum(ended),
                 episodes.returns + jnp.sum(jnp.where(ended, earned, 0.0)),
             ),
         )
@@ -111,9 +111,7 @@ def rollout(
     return envs, trajectory._replace(next_value=next_value), episodes
 
 
-def evaluate(
-    env: CompiledEnv, task: Task, policy: Policy, num_episodes: int, key: Array
-) -> Array:
+def evaluate(env: CompiledEnv, task: Task, policy: Policy, num_episodes: int, key: Array) -> Array:
     """The returns of whole episodes of `task`, actions drawn from the policy. [num_episodes]."""
     start_key, key = jax.random.split(key)
     state, earned = start(env, task, num_episodes, start_key)

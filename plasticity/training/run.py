@@ -1,7 +1,9 @@
 """What a run is: everything that defines one lifetime, in one frozen pytree."""
 
+import jax.numpy as jnp
+
 from plasticity.agents import PPO
-from plasticity.envs.base import LEVELS_A_SEED, Env
+from plasticity.envs.base import LEVELS_A_SEED, MAX_SEED, Env, Levels, Task
 from plasticity.interventions import Interventions
 from plasticity.networks import Network
 from plasticity.probes import Probes
@@ -55,7 +57,7 @@ class Run(Spec):
     agent: PPO = PPO()
     probes: Probes = Probes()
     schedule: Schedule = Schedule()
-    seed: int = setting(0, kind=int, ge=0, lt=2**31 // LEVELS_A_SEED - 200)
+    seed: int = setting(0, kind=int, ge=0, le=MAX_SEED)
 
     @property
     def steps_an_update(self) -> int:
@@ -66,6 +68,7 @@ class Run(Spec):
 def check_run(run: Run) -> None:
     """Raises `SettingError` for the first setting of `run` that cannot be used."""
     check(run)
+    run.env.check()
     agent, schedule, levels = run.agent, run.schedule, run.env.num_levels
     if agent.minibatch_size > agent.batch_size:
         raise SettingError(
@@ -73,19 +76,25 @@ def check_run(run: Run) -> None:
             agent.minibatch_size,
             f"must be at most agent.num_envs * agent.num_steps = {agent.batch_size}",
         )
-    for name, part in zip(run.shift.names, run.shift.parts, strict=True):
-        if not part.needs_levels:
-            continue
-        if levels is None:
+    needing = [part for part in run.shift.parts if part.needs_levels]
+    if levels is None:
+        if needing:
             raise SettingError(
-                "shift", name, f"needs an environment with levels; {run.env.name} has none"
+                "shift",
+                run.shift.name,
+                f"needs an environment with levels; {run.env.name} has none",
             )
-        if levels * schedule.rounds > LEVELS_A_SEED:
-            raise SettingError(
-                "env.levels",
-                levels,
-                f"must be at most {LEVELS_A_SEED // schedule.rounds} for schedule.rounds="
-                f"{schedule.rounds} under {name}: a seed owns {LEVELS_A_SEED} levels",
-            )
-    if levels is not None and levels > LEVELS_A_SEED:
-        raise SettingError("env.levels", levels, f"must be at most {LEVELS_A_SEED}")
+        return
+    none = jnp.zeros(0, jnp.int32)
+    task = Task(Levels(0, levels, levels), permutation=none)
+    for round in range(1, schedule.rounds):
+        for part in needing:
+            task = part(task, round, key=none)
+    used = task.levels.first + task.levels.size
+    if used > LEVELS_A_SEED:
+        raise SettingError(
+            "env.levels",
+            levels,
+            f"needs {used} levels for schedule.rounds={schedule.rounds} under {run.shift.name}; "
+            f"must be few enough for the {LEVELS_A_SEED} that a seed owns",
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -17,8 +18,9 @@ from plasticity.envs.host import HostEnv
 from plasticity.networks import Params
 from plasticity.training.folder import RunFolder, check_free
 from plasticity.training.host_lives import HostLives
+from plasticity.training.interrupts import Interrupts
 from plasticity.training.lifetime import Sums
-from plasticity.training.lives import CompiledLives, Lives, stack
+from plasticity.training.lives import CompiledLives, Lives, seeds_of, stack
 from plasticity.training.progress import Progress
 from plasticity.training.recorder import Recorder
 from plasticity.training.run import Run, Schedule, check_run
@@ -29,7 +31,7 @@ def train(
     folder: str | Path | None = None,
     *,
     config: Mapping[str, Any] | None = None,
-    name: str | None = None,
+    names: Sequence[str] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Trains runs of equal structure as one program, and returns their results table.
@@ -39,7 +41,8 @@ def train(
       folder: where results go; nothing is written if it is not given. The table is there from
         the end of the first round on, complete to that round.
       config: what `config.yaml` in the folder holds.
-      name: what the table's `run` column says; the folder's name, or the intervention's.
+      names: what the table's `run` column says of each; the folder's name, or the
+        intervention's, if not given. Runs that share a seed need names of their own.
       progress: whether to show progress on standard error.
 
     Returns:
@@ -48,8 +51,10 @@ def train(
     Raises:
       SettingError: a setting cannot be used, or the folder holds a run already. Nothing has
         been compiled or written then.
-      ValueError: the runs are not of equal structure, or there are none.
-      KeyboardInterrupt: as it came; what was measured until then is in the folder.
+      ValueError: the runs are not of equal structure, there are none, or two share name and
+        seed.
+      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the stretch of updates under way is done;
+        what was measured until then is in the folder.
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
     for run in runs:
@@ -58,7 +63,10 @@ def train(
     if path is not None:
         check_free(path)
     stacked = stack(runs)
-    recorder = Recorder(stacked, name or (path.name if path else stacked.intervention.name))
+    names = names or [path.name if path else stacked.intervention.name] * len(runs)
+    if len({(name, run.seed) for name, run in zip(names, runs, strict=True)}) < len(runs):
+        raise ValueError("runs that share a seed must have names of their own: see `names`")
+    recorder = Recorder(stacked, names)
     with contextlib.ExitStack() as exits:
         keep: Callable[[], None] = lambda: None  # noqa: E731
         if path is not None:
@@ -84,18 +92,20 @@ def stops(schedule: Schedule) -> list[int]:
 def means(sums: Sums) -> Metrics:
     """What a stretch of training came to: means over its updates, and over its episodes.
 
-    `train_return` is NaN if no episode ended.
+    `train_return` is NaN if no episode ended; `episodes` is how many did.
     """
     sums = jax.device_get(sums)
     with np.errstate(invalid="ignore"):
-        train_return = sums.episodes.returns / sums.episodes.count
+        train_return = sums.episodes.returns / sums.episodes.ended
     per_update = jax.tree.map(lambda total: total / sums.updates, sums.metrics)
-    return {**per_update, "train_return": {"all": train_return}}
+    return {
+        **per_update,
+        "train_return": {"all": train_return},
+        "episodes": {"all": sums.episodes.ended},
+    }
 
 
-def _live(
-    runs: Run, recorder: Recorder, keep: Callable[[], None], progress: bool
-) -> Params:
+def _live(runs: Run, recorder: Recorder, keep: Callable[[], None], progress: bool) -> Params:
     """Takes a stack of runs through its rounds and returns the final parameters."""
     schedule = runs.schedule
     lives: Lives = HostLives(runs) if isinstance(runs.env, HostEnv) else CompiledLives(runs)
@@ -107,24 +117,29 @@ def _live(
         title=f"{runs.env.name} {runs.shift.name} {runs.intervention.name}",
         rounds=schedule.rounds,
         updates=schedule.rounds * schedule.updates,
-        steps_an_update=len(runs.seed) * runs.agent.batch_size,
+        steps_an_update=len(seeds_of(runs)) * runs.agent.batch_size,
         shown=progress,
     )
-    with contextlib.closing(lives), bar:
+    with contextlib.closing(lives), Interrupts() as interrupts, bar:
         for round in range(1, schedule.rounds + 1):
             if round > 1:
-                lives.cross()
-            last = 0
+                lives.next_round()
+            last, pending = 0, None
             for stop in stops(schedule):
-                metrics = means(lives.advance(stop - last))
+                sums = lives.advance(stop - last)
+                pending = sums if pending is None else jax.tree.map(jnp.add, pending, sums)
+                last = stop
+                metrics: Metrics = {}
+                if is_due(schedule.log_every, stop):
+                    metrics |= means(pending)
+                    pending = None
                 if is_due(schedule.eval_every, stop):
                     metrics |= lives.evaluate()
                 if is_due(schedule.probe_every, stop):
                     metrics |= lives.measure()
-                last = stop
                 update = (round - 1) * schedule.updates + stop
-                recorder.add(round, update, jax.device_get(metrics))
-                recorder.add_divergence(round, lives.state.diverged)
-                bar.show(round, update, metrics["train_return"]["all"], stop == schedule.updates)
+                recorder.add(round, update, jax.device_get(metrics), lives.state.diverged)
+                bar.show(round, update, metrics.get("train_return"), stop == schedule.updates)
+                interrupts.check()
             keep()
     return lives.state.learner.params

@@ -1,0 +1,456 @@
+"""Rollouts, compiled and on the host: no transition lost, doubled or put in the wrong episode.
+
+The environments only count: an observation says which episode it belongs to and how many steps
+that episode has had, and the episode's number decides how long it lasts and how it ends.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from plasticity.agents import PPO
+from plasticity.envs.base import CompiledEnv, Step, Task
+from plasticity.envs.host import Gymnasium, GymnasiumEnvs
+from plasticity.networks import Network, Output
+from plasticity.shifts import Permute, Shifts, Window
+from plasticity.spec import SettingError, check, static
+from plasticity.training import host_lives, lifetime, lives, rollout
+from plasticity.training.host_lives import Crew, HostLives
+from plasticity.training.run import Run, Schedule
+
+STEPS, ENVS, ROLLOUTS = 9, 6, 5
+HOST_ID = "plasticity-test/Counting-v0"
+
+
+def length_of(episode, least=1):
+    """How many steps an episode lasts: least to least + 3."""
+    return least + episode % 4
+
+
+def is_cut_off(episode):
+    """Whether it is cut off rather than ended."""
+    return (episode // 4) % 2 == 1
+
+
+def reward_of(episode, step):
+    """What the step from `step` to `step + 1` earns."""
+    return episode % 7 + 10 * step
+
+
+def return_of(episode, least=1):
+    """What a whole episode earns."""
+    return sum(reward_of(episode, step) for step in range(length_of(episode, least)))
+
+
+def value_of(observation):
+    """A value that tells every observation from every other, exactly in float32."""
+    return 8 * observation[..., 0] + observation[..., 1]
+
+
+class CountingState(NamedTuple):
+    """An episode under way."""
+
+    episode: jax.Array
+    step: jax.Array
+
+
+class Counting(CompiledEnv):
+    """Counts, in episodes of `least` to `least + 3` steps."""
+
+    least: int = static(1)
+
+    @property
+    def name(self):
+        return "counting"
+
+    @property
+    def observation_shape(self):
+        return (2,)
+
+    @property
+    def num_actions(self):
+        return 3
+
+    @property
+    def truncates(self):
+        return True
+
+    @property
+    def min_episode_steps(self):
+        return self.least
+
+    def reset(self, task, key):
+        return CountingState(jax.random.randint(key, (), 0, 2**20), jnp.int32(0))
+
+    def observe(self, task, state):
+        return jnp.stack([state.episode, state.step]).astype(jnp.float32)
+
+    def step(self, task, state, action, key):
+        reached = state._replace(step=state.step + 1)
+        ended = reached.step >= length_of(state.episode, self.least)
+        cut_off = is_cut_off(state.episode)
+        reward = reward_of(state.episode, state.step).astype(jnp.float32)
+        return Step(reached, reward, ended & ~cut_off, ended & cut_off)
+
+
+def policy(observation):
+    """Prefers actions by the step, and values as `value_of` does."""
+    logits = jnp.stack([observation[:, 1], jnp.zeros(len(observation)), -observation[:, 1]], -1)
+    return Output(logits, value_of(observation), {})
+
+
+class Streams(NamedTuple):
+    """What several rollouts in a row told, joined: [T, N, ...]."""
+
+    trajectory: rollout.Trajectory
+    final: np.ndarray  # what the environments show after the last step [N, 2]
+    count: np.ndarray  # episodes ended in each rollout
+    returns: np.ndarray
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def streams(request):
+    """The environment, and five rollouts of it in a row."""
+    env = Counting(request.param)
+    task = env.task(jnp.int32(0))
+
+    @jax.jit
+    def several(key):
+        def one(envs, key):
+            envs, trajectory, episodes = rollout.rollout(env, task, policy, envs, STEPS, key)
+            return envs, (trajectory, episodes)
+
+        envs = rollout.start(env, task, ENVS, jax.random.fold_in(key, 99))
+        envs, (trajectory, episodes) = jax.lax.scan(one, envs, jax.random.split(key, ROLLOUTS))
+        return rollout.observe(env, task, envs.state), trajectory, episodes
+
+    final, trajectory, episodes = jax.device_get(several(jax.random.key(3)))
+    joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trajectory)
+    return env, Streams(joined, final, episodes.ended, episodes.returns)
+
+
+def follow_one(trajectory, following, n, least):
+    """Checks environment `n` step by step. The episodes that ended: (row, episode)."""
+    seen = np.concatenate([trajectory.observation[:, n], following[None, n]]).astype(int)
+    ended = []
+    for t, (episode, step) in enumerate(seen[:-1]):
+        over = step + 1 == length_of(episode, least)
+        assert trajectory.terminated[t, n] == (over and not is_cut_off(episode))
+        assert trajectory.truncated[t, n] == (over and is_cut_off(episode))
+        assert trajectory.reward[t, n] == reward_of(episode, step)
+        if over:
+            ended.append((t, episode))
+            assert seen[t + 1, 1] == 0
+            assert seen[t + 1, 0] != episode
+        else:
+            assert tuple(seen[t + 1]) == (episode, step + 1)
+    return ended
+
+
+def test_no_transition_is_lost_or_doubled(streams):
+    """Would catch a step skipped or repeated, also across rollouts, or an episode met twice."""
+    env, told = streams
+    assert np.all(told.trajectory.observation[0, :, 1] == 0)
+    begun = []
+    for n in range(ENVS):
+        follow_one(told.trajectory, told.final, n, env.least)
+        rows = told.trajectory.observation[:, n]
+        begun += rows[rows[:, 1] == 0, 0].tolist()
+    assert len(set(begun)) == len(begun)
+
+
+def test_episodes_are_counted_where_they_end(streams):
+    """Would catch returns that restart with a rollout, or run on into the next episode."""
+    env, told = streams
+    count, returns = np.zeros((2, ROLLOUTS))
+    for n in range(ENVS):
+        for row, episode in follow_one(told.trajectory, told.final, n, env.least):
+            count[row // STEPS] += 1
+            returns[row // STEPS] += return_of(episode, env.least)
+    assert count.min() > 0
+    assert np.array_equal(told.count, count)
+    assert np.array_equal(told.returns, returns)
+
+
+def test_next_values_are_of_the_same_episode(streams):
+    """Would catch a bootstrap from the next episode's first state, or one row off."""
+    _, told = streams
+    seen = told.trajectory.observation
+    assert np.array_equal(told.trajectory.value, value_of(seen))
+    reached = value_of(seen) + 1  # the same episode, one step on
+    matters = ~told.trajectory.terminated
+    assert np.array_equal(told.trajectory.next_value[matters], reached[matters])
+    last_rows = told.trajectory.truncated[STEPS - 1 :: STEPS]
+    assert last_rows.any()
+    assert not last_rows.all()  # both ends of a rollout were met
+
+
+def test_actions_follow_the_policy(streams):
+    """Would catch log-probabilities of another action or policy, or actions drawn wrongly."""
+    _, told = streams
+    step = told.trajectory.observation[..., 1].astype(float)
+    logits = np.stack([step, 0 * step, -step], -1)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    taken = np.take_along_axis(log_probs, told.trajectory.action[..., None], -1)[..., 0]
+    np.testing.assert_allclose(told.trajectory.log_prob, taken, rtol=1e-5, atol=1e-6)
+    for at in range(3):
+        actions = told.trajectory.action[step == at]
+        if len(actions):
+            p = np.exp([at, 0, -at]) / np.exp([at, 0, -at]).sum()
+            counts = np.bincount(actions, minlength=3)
+            assert stats.chisquare(counts, len(actions) * p).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("least", [1, 3])
+def test_evaluation_is_of_first_episodes_and_whole(least):
+    """Would catch rewards after an episode's end, or the last step's reward left out."""
+    env = Counting(least)
+    task = env.task(jnp.int32(0))
+    key = jax.random.key(8)
+    earned = jax.jit(lambda key: rollout.evaluate(env, task, policy, 200, key))(key)
+    possible = {return_of(e, least) for e in range(28)}  # 4 lengths, 7 rewards
+    assert set(np.asarray(earned).tolist()) == possible
+    first = rollout.start(env, task, 200, jax.random.split(key)[0]).state.episode
+    assert earned.tolist() == [return_of(int(e), least) for e in first]
+
+
+def test_samples_are_met_and_not_repeated():
+    """Would catch a probe batch of first states alone, or of one observation many times."""
+    env = Counting(1)
+    task = env.task(jnp.int32(0))
+    batch = np.asarray(jax.jit(lambda key: rollout.sample(env, task, 100, key))(jax.random.key(0)))
+    assert batch.shape == (100, 2)
+    assert len({tuple(row) for row in batch}) == 100
+    assert set(batch[:, 1]) == {0, 1, 2, 3}
+    assert all(step < length_of(int(episode)) for episode, step in batch)
+
+
+class CountingGym(gymnasium.Env):
+    """The same on the host: an episode's number is the seed that it is reset with."""
+
+    observation_space = gymnasium.spaces.Box(0, 2**20, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.count = seed, 0
+        return self._see(), {}
+
+    def step(self, action):
+        reward = float(reward_of(self.episode, self.count))
+        self.count += 1
+        over, cut_off = self.count == length_of(self.episode), is_cut_off(self.episode)
+        assert self.count <= length_of(self.episode), "stepped after its end"
+        return self._see(), reward, over and not cut_off, over and cut_off, {}
+
+    def _see(self):
+        return np.array([self.episode, self.count], np.float32)
+
+
+class Half(gymnasium.ObservationWrapper):
+    """Halves what is seen."""
+
+    def observation(self, observation):
+        return observation / 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """Registers the counting environment while this file's tests run."""
+    gymnasium.register(HOST_ID, CountingGym, disable_env_checker=True)
+    yield
+    del gymnasium.registry[HOST_ID]
+
+
+def host_run(seed=0):
+    """A run of the host's counting environment: levels 8, two updates' worth of episodes."""
+    return Run(
+        env=Gymnasium(id=HOST_ID, levels=8, scale=2**-10),
+        shift=Shifts.of(Permute(), Window()),
+        network=Network(hidden=(8,)),
+        agent=PPO(num_envs=3, num_steps=STEPS, minibatch_size=9, num_epochs=1),
+        schedule=Schedule(eval_episodes=4, probe_batch=64),
+        seed=seed,
+    )
+
+
+class Rollout(NamedTuple):
+    """One rollout of a stack of host lives, [S, T, N, ...]."""
+
+    trajectory: rollout.Trajectory
+    following: np.ndarray  # what the environments show after it, as they are
+    params: dict  # of the policy that made it
+    task: Task
+    episodes: rollout.Episodes
+
+    def raw(self, s):
+        """Run s's trajectory with what the environments showed: no permutation, no scale."""
+        one = jax.tree.map(lambda x: x[s], self.trajectory)
+        back = np.argsort(self.task.permutation[s])
+        return one._replace(observation=one.observation[..., back] * 2**10)
+
+
+@pytest.fixture(scope="module")
+def host():
+    """Collects the rollouts of a stack of seeds: `improve` hands its trajectory back as metrics."""
+    patch = pytest.MonkeyPatch()
+    real = lifetime.improve
+
+    def improve(run, state, trajectory):
+        state, metrics = real(run, state, trajectory)
+        return state, {**metrics, "trajectory": trajectory}
+
+    patch.setattr(lifetime, "improve", improve)
+    patch.setattr(host_lives, "improve", lives.over_runs(host_lives._improve, donate_argnums=1))
+
+    def collect(seeds):
+        life = HostLives(lives.stack([host_run(seed) for seed in seeds]))
+        told = []
+        for i in range(3):
+            if i == 2:
+                life.next_round()
+            params, task = jax.device_get((life.state.learner.params, life.state.task))
+            _, metrics, episodes = jax.device_get(life.advance(1))
+            following = life._observation.copy()
+            told.append(Rollout(metrics["trajectory"], following, params, task, episodes))
+        life.close()
+        return told
+
+    yield collect
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def pair(host):
+    """Seeds 2 and 5 together."""
+    return host([2, 5])
+
+
+@pytest.mark.parametrize("s", [0, 1])
+def test_host_rollouts_lose_nothing(pair, s):
+    """Would catch an autoreset's lost step, levels of another task, or a wrong count."""
+    for i, told in enumerate(pair):
+        trajectory, following = told.raw(s), told.following[s] * 2**10
+        first = (2, 5)[s] * 20_000 + (8 if i == 2 else 0)
+        assert set(np.unique(trajectory.observation[..., 0])) <= set(range(first, first + 8))
+        ended = [e for n in range(3) for _, e in follow_host(trajectory, following, n)]
+        assert told.episodes.ended[s] == len(ended)
+        assert told.episodes.returns[s] == sum(map(return_of, ended))
+    # The second rollout goes on where the first one stopped; after a shift all begin anew.
+    assert np.array_equal(pair[1].raw(s).observation[0], pair[0].following[s] * 2**10)
+    assert np.all(pair[2].raw(s).observation[0, :, 1] == 0)
+
+
+def follow_host(trajectory, following, n):
+    """As `follow_one`, but that a level may be drawn twice in a row."""
+    seen = np.concatenate([trajectory.observation[:, n], following[None, n]]).astype(int)
+    ended = []
+    for t, (episode, step) in enumerate(seen[:-1]):
+        over = step + 1 == length_of(episode)
+        assert trajectory.terminated[t, n] == (over and not is_cut_off(episode))
+        assert trajectory.truncated[t, n] == (over and is_cut_off(episode))
+        assert trajectory.reward[t, n] == reward_of(episode, step)
+        assert seen[t + 1, 1] == (0 if over else step + 1)
+        if over:
+            ended.append((t, episode))
+        else:
+            assert seen[t + 1, 0] == episode
+    return ended
+
+
+def value_by_hand(params, observation):
+    """The value that a network gives of what an agent sees."""
+    hidden, head = params["torso"]["hidden_0"], params["value"]
+    features = np.maximum(observation @ hidden["kernel"] + hidden["bias"], 0)
+    return (features @ head["kernel"] + head["bias"])[..., 0]
+
+
+@pytest.mark.parametrize("s", [0, 1])
+def test_host_next_values_are_of_the_same_episode(pair, s):
+    """Would catch a bootstrap from the next episode's first state at a cut-off."""
+    cut_off = 0
+    for told in pair:
+        trajectory = jax.tree.map(lambda x: x[s], told.trajectory)
+        value = partial(value_by_hand, jax.tree.map(lambda x: x[s], told.params))
+        np.testing.assert_allclose(
+            trajectory.value, value(trajectory.observation), rtol=1e-4, atol=1e-5
+        )
+        reached = told.raw(s).observation + np.array([0, 1])  # the same episode, one step on
+        known = value(reached[..., told.task.permutation[s]] * 2**-10)
+        matters = ~trajectory.terminated
+        np.testing.assert_allclose(
+            trajectory.next_value[matters], known[matters], rtol=1e-4, atol=1e-5
+        )
+        cut_off += trajectory.truncated.sum()
+    assert cut_off > 3
+
+
+def test_a_host_run_does_not_depend_on_its_stack(host, pair):
+    """Would catch levels or actions drawn from a generator that runs share, or no seed at all."""
+    for together, alone, again in zip(pair, host([5]), host([2, 5]), strict=True):
+        for name in ("observation", "action", "reward"):
+            told = getattr(together.trajectory, name)
+            np.testing.assert_array_equal(getattr(alone.trajectory, name)[0], told[1])
+            np.testing.assert_array_equal(getattr(again.trajectory, name), told)
+    levels = pair[0].raw(0).observation[..., 0], pair[0].raw(1).observation[..., 0]
+    assert not np.array_equal(levels[0] - 40_000, levels[1] - 100_000)
+
+
+def test_host_evaluation_and_probe_batch(host):
+    """Would catch evaluations on the wrong set, of parts of episodes, or probes that differ."""
+    run = host_run(4)
+    life = HostLives(lives.stack([run, host_run(6)]))
+    levels = [range(seed * 20_000, seed * 20_000 + 8) for seed in (4, 6)]
+    told = jax.device_get(life.evaluate())
+    for metric, shift in (("eval_train_return", 0), ("eval_test_return", 10_000)):
+        for s in range(2):
+            possible = [return_of(level + shift) for level in levels[s]]
+            sums = {0}
+            for _ in range(4):
+                sums = {a + b for a in sums for b in possible}
+            assert told[metric]["all"][s] * 4 in sums
+    batch = np.asarray(life._probe_batch) * 2**10
+    assert batch.shape == (2, 64, 2)
+    for s in range(2):
+        assert set(np.unique(batch[s, :, 0])) == set(levels[s])
+        assert set(np.unique(batch[s, :, 1])) == {0, 1, 2, 3}
+    life.close()
+
+
+def test_crews_draw_all_of_their_set_and_nothing_else():
+    """Would catch a last level that is never drawn, or held-out levels met in training."""
+    runs = lives.stack([host_run(0), host_run(1)])
+    task = jax.device_get(jax.vmap(lambda seed: host_run().env.task(seed))(jnp.array([0, 1])))
+    crew = Crew(runs, 200)
+    for held_out in (False, True):
+        this = Task(*task).held_out() if held_out else task
+        met = crew.begin(this, lifetime.Stream.ENVS, 0)[..., 0] * 2**10
+        for s in range(2):
+            first = s * 20_000 + held_out * 10_000
+            assert set(np.unique(met[s])) == set(range(first, first + 8))
+    crew.close()
+
+
+def test_gymnasium_adapter():
+    """Would catch wrappers in the wrong order, an autoreset, or a mistyped id as a traceback."""
+    env = Gymnasium(id=HOST_ID, wrappers=(f"{__name__}.Half",), scale=4.0)
+    assert (env.name, env.observation_shape, env.num_actions) == (HOST_ID, (2,), 3)
+    envs = env.make(2)
+    seen = envs.reset(np.array([5, 8]), np.array([True, True]))
+    assert seen.tolist() == [[10, 0], [16, 0]]
+    assert envs.step(np.array([0, 0])).observation.tolist() == [[10, 2], [16, 2]]
+    kept = envs.reset(np.array([7, 9]), np.array([False, True]))
+    assert kept.tolist() == [[10, 2], [18, 0]]
+    envs.close()
+    with pytest.raises(ValueError, match="autoreset_mode"):
+        GymnasiumEnvs(gymnasium.make_vec(HOST_ID, num_envs=1, vectorization_mode="sync"))
+    with pytest.raises(SettingError, match=r"^env\.id='No-v0': must be registered"):
+        Gymnasium(id="No-v0").num_actions  # noqa: B018
+    with pytest.raises(SettingError, match=r"^vectorization='vmap': must be one of sync, async$"):
+        check(Gymnasium(id=HOST_ID, vectorization="vmap"))
