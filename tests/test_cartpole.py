@@ -123,7 +123,7 @@ def test_ppo_learns_cartpole_on_every_seed(optimized):
         schedule=Schedule(eval_episodes=50, probe_batch=32),
     )
     together = CompiledLives(stack([run.replace(seed=seed) for seed in range(5)]))
-    together.advance(210)
+    together.advance(180)
     returns = []
     for _ in range(3):
         together.advance(20)

@@ -118,6 +118,16 @@ def test_draws_of_different_keys_are_uncorrelated(draws):
         assert abs(off.std() - 1) < 0.02
 
 
+def test_draws_of_different_keys_share_no_run():
+    """Would catch keys that only choose where one long sequence begins: 8 overlaps expected."""
+    keys = jax.random.split(jax.random.key(3), 4096)
+    draw = jax.jit(jax.vmap(lambda key: uniform(key, (2048,), 1.0)))
+    cells = ((np.asarray(draw(keys)) + np.float32(1)).astype(np.float64) * 2**23).astype(np.uint64)
+    runs = cells[:, 2:] ^ (cells[:, 1:-1] << np.uint64(20)) ^ (cells[:, :-2] << np.uint64(40))
+    runs = np.sort(runs.reshape(-1))
+    assert np.all(runs[1:] != runs[:-1])
+
+
 def test_a_place_is_uniform_across_keys(draws):
     """Would catch an entry whose sign or size follows from its index rather than from the key."""
     scores = draws.mean(0) * np.sqrt(3 * 512)

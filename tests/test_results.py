@@ -3,6 +3,7 @@
 import io
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.collections
@@ -58,6 +59,31 @@ def fabricate(
     return results.tidy(pd.DataFrame(rows))
 
 
+def with_episodes(frame: pd.DataFrame, first: int, second: int) -> pd.DataFrame:
+    """The table with so many episodes in the first and second half of each round."""
+    returns = frame[frame["metric"] == "train_return"]
+    counts = np.where(returns["update"] % 10 == 5, first, second)
+    return results.concat([frame, returns.assign(metric="episodes", value=counts)])
+
+
+def diverge(frame: pd.DataFrame, name: str, seed: int, update: int) -> pd.DataFrame:
+    """The table with NaN from that update on for one seed, as training leaves it."""
+    run = (frame["intervention"] == name) & (frame["seed"] == seed)
+    lost = run & (frame["update"] >= update)
+    row = frame[lost].iloc[[0]].assign(metric="diverged", update=update, value=float(update))
+    return results.concat([frame.assign(value=frame["value"].mask(lost)), row])
+
+
+def notes_of(call: Callable[[], object]) -> list[str]:
+    """What is warned of, each as coming from here."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert all(warning.filename == __file__ for warning in caught)
+    assert all(warning.category is UserWarning for warning in caught)
+    return [str(warning.message) for warning in caught]
+
+
 def save_run(folder: Path, frame: pd.DataFrame | None, rate: float | None = None) -> Path:
     """Writes a run's folder as training leaves it; without a table if there is no frame."""
     folder.mkdir(parents=True)
@@ -109,6 +135,14 @@ def test_load_sorts_and_keeps_the_written_order_of_equal_rows(
     updates = loaded.groupby(["intervention", "seed"])["update"]
     assert updates.is_monotonic_increasing.all()
     assert tuple(loaded["metric"][:4]) == METRICS[::-1]
+
+
+def test_load_gives_what_was_written_as_ordered_gives_it(
+    tmp_path: Path, frame: pd.DataFrame
+) -> None:
+    by_update = diverge(frame, "warm_start", 1, 28).sort_values("update").assign(run="run")
+    folder = save_run(tmp_path / "run", by_update)
+    pd.testing.assert_frame_equal(results.load(folder), results.ordered(by_update))
 
 
 def test_a_file_of_several_runs_keeps_their_names(tmp_path: Path, frame: pd.DataFrame) -> None:
@@ -237,6 +271,56 @@ def test_by_round_takes_the_mean_or_the_last_row_of_a_round(frame: pd.DataFrame)
             assert row.value == pytest.approx(level(row.intervention, row.seed, row.round) + offset)
 
 
+def test_the_return_of_a_round_is_the_mean_over_its_episodes(frame: pd.DataFrame) -> None:
+    def above(table_: pd.DataFrame, metric: str = "train_return", how: str = "mean") -> set[float]:
+        values = results.by_round(table_, metric, how=how)
+        levels = [level(row.intervention, row.seed, row.round) for row in values.itertuples()]
+        return set((values["value"] - levels).round(9))
+
+    # Of 4 episodes, 1 is in the half that is 0.25 below and 3 are in that which is above.
+    counted = with_episodes(frame, 1, 3).sample(frac=1, random_state=0)
+    assert above(counted) == {0.125}
+    assert above(counted, how="last") == {0.25}
+    assert above(counted, "dead_units") == above(frame) == {0.0}
+    # No episode ended in the first half: it has a count and no return.
+    none = with_episodes(frame, 0, 3)
+    none = none[(none["metric"] != "train_return") | (none["update"] % 10 != 5)]
+    assert above(none) == {0.25}
+    # One run of a table without counts beside those that have them.
+    old = counted["run"].eq("warm_start-0") & counted["metric"].eq("episodes")
+    assert above(counted[~old]) == {0.0, 0.125}
+
+
+def test_a_round_of_a_seed_that_diverged_is_nan(frame: pd.DataFrame) -> None:
+    for table_ in (frame, with_episodes(frame, 1, 3)):
+        # In round 3 after its first row, so that only a part of that round has values.
+        lost = diverge(table_, "warm_start", 1, 28)
+        for how in ("mean", "last"):
+            for metric in ("train_return", "dead_units"):
+                values = results.by_round(lost, metric, how=how)
+                missing = values[values["value"].isna()]
+                assert len(values) == len(NAMES) * len(SEEDS) * len(ROUNDS)
+                assert list(missing["run"]) == ["warm_start-1"] * 2
+                assert list(missing["round"]) == [3, 4]
+
+
+def test_divergences_are_where_the_rows_say_or_values_end(frame: pd.DataFrame) -> None:
+    lost = diverge(frame, "warm_start", 1, 28)
+    for table_, update in ((lost, 28), (lost[lost["metric"] != "diverged"], 30)):
+        (row,) = results.divergences(table_).to_dict("records")
+        assert row == {
+            "run": "warm_start-1",
+            "env": "cartpole",
+            "shift": "permute",
+            "intervention": "warm_start",
+            "seed": 1,
+            "round": 3,
+            "update": update,
+        }
+    assert results.divergences(frame).empty
+    assert results.divergences(results.empty()).empty
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -316,12 +400,51 @@ def test_difference_says_what_it_cannot_compare(frame: pd.DataFrame) -> None:
             results.difference(table_, "train_return", "shrink_perturb", name, rounds)
 
 
+def test_difference_leaves_out_seeds_that_diverged_and_says_so(frame: pd.DataFrame) -> None:
+    def compared(table_: pd.DataFrame, *rounds: int) -> results.Interval:
+        return results.difference(table_, "train_return", "shrink_perturb", "warm_start", rounds)
+
+    lost = diverge(frame, "shrink_perturb", 1, 28)
+    other = frame[frame["intervention"] == "warm_start"].assign(intervention="l2_norm", run="x")
+    lost = results.concat([lost, diverge(other, "l2_norm", 0, 1)])  # Not compared, so not named.
+    assert notes_of(lambda: compared(lost, 1, 2)) == []
+    assert compared(lost, 1, 2).mean == pytest.approx(1.5)  # 0.75, 1.5 and 2.25
+    assert notes_of(lambda: compared(lost, 3, 4)) == [
+        "diverged, and left out from that round on: shrink_perturb seed 1 at update 28"
+    ]
+    with pytest.warns(UserWarning, match="diverged"):
+        np.testing.assert_allclose(compared(lost, 3, 4), (7.5, 3.75, 11.25))  # without 7.5
+
+    lost = diverge(diverge(lost, "shrink_perturb", 2, 40), "warm_start", 0, 5)
+    assert notes_of(lambda: compared(lost, 4)) == [
+        "diverged, and left out from that round on: shrink_perturb seed 1 at update 28, "
+        "seed 2 at update 40; warm_start seed 0 at update 5"
+    ]
+    with pytest.warns(UserWarning, match="diverged"):  # Neither has a seed of the other's.
+        assert np.isnan(compared(lost, 4)).all()
+    lost = diverge(lost, "shrink_perturb", 0, 20)
+    with pytest.raises(
+        results.ResultsError, match=r"asked for \(4\); expected rounds within 1 to 3"
+    ):
+        compared(lost, 4)
+    none = diverge(frame[frame["seed"] == 0], "warm_start", 0, 1)
+    with pytest.raises(results.ResultsError, match="all diverged"):
+        compared(none, 4)
+
+
 def test_runs_that_share_a_seed_count_once(frame: pd.DataFrame) -> None:
     twice = results.concat([frame, frame.assign(run=frame["run"] + "-again")])
+
+    def again() -> results.Interval:
+        return results.difference(twice, "train_return", "shrink_perturb", "warm_start", 4)
+
     with pytest.warns(UserWarning, match="seed 0 is in 2 runs"):
-        again = results.difference(twice, "train_return", "shrink_perturb", "warm_start", 4)
+        averaged = again()
     once = results.difference(frame, "train_return", "shrink_perturb", "warm_start", 4)
-    np.testing.assert_allclose(again, once)
+    np.testing.assert_allclose(averaged, once)
+    for call in (again, lambda: results.summary(twice), lambda: results.overview(twice)):
+        notes = notes_of(call)
+        assert [note.split(":")[0] for note in notes] == ["shrink_perturb", "warm_start"]
 
 
 def test_summary_by_hand(frame: pd.DataFrame) -> None:
@@ -338,6 +461,54 @@ def test_summary_by_hand(frame: pd.DataFrame) -> None:
     )
     assert warm["dead_units_first"] == pytest.approx(11.0)
     assert warm["dead_units_last"] == pytest.approx(-1.0)
+    assert (summary["diverged"] == 0).all()
+    assert warm[["gain", "gain_low", "gain_high"]].isna().all()
+    np.testing.assert_allclose(
+        summary.loc[1, ["gain", "gain_low", "gain_high"]].astype(float),
+        results.difference(frame, "train_return", "shrink_perturb", "warm_start", (3, 4)),
+    )
+
+
+def test_summary_without_seeds_that_diverged(frame: pd.DataFrame) -> None:
+    lost = diverge(frame, "shrink_perturb", 1, 28)
+    assert notes_of(lambda: results.summary(lost)) == []
+    row = results.summary(lost, last=2).iloc[1]
+    assert (row["seeds"], row["rounds"], row["diverged"]) == (3, 4, 1)
+    assert row["return_first"] == pytest.approx(11.0)
+    # Without seed 1 from round 3 on: 8.75 and 8.25 are left, which lost 1.25 and 3.75.
+    assert row["return_last"] == pytest.approx(8.5)
+    np.testing.assert_allclose(
+        row[["loss", "loss_low", "loss_high"]].astype(float), (2.5, 1.25, 3.75)
+    )
+    np.testing.assert_allclose(
+        row[["gain", "gain_low", "gain_high"]].astype(float), (7.5, 3.75, 11.25)
+    )
+    assert row["dead_units_last"] == pytest.approx((8.5 + 7.5) / 2)
+
+    for seed in (0, 2):
+        lost = diverge(lost, "shrink_perturb", seed, 5 + 10 * seed)
+    row = results.summary(lost, last=2).iloc[1]
+    assert row["diverged"] == 3
+    assert row["return_first"] == pytest.approx(11.5)  # without seed 0
+    assert row[["return_last", "loss", "gain", "dead_units_last"]].isna().all()
+
+
+def test_summary_has_a_gain_only_over_rounds_of_warm_start(frame: pd.DataFrame) -> None:
+    warm = frame["intervention"] == "warm_start"
+    for part in (frame[~warm], frame[~warm | (frame["round"] < 4)]):
+        assert results.summary(part, last=1)["gain"].isna().all()
+    elsewhere = results.concat([frame[warm], frame[~warm].assign(shift="other")])
+    assert results.summary(elsewhere)["gain"].isna().all()
+    # Other seeds than its own: not paired. 8.5, 8 and 7.5 less 4.
+    one = frame[~warm | (frame["seed"] == 0)]
+    assert results.summary(one, last=1).loc[1, "gain"] == pytest.approx(4.0)
+
+
+def test_a_round_in_which_no_episode_ended_is_passed_over(frame: pd.DataFrame) -> None:
+    silent = (frame["metric"] == "train_return") & (frame["round"] == 3) & (frame["seed"] == 0)
+    row = results.summary(frame[~silent], last=2).iloc[0]
+    assert row["return_last"] == pytest.approx((4.0 + 1.0 - 3.0) / 3)  # 4 in place of 5
+    assert row["diverged"] == 0
 
 
 def test_summary_of_what_is_missing_or_unfinished(frame: pd.DataFrame) -> None:
@@ -407,6 +578,54 @@ def test_curve_draws_updates_and_shifts(frame: pd.DataFrame) -> None:
     assert [np.asarray(line.get_xdata())[0] for line in shifts] == [10, 20, 30]
 
 
+def test_figures_tell_which_seeds_diverged_and_end_their_lines(frame: pd.DataFrame) -> None:
+    lost = diverge(with_episodes(frame, 1, 1), "warm_start", 1, 28)
+    for seed in SEEDS:
+        lost = diverge(lost, "shrink_perturb", seed, 1)
+    calls = (
+        lambda: results.lines_by_round(lost, "train_return"),
+        lambda: results.curve(lost, "train_return"),
+        lambda: results.overview(lost),
+    )
+    for call in calls:
+        (note,) = notes_of(call)
+        assert "warm_start seed 1 at update 28" in note
+        assert "\n" not in note
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ax, by_update, figure = (call() for call in calls)
+
+    label = "warm start (1 of 3 diverged)"
+    np.testing.assert_array_equal(drawn(ax, "_warm_start seed 1")[:, 0], (1, 2))
+    # Seeds 0 and 2 in round 4: 4 and -6.
+    np.testing.assert_allclose(drawn(ax, label), [[1, 11], [2, 7], [3, 3], [4, -1]])
+    assert drawn(by_update, "_warm_start seed 1")[-1, 0] == 25
+    assert drawn(by_update, label)[-1] == pytest.approx((40, -0.75))
+    assert not len(drawn(ax, "shrink perturb (3 of 3 diverged)"))
+    for legend in (ax.figure.legends[0], by_update.figure.legends[0], figure.legends[0]):
+        texts = [text.get_text() for text in legend.get_texts()]
+        assert texts == [label, "shrink perturb (3 of 3 diverged)"]
+
+
+def test_a_legend_of_long_names_stays_within_the_figure() -> None:
+    one = fabricate(names=("warm_start",))
+    names = [f"layer_norm+soft_shrink_perturb_{i}" for i in range(6)]
+    many = results.concat([one.assign(intervention=name, run=name) for name in names])
+    for figure in (results.overview(many), results.lines_by_round(many, "dead_units").figure):
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        assert figure.bbox.count_contains(box.corners()) == 4
+
+
+def test_every_metric_of_training_has_a_name() -> None:
+    learning = "policy_loss value_loss policy_entropy approx_kl clip_fraction"
+    sizes = "gradient_norm update_size weight_norm weight_rms distance_from_init"
+    returns = "train_return eval_train_return eval_test_return episodes"
+    units = "dead_units dormant_units inactive_fraction effective_rank"
+    expected = " ".join((learning, sizes, returns, units)).split()
+    assert set(results.METRIC_NAMES) == set(expected)
+
+
 def test_styles_are_stable_and_distinct() -> None:
     baseline = results.line_styles(["warm_start"])["warm_start"]
     assert baseline.linestyle != "-"
@@ -474,3 +693,34 @@ def test_the_summary_fits_the_terminal(frame: pd.DataFrame, width: int) -> None:
         assert "11.00 → 1.00" in row or "11.0 → 1.0" in row
         assert "10.0 [5.0, 15.0]" in row
         assert any("-1.0" in line for line in lines)
+        assert any("+7.5 [+3.8, +11.2]" in line for line in lines)
+        assert not any("diverged" in line for line in lines)
+
+
+def printed(frame: pd.DataFrame, width: int) -> list[str]:
+    text = io.StringIO()
+    results.print_summary(results.summary(frame, last=2), Console(file=text, width=width))
+    return text.getvalue().splitlines()
+
+
+def test_a_table_of_100_columns_has_return_loss_gain_and_what_diverged(frame: pd.DataFrame) -> None:
+    name = "soft_shrink_perturb_"
+    lost = diverge(frame, "shrink_perturb", 1, 28).replace({"intervention": {NAMES[1]: name}})
+    lines = printed(lost, 100)
+    assert max(map(len, lines)) <= 100
+    (row,) = [line.split() for line in lines if name in line and "[" in line]
+    assert " ".join(row) == f"{name} 1 11.0 → 8.5 2.50 [1.25, 3.75] +7.5 [+3.8, +11.2]"
+    (warm,) = [line.split() for line in lines if "warm_start" in line and "[" in line]
+    assert " ".join(warm) == "warm_start 0 11.0 → 1.0 10.0 [5.0, 15.0] -"
+    assert "left out from the round in which they did" in lines[-1]
+
+    narrow = printed(lost, 80)
+    assert max(map(len, narrow)) <= 80
+    assert sum(name in line for line in narrow) == 3  # Three tables, no name folded.
+
+
+def test_what_no_row_has_takes_no_place(frame: pd.DataFrame) -> None:
+    one = frame[(frame["intervention"] == "warm_start") & (frame["seed"] == 0)]
+    lines = printed(one, 100)
+    assert not any(word in line for line in lines for word in ("vs", "diverged", "nan"))
+    assert any("10.00 → 5.00" in line or "10.0 → 5.0" in line for line in lines)

@@ -25,6 +25,7 @@ from plasticity.results.statistics import (
     bootstrap_mean,
     by_round,
     difference,
+    divergences,
     summary,
 )
 from plasticity.results.table import (
@@ -34,6 +35,7 @@ from plasticity.results.table import (
     concat,
     empty,
     load,
+    ordered,
     read,
     tidy,
     write,
@@ -54,10 +56,12 @@ __all__ = [
     "concat",
     "curve",
     "difference",
+    "divergences",
     "empty",
     "line_styles",
     "lines_by_round",
     "load",
+    "ordered",
     "overview",
     "print_summary",
     "read",

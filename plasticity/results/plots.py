@@ -1,5 +1,8 @@
 """Figures of results: one line for each intervention, a band over seeds, and every seed.
 
+Where a seed diverges its line ends, mean and band go on over the other seeds, and the legend and
+a warning tell.
+
 The functions draw into the axes given, or into a new figure, and return what they drew into.
 Nothing is shown, and no figure stays registered with pyplot, so that a loop over many leaks none.
 """
@@ -21,10 +24,14 @@ from plasticity.results.statistics import (
     RETURN,
     bootstrap_mean,
     by_round,
+    divergences,
+    left_out,
     one_setting,
     order,
     over_seeds,
     select,
+    shared_seeds,
+    warn_of,
 )
 from plasticity.results.table import ResultsError, replacing
 
@@ -58,11 +65,14 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
         "train_return": "Train return per episode",
         "eval_train_return": "Eval return, train task",
         "eval_test_return": "Eval return, test task",
-        "gradient_norm": "Gradient norm (L2)",
-        "update_size": "Update size (L2)",
-        "policy_entropy": "Policy entropy (nats)",
+        "episodes": "Episodes that ended",
         "policy_loss": "Policy loss",
         "value_loss": "Value loss",
+        "policy_entropy": "Policy entropy (nats)",
+        "approx_kl": "Approximate KL (nats)",
+        "clip_fraction": "Clipped (fraction)",
+        "gradient_norm": "Gradient norm (L2)",  # before clipping
+        "update_size": "Update size (RMS)",
         "dead_units": "Dead units (fraction)",
         "dormant_units": "Dormant units (fraction)",
         "inactive_fraction": "Inactive (fraction)",
@@ -167,19 +177,21 @@ def lines_by_round(
     Returns:
       The axes.
 
+    Warns:
+      UserWarning: seeds diverged, or runs share a seed.
+
     Raises:
       ResultsError: the table holds several envs or shifts, or lacks the metric or layer.
     """
     one_setting(frame)
     values = by_round(frame, metric, layer, how)
+    warn_of([*shared_seeds(frame), *left_out(frame)])
     with plt.rc_context(STYLE):
         axes = _new_figure((6.0, 4.4)).add_subplot() if ax is None else ax
-        _draw(axes, values, "round", confidence, seeds, line_styles(order(frame)))
-        axes.set(xlabel="Round", ylabel=_label(metric, layer))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        _finish(axes)
+        _draw(axes, frame, values, "round", confidence, seeds)
+        _finish_rounds(axes, metric, layer)
         if ax is None:
-            _legend(axes, frame, 2, confidence, seeds)
+            _legend(axes, frame, confidence, seeds)
     return axes
 
 
@@ -207,22 +219,26 @@ def curve(
     Returns:
       The axes.
 
+    Warns:
+      UserWarning: seeds diverged, or runs share a seed.
+
     Raises:
       ResultsError: the table holds several envs or shifts, or lacks the metric or layer.
     """
     one_setting(frame)
     values = select(frame, metric, layer)
+    warn_of([*shared_seeds(frame), *left_out(frame)])
     with plt.rc_context(STYLE):
         axes = _new_figure((9.0, 4.4)).add_subplot() if ax is None else ax
         for boundary in frame.groupby("round")["update"].max().sort_index().iloc[:-1]:
             axes.axvline(
                 boundary, color="#BBBBBB", linewidth=0.8, linestyle=":", zorder=0, label="_shift"
             )
-        _draw(axes, values, "update", confidence, seeds, line_styles(order(frame)))
+        _draw(axes, frame, values, "update", confidence, seeds)
         axes.set(xlabel="PPO updates", ylabel=_label(metric, layer))
         _finish(axes)
         if ax is None:
-            _legend(axes, frame, 4, confidence, seeds)
+            _legend(axes, frame, confidence, seeds)
     return axes
 
 
@@ -238,11 +254,15 @@ def overview(frame: pd.DataFrame) -> Figure:
     Returns:
       The figure; a notebook displays it.
 
+    Warns:
+      UserWarning: seeds diverged, or runs share a seed.
+
     Raises:
       ResultsError: the table holds several envs or shifts, or no training return.
     """
     env, shift = one_setting(frame)
     select(frame, RETURN)
+    warn_of([*shared_seeds(frame), *left_out(frame)])
     known = set(frame.loc[frame["layer"] == "all", "metric"])
     metrics = [RETURN, *(name for name in PANELS if name in known)]
     mosaic, size = LAYOUTS[len(metrics) - 1]
@@ -250,7 +270,9 @@ def overview(frame: pd.DataFrame) -> Figure:
         figure = _new_figure(size)
         panels = figure.subplot_mosaic(mosaic)
         for letter, metric in zip(sorted(panels), metrics, strict=True):
-            ax = lines_by_round(frame, metric, ax=panels[letter])
+            ax = panels[letter]
+            _draw(ax, frame, by_round(frame, metric), "round")
+            _finish_rounds(ax, metric)
             if letter != "A":
                 for line in ax.lines:
                     line.set(linewidth=0.75 * line.get_linewidth(), markersize=3.2)
@@ -259,7 +281,7 @@ def overview(frame: pd.DataFrame) -> Figure:
                 ax.set_xlabel("")
         figure.align_ylabels()
         figure.suptitle(f"{_readable(env)}, shift: {_readable(shift)}, {_count_seeds(frame)}")
-        _legend(panels["A"], frame, 4)
+        _legend(panels["A"], frame)
     return figure
 
 
@@ -289,13 +311,14 @@ def save(figure: Figure | Axes, path_without_suffix: str | Path) -> tuple[Path, 
 
 def _draw(
     ax: Axes,
+    frame: pd.DataFrame,
     values: pd.DataFrame,
     at: str,
-    confidence: float,
-    seeds: bool,
-    styles: Mapping[str, LineStyle],
+    confidence: float = 0.95,
+    seeds: bool = True,
 ) -> None:
-    """Draws the lines, bands and seeds of all interventions in values, by the column `at`."""
+    """Draws lines, bands and seeds of all interventions in values of frame, by the column `at`."""
+    styles, labels = line_styles(order(frame)), _labels(frame)
     for depth, name in enumerate(order(values)):  # The references above the others.
         style = styles[name]
         matrix = over_seeds(values[values["intervention"] == name], at)
@@ -335,7 +358,7 @@ def _draw(
             markeredgecolor="white",
             markeredgewidth=0.5,
             zorder=4 - depth / 100,
-            label=_readable(name),
+            label=labels[name],
         )
 
 
@@ -364,18 +387,33 @@ def _finish(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
-def _legend(
-    ax: Axes, frame: pd.DataFrame, columns: int, confidence: float = 0.95, seeds: bool = True
-) -> None:
+def _finish_rounds(ax: Axes, metric: str, layer: str = "all") -> None:
+    """Names the axes of a metric by round, and finishes them."""
+    ax.set(xlabel="Round", ylabel=_label(metric, layer))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _finish(ax)
+
+
+def _legend(ax: Axes, frame: pd.DataFrame, confidence: float = 0.95, seeds: bool = True) -> None:
     """Adds the legend of the axes below all axes of the figure, titled with what is drawn."""
     title = count = _count_seeds(frame)
     if count != "1 seed":
         title = f"Mean over {count}, with {100 * confidence:g} % bootstrap interval (band)"
         title += " and each seed (thin)" if seeds else ""
     handles, labels = ax.get_legend_handles_labels()
-    _figure(ax).legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), columns), title=title
-    )
+    figure = _figure(ax)
+    # About what an entry takes, in inches: the line and gaps around it, and the letters.
+    entry = 0.6 + 0.06 * max(map(len, labels))
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / entry)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)
+
+
+def _labels(frame: pd.DataFrame) -> dict[str, str]:
+    """What the legend calls each intervention: `warm start (1 of 4 diverged)`."""
+    seeds = frame.groupby("intervention")["seed"].nunique()
+    diverged = divergences(frame).groupby("intervention")["seed"].nunique()
+    notes = {name: f" ({count} of {seeds[name]} diverged)" for name, count in diverged.items()}
+    return {name: _readable(name) + notes.get(name, "") for name in seeds.index}
 
 
 def _label(metric: str, layer: str) -> str:

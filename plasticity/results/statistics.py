@@ -2,10 +2,15 @@
 
 The unit of replication is the seed: whatever is computed is first computed for each seed alone,
 and intervals are over seeds.
+
+A seed that diverged has the value NaN from the round in which it did. It is left out of whatever
+is computed over seeds there, and every function says so: by a warning, or `summary` by a column.
 """
 
+import contextlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +22,15 @@ from plasticity.results.table import ResultsError
 
 SETTING = ["env", "shift"]
 GROUP = [*SETTING, "intervention"]
-REFERENCES = ("warm_start", "reset_all")
+RUN = ["run", *GROUP, "seed"]
+BASELINE = "warm_start"
+REFERENCES = (BASELINE, "reset_all")
 RETURN = "train_return"
+DIVERGED = "diverged"
 PROBES = ("dead_units", "weight_norm", "effective_rank")
+
+# Where a row is itself a mean, the metric that says of how many, which a mean over rows weighs by.
+WEIGHTS: Mapping[str, str] = MappingProxyType({RETURN: "episodes"})
 
 
 class Interval(NamedTuple):
@@ -56,11 +67,13 @@ def by_round(
       frame: a results table.
       metric: such as `"train_return"`.
       layer: `"all"` for the aggregate over layers, or the name of one.
-      how: `"mean"` of the round's rows or the `"last"` of them, in order of update. Missing
-        values, such as the return of an interval in which no episode ended, are passed over.
+      how: `"mean"` of the round's rows or the `"last"` of them, in order of update. The mean of
+        a metric of `WEIGHTS` weighs each row by the other metric's value at the same moment, or
+        by 1 where the table has none: that of the return is over the round's episodes.
 
     Returns:
-      Columns run, env, shift, intervention, seed, round and value, sorted by them.
+      Columns run, env, shift, intervention, seed, round and value, sorted by them. A round with
+      a row of value NaN, for the run has diverged, is NaN; one without rows is not there.
 
     Raises:
       ResultsError: the table has no such metric or layer, or `how` is neither of the two.
@@ -68,8 +81,57 @@ def by_round(
     if how not in ("mean", "last"):
         raise ResultsError(f"how={how}: expected mean or last")
     rows = select(frame, metric, layer).sort_values("update", kind="stable")
-    keys = ["run", *GROUP, "seed", "round"]
-    return rows.groupby(keys, as_index=False)["value"].agg(how)
+    weight = _weights(frame, rows, metric)
+    grouped = rows.assign(weight=weight, total=weight * rows["value"]).groupby([*RUN, "round"])
+    if how == "mean":
+        values = grouped["total"].sum() / grouped["weight"].sum()
+    else:
+        values = grouped["value"].last()
+    complete = grouped["value"].count() == grouped.size()
+    return values.where(complete).rename("value").reset_index()
+
+
+def divergences(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs that diverged, and where.
+
+    Args:
+      frame: a results table; if its rows `diverged` have been filtered out, the first row without
+        a value counts instead.
+
+    Returns:
+      A row for each, with columns run, env, shift, intervention, seed, and the round and update
+      at which it diverged.
+    """
+    rows = frame[(frame["metric"] == DIVERGED) | frame["value"].isna()]
+    return rows.groupby(RUN, as_index=False)[["round", "update"]].min()
+
+
+def left_out(frame: pd.DataFrame) -> list[str]:
+    """A note that names the seeds that diverged and the updates at which they did, if any."""
+    names = []
+    for intervention, runs in divergences(frame).groupby("intervention"):
+        seeds = [
+            f"seed {s} at update {u}" for s, u in zip(runs["seed"], runs["update"], strict=True)
+        ]
+        names.append(f"{intervention} {', '.join(seeds)}")
+    return [f"diverged, and left out from that round on: {'; '.join(names)}"] if names else []
+
+
+def shared_seeds(frame: pd.DataFrame) -> list[str]:
+    """A note for each env, shift and intervention of which several runs share a seed."""
+    counts = frame.drop_duplicates([*GROUP, "seed", "run"]).groupby([*GROUP, "seed"]).size()
+    shared = counts[counts > 1].reset_index(name="runs").drop_duplicates(GROUP)
+    return [
+        f"{row.intervention}: seed {row.seed} is in {row.runs} runs, which are averaged; "
+        "select runs to tell them apart"
+        for row in shared.itertuples()
+    ]
+
+
+def warn_of(notes: Iterable[str]) -> None:
+    """Warns of each note, as coming from the caller of the function that calls this."""
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
 
 
 def over_seeds(values: pd.DataFrame, at: str = "round") -> pd.DataFrame:
@@ -81,21 +143,10 @@ def over_seeds(values: pd.DataFrame, at: str = "round") -> pd.DataFrame:
 
     Returns:
       A frame indexed by seed whose columns are the moments; NaN where a seed has no value. Runs
-      that share a seed are averaged, for they are no independent sample.
-
-    Warns:
-      UserWarning: runs share a seed.
+      that share a seed are averaged, for they are no independent sample; if one of them
+      diverged, the seed did.
     """
-    runs = values.groupby("seed")["run"].nunique()
-    if (runs > 1).any():
-        warnings.warn(
-            f"{values['intervention'].iloc[0]}: seed {runs.index[runs > 1][0]} is in "
-            f"{runs.max()} runs, which are averaged; select runs to tell them apart",
-            stacklevel=3,
-        )
-    return values.pivot_table(
-        index="seed", columns=at, values="value", aggfunc="mean", dropna=False
-    )
+    return values.groupby(["seed", at])["value"].mean(skipna=False).unstack()
 
 
 def bootstrap_mean(
@@ -120,8 +171,6 @@ def bootstrap_mean(
     """
     sample = np.asarray(values, dtype=np.float64).ravel()
     sample = sample[~np.isnan(sample)]
-    if not sample.size:
-        return Interval(np.nan, np.nan, np.nan)
     return _bootstrap((sample,), np.mean, confidence, resamples, seed)
 
 
@@ -142,7 +191,8 @@ def difference(
 
     A seed's value is the mean over the given rounds. Where both have the same seeds, which then
     share their environments and initial networks, the differences within each seed are
-    resampled; otherwise the seeds of the two are resampled independently.
+    resampled; a seed that is left out of one is then left out of both. Otherwise the seeds of the
+    two are resampled independently.
 
     Args:
       frame: a results table of one env and shift.
@@ -156,18 +206,25 @@ def difference(
       resamples: as in `bootstrap_mean`.
       seed: as in `bootstrap_mean`.
 
+    Returns:
+      The interval; NaN if every seed is left out of one or the other.
+
+    Warns:
+      UserWarning: seeds are left out, for they diverged by the last of the rounds; or runs share
+        a seed.
+
     Raises:
       ResultsError: the table holds several envs or shifts, lacks the metric, the layer or one of
-        the two interventions, or has no seed with all the rounds.
+        the two interventions, or has no seed of one of them with all the rounds.
     """
     one_setting(frame)
     wanted = sorted(set(rounds)) if isinstance(rounds, Iterable) else [rounds]
     values = by_round(frame, metric, layer, how)
-    sides = [_mean_over(values, name, wanted) for name in (intervention, baseline)]
-    if sides[0].index.equals(sides[1].index):
-        return bootstrap_mean(sides[0] - sides[1], confidence, resamples, seed)
-    samples = tuple(side.to_numpy() for side in sides)
-    return _bootstrap(samples, _mean_difference, confidence, resamples, seed)
+    left, right = (_mean_over(values, name, wanted) for name in (intervention, baseline))
+    used = frame["intervention"].isin([intervention, baseline])
+    used &= frame["round"] <= max(wanted, default=0)
+    warn_of([*shared_seeds(frame[used]), *left_out(frame[used])])
+    return _excess(left, right, confidence, resamples, seed)
 
 
 def summary(frame: pd.DataFrame, last: int = 3) -> pd.DataFrame:
@@ -186,41 +243,52 @@ def summary(frame: pd.DataFrame, last: int = 3) -> pd.DataFrame:
         env, shift, intervention
         seeds: how many there are.
         rounds: how many all of them have reached.
+        diverged: how many of the seeds have. Such a seed is left out of what is about rounds from
+          that on in which it did.
         return_first: mean training return in the first round, over seeds.
         return_last: the same over the last `last` rounds.
         loss, loss_low, loss_high: return_first - return_last of each seed, mean and 95 %
           bootstrap interval over seeds.
+        gain, gain_low, gain_high: by how much return_last exceeds that of `warm_start` over the
+          same rounds, as `difference` compares them; NaN for `warm_start` itself, and where it
+          has not reached these rounds or is not there.
         {dead_units,weight_norm,effective_rank}_{first,last}: mean over seeds, aggregated over
           layers, in the first round and in the last.
 
       A metric that the table lacks leaves its columns NaN.
+
+    Warns:
+      UserWarning: runs share a seed.
 
     Raises:
       ResultsError: `last` is less than 1.
     """
     if last < 1:
         raise ResultsError(f"last={last}: expected 1 or more rounds")
+    warn_of(shared_seeds(frame))
+    diverged = divergences(frame)
     tables = {name: _if_any(frame, name) for name in (RETURN, *PROBES)}
     rows = []
     for keys, runs in frame.groupby(GROUP):
         reached = int(runs.groupby(["run", "seed"])["round"].max().min())
         rounds = sorted(r for r in runs["round"].unique() if r <= reached)
-        seeds = {
-            name: _matrix(table, keys).reindex(columns=rounds) for name, table in tables.items()
-        }
-        first = seeds[RETURN].iloc[:, 0]
-        final = seeds[RETURN].iloc[:, -last:].mean(axis=1)
+        own = {name: _where(table, GROUP, keys) for name, table in tables.items()}
+        first = _mean_of_seeds(own[RETURN], rounds[:1])
+        final = _mean_of_seeds(own[RETURN], rounds[-last:])
         loss = bootstrap_mean(first - final)
+        gain = _gain(_where(tables[RETURN], SETTING, keys[:2]), keys[2], rounds[-last:])
         row: dict[str, Any] = dict(zip(GROUP, keys, strict=True))
         row |= {"seeds": runs["seed"].nunique(), "rounds": len(rounds)}
+        row |= {"diverged": _where(diverged, GROUP, keys)["seed"].nunique()}
         row |= {"return_first": first.mean(), "return_last": final.mean()}
         row |= {"loss": loss.mean, "loss_low": loss.low, "loss_high": loss.high}
+        row |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
         for name in PROBES:
-            row[f"{name}_first"] = seeds[name].iloc[:, 0].mean()
-            row[f"{name}_last"] = seeds[name].iloc[:, -1].mean()
+            row[f"{name}_first"] = _mean_of_seeds(own[name], rounds[:1]).mean()
+            row[f"{name}_last"] = _mean_of_seeds(own[name], rounds[-1:]).mean()
         rows.append(row)
-    columns = [*GROUP, "seeds", "rounds", "return_first", "return_last"]
-    columns += ["loss", "loss_low", "loss_high"]
+    columns = [*GROUP, "seeds", "rounds", "diverged", "return_first", "return_last"]
+    columns += [f"{name}{bound}" for name in ("loss", "gain") for bound in ("", "_low", "_high")]
     columns += [f"{name}_{when}" for name in PROBES for when in ("first", "last")]
     table = pd.DataFrame(rows, columns=columns)
     rank = table["intervention"].map({name: i for i, name in enumerate(order(frame))})
@@ -254,33 +322,75 @@ def one_setting(frame: pd.DataFrame) -> tuple[str, str]:
     return env, shift
 
 
+def _weights(frame: pd.DataFrame, rows: pd.DataFrame, metric: str) -> pd.Series:
+    """What each of the rows of a metric weighs in a mean over them."""
+    ones = pd.Series(1.0, rows.index)
+    if metric not in WEIGHTS:
+        return ones
+    moment = [*RUN, "round", "update", "layer"]
+    known = frame[frame["metric"] == WEIGHTS[metric]].groupby(moment)["value"].mean()
+    weights = known.reindex(pd.MultiIndex.from_frame(rows[moment]))
+    return weights.set_axis(rows.index).fillna(ones)
+
+
 def _if_any(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The metric by round, without rows where the table lacks it."""
     rows = frame[(frame["metric"] == metric) & (frame["layer"] == "all")]
-    keys = ["run", *GROUP, "seed", "round"]
-    return rows[[*keys, "value"]] if rows.empty else by_round(rows, metric)
+    return rows[[*RUN, "round", "value"]] if rows.empty else by_round(frame, metric)
 
 
-def _matrix(values: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Seeds by rounds of one env, shift and intervention; empty where there are no values."""
-    rows = values[(values[GROUP] == list(keys)).all(axis=1)]
-    return pd.DataFrame(dtype="float64") if rows.empty else over_seeds(rows)
+def _where(table: pd.DataFrame, columns: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """The rows that have these values in these columns."""
+    return table[(table[columns] == list(values)).all(axis=1)]
+
+
+def _mean_of_seeds(values: pd.DataFrame, rounds: Sequence[int]) -> pd.Series:
+    """The mean of each seed over those of the rounds that it has; NaN if it has diverged."""
+    return values[values["round"].isin(rounds)].groupby("seed")["value"].mean(skipna=False)
 
 
 def _mean_over(values: pd.DataFrame, intervention: str, rounds: Sequence[int]) -> pd.Series:
-    """The mean of each seed over the rounds, for the seeds that have them all."""
+    """The mean of each seed over the rounds; NaN for the seeds that do not have them all.
+
+    Raises:
+      ResultsError: the intervention is not there, or has no such seed.
+    """
     rows = values[values["intervention"] == intervention]
     if rows.empty:
         known = ", ".join(order(values))
         raise ResultsError(f"intervention {intervention}: not in the table; expected: {known}")
-    complete = over_seeds(rows).reindex(columns=list(rounds)).dropna()
-    if complete.empty or not rounds:
+    means = over_seeds(rows).reindex(columns=list(rounds)).mean(axis=1, skipna=False)
+    if means.isna().all():
         asked = ", ".join(map(str, rounds)) or "none"
+        has = rows.loc[rows["value"].notna(), "round"]
         raise ResultsError(
             f"{intervention}: no seed has a value in each of the rounds asked for ({asked}); "
-            f"expected rounds within {rows['round'].min()} to {rows['round'].max()}"
+            + (f"expected rounds within {has.min()} to {has.max()}" if len(has) else "all diverged")
         )
-    return complete.mean(axis=1)
+    return means
+
+
+def _gain(values: pd.DataFrame, intervention: str, rounds: Sequence[int]) -> Interval:
+    """By how much an intervention exceeds the baseline; NaN where that cannot be said."""
+    if intervention != BASELINE:
+        with contextlib.suppress(ResultsError):
+            own, its = (_mean_over(values, name, rounds) for name in (intervention, BASELINE))
+            return _excess(own, its)
+    return Interval(np.nan, np.nan, np.nan)
+
+
+def _excess(
+    left: pd.Series,
+    right: pd.Series,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """By how much the left exceeds the right, each a value for each seed, or NaN."""
+    if left.index.equals(right.index):
+        return bootstrap_mean(left - right, confidence, resamples, seed)
+    samples = tuple(side.dropna().to_numpy() for side in (left, right))
+    return _bootstrap(samples, _mean_difference, confidence, resamples, seed)
 
 
 def _mean_difference(left: np.ndarray, right: np.ndarray, axis: int = -1) -> Any:
@@ -295,6 +405,8 @@ def _bootstrap(
     seed: int,
 ) -> Interval:
     """Percentile bootstrap of a statistic of one or several samples without NaN."""
+    if not all(sample.size for sample in samples):
+        return Interval(np.nan, np.nan, np.nan)
     with np.errstate(invalid="ignore"):  # A mean of infinities is no number, and is given so.
         mean = float(statistic(*samples))
     if min(sample.size for sample in samples) < 2 or not np.isfinite(mean):

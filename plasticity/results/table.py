@@ -1,5 +1,9 @@
 """The results table: one row for each metric, layer and moment at which it was logged.
 
+A metric without a value at some moment has no row there. A run that diverged, which is to say
+that a gradient was not finite, has one row `diverged`, whose value and update are the update at
+which it did, and from then on NaN for the value of every metric.
+
 Everything measured by every run lives in one long tidy table, so that results of any number of
 runs concatenate, and every question about them is a filter and a group-by. A run's folder holds
 it as `metrics.parquet`, next to `config.yaml` (resolved), `meta.json`, `figures/` and `params/`.
@@ -82,6 +86,15 @@ def concat(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(filled, ignore_index=True) if filled else empty()
 
 
+def ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows by run, env, shift, intervention, seed and update, as `load` gives them.
+
+    Rows that agree in all of these stay in the order in which they are.
+    """
+    by = ["run", "env", "shift", "intervention", "seed", "update"]
+    return frame.sort_values(by, kind="stable", ignore_index=True)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path that takes the place of `path` when the block ends without an error.
@@ -143,8 +156,8 @@ def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
         are grouped by: `frame.assign(intervention=frame["agent.learning_rate"].astype("str"))`.
 
     Returns:
-      The columns of `COLUMNS`, then those of `config`; sorted by run, env, shift, intervention,
-      seed and update, rows of the same update in the order in which they were written.
+      The columns of `COLUMNS`, then those of `config`; sorted as `ordered` does, rows of the same
+      update in the order in which they were written.
 
     Warns:
       UserWarning: a run within a folder or glob holds a config but no table, and is left out.
@@ -171,8 +184,7 @@ def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
         # One value a run, in the type that suits them all, then repeated over the run's rows.
         lengths = [len(frame) for frame in frames]
         table[key] = pd.Series(values).repeat(lengths).reset_index(drop=True)
-    by = ["run", "env", "shift", "intervention", "seed", "update"]
-    return table.sort_values(by, kind="stable", ignore_index=True)
+    return ordered(table)
 
 
 class _Source(NamedTuple):

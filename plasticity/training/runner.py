@@ -16,6 +16,7 @@ import pandas as pd
 from plasticity.agents import Metrics
 from plasticity.envs.host import HostEnv
 from plasticity.networks import Params
+from plasticity.results import table
 from plasticity.training.folder import RunFolder, check_free
 from plasticity.training.host_lives import HostLives
 from plasticity.training.interrupts import Interrupts
@@ -63,7 +64,7 @@ def train(
     if path is not None:
         check_free(path)
     stacked = stack(runs)
-    names = names or [path.name if path else stacked.intervention.name] * len(runs)
+    names = names or [path.resolve().name if path else stacked.intervention.name] * len(runs)
     if len({(name, run.seed) for name, run in zip(names, runs, strict=True)}) < len(runs):
         raise ValueError("runs that share a seed must have names of their own: see `names`")
     recorder = Recorder(stacked, names)
@@ -79,7 +80,7 @@ def train(
         params = _live(stacked, recorder, keep, progress)
         if path is not None:
             files.write_params(params)
-    return recorder.frame()
+    return table.ordered(recorder.frame())
 
 
 def stops(schedule: Schedule) -> list[int]:
