@@ -13,25 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from experiments.cli import CONFIG, CONFIGS, command, prepared
+from experiments.cli import command, runs_of
 from plasticity.training import Run
 from plasticity.training.lives import CompiledLives, stack
 
-PRESETS = {
-    "paper": ["experiment=paper"],
-    "quickstart": ["experiment=quickstart"],
-}
-
-
-def run_of(overrides: list[str]) -> Run:
-    """The run that the command line `overrides` would train."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        runs, _ = prepared(compose(CONFIG, overrides))
-    return runs[0]
+PRESETS = ("paper", "quickstart")
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -88,7 +77,7 @@ def main() -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for preset in arguments.presets:
-        run = run_of(PRESETS[preset])
+        run = runs_of(f"experiment={preset}")[0]
         for agents in arguments.agents:
             speed = measure(run, agents, arguments.seconds)
             table.add_row(

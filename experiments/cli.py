@@ -38,6 +38,13 @@ def prepared(config: DictConfig) -> tuple[list[Run], dict[str, Any]]:
     return runs_from(plain), plain
 
 
+def runs_of(*overrides: str) -> list[Run]:
+    """The runs that the command line `overrides` would train."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return prepared(compose(CONFIG, list(overrides)))[0]
+
+
 def command(main: Callable[[], Any]) -> None:
     """Runs an entry point; what its user got wrong ends it with one line and status 2.
 

@@ -6,12 +6,13 @@ shape that program and are part of the structure. Everything that *changes* whil
 is a plain `NamedTuple` instead.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import math
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Self, TypeVar, dataclass_transform
+from typing import Any, Generic, Self, TypeVar, dataclass_transform, get_type_hints
 
 import jax
 import numpy as np
@@ -35,13 +36,14 @@ class Range:
     le: float = math.inf
     lt: float = math.inf
     choices: tuple[Any, ...] | Callable[[], tuple[Any, ...]] = ()
+    least: int = 0  # how many of them there must be, where there may be many
 
     def __str__(self) -> str:
         if choices := self._choices():
             return "one of " + ", ".join(map(str, choices))
         noun = {int: "a whole number", float: "a finite number", bool: "true or false"}
         bounds = [
-            f"{sign} {bound:g}"
+            f"{sign} {bound}"
             for sign, bound in ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
             if math.isfinite(bound)
         ]
@@ -54,11 +56,9 @@ class Range:
             return value in choices
         if self.kind not in (int, float):
             return isinstance(value, self.kind)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, self.kind):
             return False
-        if self.kind is int and not isinstance(value, int):
-            return False
-        return math.isfinite(value) and self.ge <= value <= self.le and self.gt < value < self.lt
+        return self.ge <= value <= self.le and self.gt < value < self.lt and abs(value) < math.inf
 
     def _choices(self) -> tuple[Any, ...]:
         return self.choices() if callable(self.choices) else self.choices
@@ -82,7 +82,8 @@ def static(default: Any = dataclasses.MISSING, *, kind: type | None = None, **bo
     Args:
       default: its value unless one is given; a tuple stands for a sequence of such values.
       kind: the type of the value, or of each element; that of the default if not given.
-      **bounds: `ge`, `gt`, `le`, `lt`, or `choices`: a tuple, or a function that lists them.
+      **bounds: `ge`, `gt`, `le`, `lt`; or `choices`, a tuple, or a function that lists them; and
+        `least`, how many values a sequence must have.
     """
     metadata: dict[str, Any] = {"static": True}
     sample = default[0] if isinstance(default, tuple) and default else default
@@ -168,7 +169,8 @@ def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
         value = value.item()
     allowed = field.metadata.get("range")
     if allowed is not None and allowed.kind is float and type(value) is int:
-        return float(value)
+        with contextlib.suppress(OverflowError):  # then `check` refuses it
+            return float(value)
     return value
 
 
@@ -185,17 +187,21 @@ def check(spec: object, key: str = "") -> None:
         for name, part in zip(spec.names, spec.parts, strict=True):
             check(part, _join(key, name))
     elif isinstance(spec, Spec):
+        hints = get_type_hints(type(spec))
         for name, field in fields(spec):
             value, path = getattr(spec, name), _join(key, name)
             allowed = field.metadata.get("range")
             if allowed is None:
-                if not isinstance(value, Spec):
-                    raise SettingError(path, value, "must be a Spec, or declared by its class")
+                kind = hints[name] if isinstance(hints[name], type) else Spec
+                if not isinstance(value, kind):
+                    raise SettingError(path, value, f"must be of the kind {kind.__name__}")
                 check(value, path)
                 continue
             many = isinstance(field.default, tuple)
-            if many and not isinstance(value, tuple):
-                raise SettingError(path, value, f"must be a list, each {allowed}")
+            if many and not (isinstance(value, tuple) and len(value) >= allowed.least):
+                raise SettingError(
+                    path, value, f"must be a list of at least {allowed.least}, each {allowed}"
+                )
             for element in value if many else (value,):
                 if element not in allowed:
                     raise SettingError(path, value, f"must be {'a list, each ' * many}{allowed}")

@@ -42,10 +42,6 @@ class CartPole(CompiledEnv):
     def num_actions(self) -> int:
         return 2
 
-    @property
-    def truncates(self) -> bool:
-        return True
-
     def reset(self, task: Task, key: Array) -> CartPoleState:
         return CartPoleState(_DYNAMICS.initial(key, _PARAMS), jnp.zeros((), jnp.int32))
 

@@ -80,6 +80,10 @@ class Gather(CompiledEnv):
     def min_episode_steps(self) -> int:
         return self.episode_steps
 
+    @property
+    def truncates(self) -> bool:
+        return False
+
     def level(self, level_id: Array | int) -> Level:
         """The level of that id: the same for every agent, seed and machine."""
         # Sorting random bits draws without replacement; counting how many lie below does it

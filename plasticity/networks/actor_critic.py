@@ -63,18 +63,26 @@ class MLP(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """`torso`, then `policy` and `value`."""
+    """A torso, then the heads `policy` and `value`; or a torso for each of the two.
+
+    The layers of the value's own torso are called `value_hidden_0` and so on.
+    """
 
     torso: nn.Module
+    value_torso: nn.Module | None
     num_actions: int
 
     @nn.compact
     def __call__(self, observation: Array) -> Output:
         """Args: observation, [B, *shape]."""
         features, activations = self.torso(observation)
+        value_features = features
+        if self.value_torso is not None:
+            value_features, own = self.value_torso(observation)
+            activations |= {f"value_{name}": x for name, x in own.items()}
         return Output(
             logits=Dense(self.num_actions, name="policy")(features),
-            value=Dense(1, name="value")(features)[:, 0],
+            value=Dense(1, name="value")(value_features)[:, 0],
             activations=activations,
         )
 
@@ -86,12 +94,18 @@ class Network(Spec):
       hidden: the width of each hidden layer.
       activation: the nonlinearity after each of them.
       norm: what normalises each layer before its activation.
+      shared: whether policy and value share a torso, or have one each.
     """
 
-    hidden: tuple[int, ...] = static((256, 256), ge=1)
+    hidden: tuple[int, ...] = static((256, 256), ge=1, least=1)
     activation: str = static("relu", choices=lambda: tuple(ACTIVATIONS))
     norm: str = static("none", choices=lambda: tuple(NORMS))
+    shared: bool = static(True)
 
     def build(self, num_actions: int) -> ActorCritic:
         """The Flax module of this description."""
-        return ActorCritic(MLP(self.hidden, self.activation, self.norm), num_actions)
+        torso, value_torso = (
+            MLP(self.hidden, self.activation, self.norm, name=name)
+            for name in ("torso", "value_torso")
+        )
+        return ActorCritic(torso, None if self.shared else value_torso, num_actions)

@@ -10,8 +10,14 @@ Array = jax.Array
 
 
 def by_layer(params: Params) -> dict[str, Params]:
-    """The parts of a parameter tree by layer: those of the torso, then the heads."""
-    return {**params["torso"], **{name: params[name] for name in params if name != "torso"}}
+    """The parts of a parameter tree by layer: those of the torsos, then the heads."""
+    value_torso = params.get("value_torso", {})
+    return {
+        **params["torso"],
+        **{f"value_{name}": layer for name, layer in value_torso.items()},
+        "policy": params["policy"],
+        "value": params["value"],
+    }
 
 
 def norms(params: Params) -> dict[str, Array]:

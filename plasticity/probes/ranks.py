@@ -25,6 +25,7 @@ def singular_values(features: Array) -> Array:
 def effective_rank(features: Array) -> Array:
     """The effective rank of `features` [B, ..., d]. A scalar between 1 and d, or 0."""
     sigma = singular_values(features)
-    share = sigma / jnp.maximum(jnp.sum(sigma), jnp.finfo(sigma.dtype).tiny)
-    entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
-    return jnp.where(jnp.sum(sigma) > 0, jnp.exp(entropy), 0.0)
+    total = jnp.sum(sigma)
+    share = sigma / jnp.where(total == 0, 1.0, total)
+    entropy = -jnp.sum(share * jnp.log(jnp.where(share == 0, 1.0, share)))
+    return jnp.where(total == 0, 0.0, jnp.exp(entropy))
