@@ -21,9 +21,8 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 	@echo 'The first one that needs .venv makes it with python3. PYTHON=python3.12 names another.'
 
-quickstart: $(CORE) ## train a small comparison and report on it, in outputs/quickstart
+quickstart: $(CORE) ## see plasticity lost, and kept: a table here, a figure in outputs/quickstart
 	$(RUN) -m experiments.train experiment=quickstart
-	$(RUN) -m experiments.report outputs/quickstart
 
 test: $(DEV) ## run the tests
 	$(RUN) -m pytest

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -50,6 +51,9 @@ def command(main: Callable[[], Any]) -> None:
 
     Ctrl-C ends it with status 130.
     """
+    # A program compiled once, in this sweep or an earlier one, is not compiled again.
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/plasticity/jax"))
     whole = os.environ.get(_FULL_ERROR)
     os.environ[_FULL_ERROR] = "1"  # so that Hydra lets errors through to here
     try:

@@ -1,9 +1,13 @@
 """What every test shares: the CPU, no display, quick compilation, and a run small enough to try."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Programs compiled by one test serve the others, processes of their own included.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 
 import jax
 import pytest
