@@ -1,0 +1,43 @@
+"""What README says: its commands can be typed, and its numbers are those of the shipped results."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import runs_of
+from plasticity import results
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^python -m experiments\.train (.*)$", README, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line != "--help"])
+def test_each_command_names_what_there_is(line, monkeypatch, tmp_path):
+    """Would catch an option or a key that was renamed; of a sweep the first job is looked at."""
+    example = re.search(r"# my_interventions\.py\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "my_interventions.py").write_text(example[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [word for word in shlex.split(line) if word != "-m"]
+    first = [re.sub(r"^([\w.]+=[^\[{,]+),.*", r"\1", word) for word in words]
+    assert runs_of(*first)
+
+
+def test_the_numbers_are_those_of_the_shipped_tables():
+    """Would catch a README that the results have moved away from."""
+    summary = results.summary(results.load(ROOT / "docs/quickstart")).set_index("intervention")
+    assert len(summary) == 4
+    for name, row in summary.iterrows():
+        (line,) = re.findall(rf"^\| {name} \|(.*\[.*)$", README, flags=re.MULTILINE)
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[0] == f"{row.return_first:.2f} → {row.return_last:.2f}"
+        assert cells[1] == f"{row.loss:.2f} [{row.loss_low:.2f}, {row.loss_high:.2f}]"
+        if name != "warm_start":
+            assert cells[2] == f"{row.gain:+.2f} [{row.gain_low:.2f}, {row.gain_high:.2f}]"
+        assert cells[3] == f"{row.dead_units_first:.2f} → {row.dead_units_last:.2f}"
+        assert cells[4] == f"{row.weight_norm_first:.1f} → {row.weight_norm_last:.1f}"
+        assert cells[5] == f"{row.effective_rank_first:.1f} → {row.effective_rank_last:.1f}"
+    # What the preset was chosen for: the loss is there to see, and not noise.
+    assert summary.loc["reset_all", "gain_low"] > 0
