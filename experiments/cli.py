@@ -52,7 +52,7 @@ def command(main: Callable[[], Any]) -> None:
     Ctrl-C ends it with status 130.
     """
     # A program compiled once, in this sweep or an earlier one, is not compiled again.
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/plasticity/jax"))
     whole = os.environ.get(_FULL_ERROR)
     os.environ[_FULL_ERROR] = "1"  # so that Hydra lets errors through to here

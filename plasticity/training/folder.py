@@ -13,12 +13,12 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
-import pandas as pd
 from omegaconf import OmegaConf
 
 from plasticity.results import table
 from plasticity.spec import SettingError
 from plasticity.training.lives import seeds_of
+from plasticity.training.recorder import Recorder
 from plasticity.training.run import Run
 
 PARAMS = "params"
@@ -91,9 +91,9 @@ class RunFolder:
         else:
             self._describe("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
 
-    def write_table(self, frame: pd.DataFrame) -> None:
-        """Replaces the table."""
-        table.write(frame, self._path / table.TABLE)
+    def write_table(self, recorder: Recorder) -> None:
+        """Replaces the table by what has been recorded so far."""
+        table.write(recorder.frame(), self._path / table.TABLE)
 
     def write_params(self, params: Any) -> None:
         """Writes the final parameters."""

@@ -5,6 +5,7 @@ No arithmetic of the study happens here beyond dividing sums by counts.
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +69,15 @@ def train(
     if len({(name, run.seed) for name, run in zip(names, runs, strict=True)}) < len(runs):
         raise ValueError("runs that share a seed must have names of their own: see `names`")
     recorder = Recorder(stacked, names)
-    with contextlib.ExitStack() as exits:
-        keep: Callable[[], None] = lambda: None  # noqa: E731
-        if path is not None:
-            files = exits.enter_context(RunFolder(path, stacked, config or {}))
-
-            def keep() -> None:
-                files.write_table(recorder.frame())
-
-            exits.callback(keep)
-        params = _live(stacked, recorder, keep, progress)
-        if path is not None:
-            files.write_params(params)
+    if path is None:
+        _live(stacked, recorder, progress)
+    else:
+        with RunFolder(path, stacked, config or {}) as files:
+            try:
+                keep = partial(files.write_table, recorder)
+                files.write_params(_live(stacked, recorder, progress, keep))
+            finally:
+                files.write_table(recorder)
     return table.ordered(recorder.frame())
 
 
@@ -106,7 +104,12 @@ def means(sums: Sums) -> Metrics:
     }
 
 
-def _live(runs: Run, recorder: Recorder, keep: Callable[[], None], progress: bool) -> Params:
+def _live(
+    runs: Run,
+    recorder: Recorder,
+    progress: bool,
+    at_round_end: Callable[[], None] = lambda: None,
+) -> Params:
     """Takes a stack of runs through its rounds and returns the final parameters."""
     schedule = runs.schedule
     lives: Lives = HostLives(runs) if isinstance(runs.env, HostEnv) else CompiledLives(runs)
@@ -142,5 +145,5 @@ def _live(runs: Run, recorder: Recorder, keep: Callable[[], None], progress: boo
                 recorder.add(round, update, jax.device_get(metrics), lives.state.diverged)
                 bar.show(round, update, metrics.get("train_return"), stop == schedule.updates)
                 interrupts.check()
-            keep()
+            at_round_end()
     return lives.state.learner.params
