@@ -47,8 +47,8 @@ class Stream(enum.IntEnum):
 def key_for(run: Run, stream: Stream | Array, count: Array | int = 0) -> Array:
     """The key of `run` for the `count`-th use of a stream.
 
-    Keys that come out of this are split, never folded again: `split(key, n)[i]` is `fold_in(key,
-    i)`. The generator is named, so that a global default changes nothing.
+    Each key that comes out of this is either split or folded into: `split(key, n)[i]` is
+    `fold_in(key, i)`. The generator is named, so that a global default changes nothing.
     """
     key = jax.random.key(run.seed, impl="threefry2x32")
     return jax.random.fold_in(jax.random.fold_in(key, stream), count)
