@@ -13,12 +13,14 @@ from plasticity.config import runs_from
 from plasticity.envs import CartPole, Gather, Gymnasium
 from plasticity.interventions import (
     Context,
+    CReLU,
     Intervention,
     Interventions,
     L2Norm,
     LayerNorm,
     Learner,
     RegenerativeL2,
+    RegenerativeW2,
     ResetAll,
     ResetFinal,
     ShrinkPerturb,
@@ -43,6 +45,7 @@ from plasticity.training import Run, Schedule, load_params, train
 
 __all__ = [
     "PPO",
+    "CReLU",
     "CartPole",
     "Context",
     "DeadUnits",
@@ -63,6 +66,7 @@ __all__ = [
     "Probe",
     "Probes",
     "RegenerativeL2",
+    "RegenerativeW2",
     "ResetAll",
     "ResetFinal",
     "Run",

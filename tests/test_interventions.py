@@ -12,12 +12,14 @@ from scipy import stats
 from plasticity.agents import PPO, ppo
 from plasticity.envs.base import Env
 from plasticity.interventions import (
+    CReLU,
     Intervention,
     Interventions,
     L2Norm,
     LayerNorm,
     Learner,
     RegenerativeL2,
+    RegenerativeW2,
     ResetAll,
     ResetFinal,
     ShrinkPerturb,
@@ -25,6 +27,7 @@ from plasticity.interventions import (
     chain,
 )
 from plasticity.networks import Network
+from plasticity.spec import SettingError
 from plasticity.training import lifetime, lives
 
 METHODS = {
@@ -34,7 +37,9 @@ METHODS = {
     "shrink_perturb": chain(ShrinkPerturb()),
     "soft_shrink_perturb": chain(SoftShrinkPerturb()),
     "regenerative_l2": chain(RegenerativeL2()),
+    "regenerative_w2": chain(RegenerativeW2()),
     "l2_norm": chain(L2Norm()),
+    "crelu": chain(CReLU()),
     "layer_norm": chain(LayerNorm()),
 }
 
@@ -166,6 +171,50 @@ def test_regenerative_l2_pulls_with_constant_force(context, old):
     assert float(value) == pytest.approx(0.03 * distance, rel=1e-5)
     for force, x in zip(jax.tree.leaves(pull), way, strict=True):
         np.testing.assert_allclose(force, 0.03 * x / distance, rtol=1e-4, atol=1e-7)
+
+
+def test_regenerative_w2_sees_each_tensors_values_and_not_their_places(context, old):
+    """Would catch sorting across tensors or on one side only, or a gradient put back unsorted."""
+    part = RegenerativeW2(0.03)
+    start = context.fresh(context.key)
+    state = part.init(Learner(start, None), context)
+    value_and_grad = jax.jit(jax.value_and_grad(lambda p: part.loss(state, p, context)))
+
+    shuffled = jax.tree.map(lambda x: jax.random.permutation(context.key, x.ravel()), start)
+    shuffled = jax.tree.map(lambda x, like: x.reshape(like.shape), shuffled, start)
+    assert float(value_and_grad(shuffled)[0]) == 0
+    assert all(np.all(x == 0) for x in jax.tree.leaves(value_and_grad(shuffled)[1]))
+
+    ways, places = [], []
+    for a, b in zip(*map(jax.tree.leaves, (old, start)), strict=True):
+        places.append(np.argsort(np.ravel(a), kind="stable"))
+        ways.append(np.ravel(a)[places[-1]].astype(float) - np.sort(np.ravel(b)))
+    distance = np.sqrt(sum(np.sum(way**2) for way in ways))
+    value, pull = value_and_grad(old)
+    assert float(value) == pytest.approx(0.03 * distance, rel=1e-5)
+    for force, way, place in zip(jax.tree.leaves(pull), ways, places, strict=True):
+        expected = np.zeros(way.size)
+        expected[place] = 0.03 * way / distance
+        np.testing.assert_allclose(np.ravel(force), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_crelu_is_both_sides_of_relu_at_half_the_width():
+    """Would catch a layer twice as wide, one side twice, or halves in another order."""
+    module = chain(CReLU()).network(Network(hidden=(8, 6))).build(3)
+    seen = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
+    params = module.init(jax.random.key(0), seen)["params"]
+    assert params["torso"]["hidden_0"]["kernel"].shape == (5, 4)
+    assert params["torso"]["hidden_1"]["kernel"].shape == (8, 3)
+    assert params["policy"]["kernel"].shape == (6, 3)
+    linear = seen @ params["torso"]["hidden_0"]["kernel"] + params["torso"]["hidden_0"]["bias"]
+    sides = np.concatenate([np.maximum(linear, 0), np.maximum(-linear, 0)], axis=1)
+    np.testing.assert_allclose(
+        module.apply({"params": params}, seen).activations["hidden_0"], sides, rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(
+        SettingError, match=r"network\.hidden=\(8, 5\): each must be a multiple of 2"
+    ):
+        chain(CReLU()).network(Network(hidden=(8, 5))).build(3)
 
 
 def test_l2_norm_is_adamw(old):

@@ -1,5 +1,6 @@
 """Interventions against plasticity loss, and the hooks to write one's own."""
 
+from plasticity.interventions.activations import CReLU
 from plasticity.interventions.base import (
     Context,
     Intervention,
@@ -9,7 +10,7 @@ from plasticity.interventions.base import (
     chain,
 )
 from plasticity.interventions.normalization import LayerNorm
-from plasticity.interventions.regularizers import L2Norm, RegenerativeL2
+from plasticity.interventions.regularizers import L2Norm, RegenerativeL2, RegenerativeW2
 from plasticity.interventions.resets import (
     ResetAll,
     ResetFinal,
@@ -18,6 +19,7 @@ from plasticity.interventions.resets import (
 )
 
 __all__ = [
+    "CReLU",
     "Context",
     "Intervention",
     "Interventions",
@@ -26,6 +28,7 @@ __all__ = [
     "Learner",
     "Optimizer",
     "RegenerativeL2",
+    "RegenerativeW2",
     "ResetAll",
     "ResetFinal",
     "ShrinkPerturb",

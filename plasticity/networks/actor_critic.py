@@ -9,12 +9,29 @@ import jax
 import jax.numpy as jnp
 
 from plasticity.networks.initial import uniform
-from plasticity.spec import Spec, static
+from plasticity.spec import SettingError, Spec, static
 
 Array = jax.Array
 Params = Any  # {"torso": {layer: ...}, "policy": ..., "value": ...}
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh}
+
+class Activation(NamedTuple):
+    """A nonlinearity, and how many outputs it has for each input."""
+
+    apply: Callable[[Array], Array]
+    widening: int = 1
+
+
+def crelu(x: Array) -> Array:
+    """Both sides of ReLU: [..., n] -> [..., 2n]."""
+    return jnp.concatenate([nn.relu(x), nn.relu(-x)], axis=-1)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(nn.relu),
+    "tanh": Activation(jnp.tanh),
+    "crelu": Activation(crelu, widening=2),
+}
 NORMS: dict[str, Callable[..., nn.Module] | None] = {
     "none": None,
     # PyTorch's LayerNorm: two-pass variance, epsilon 1e-5, scale and bias learnt.
@@ -44,7 +61,14 @@ class Dense(nn.Module):
 
 
 class MLP(nn.Module):
-    """Hidden layers on the flattened observation: linear, norm, activation."""
+    """Hidden layers on the flattened observation: linear, norm, activation.
+
+    Attributes:
+      hidden: the width of each after its activation. Where that widens, the linear layer is
+        narrower, so that the next one's input keeps its size.
+      activation: a name in `ACTIVATIONS`.
+      norm: a name in `NORMS`.
+    """
 
     hidden: tuple[int, ...]
     activation: str
@@ -54,11 +78,12 @@ class MLP(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, dict[str, Array]]:
         x = x.reshape(x.shape[0], -1)
         activations = {}
+        activation = ACTIVATIONS[self.activation]
         for i, units in enumerate(self.hidden):
-            x = Dense(units, name=f"hidden_{i}")(x)
+            x = Dense(units // activation.widening, name=f"hidden_{i}")(x)
             if (norm := NORMS[self.norm]) is not None:
                 x = norm(name=f"norm_{i}")(x)
-            x = activations[f"hidden_{i}"] = ACTIVATIONS[self.activation](x)
+            x = activations[f"hidden_{i}"] = activation.apply(x)
         return x, activations
 
 
@@ -103,7 +128,18 @@ class Network(Spec):
     shared: bool = static(True)
 
     def build(self, num_actions: int) -> ActorCritic:
-        """The Flax module of this description."""
+        """The Flax module of this description.
+
+        Raises:
+          SettingError: a width cannot be had with this activation.
+        """
+        widening = ACTIVATIONS[self.activation].widening
+        if any(units % widening for units in self.hidden):
+            raise SettingError(
+                "network.hidden",
+                self.hidden,
+                f"each must be a multiple of {widening} for the activation {self.activation}",
+            )
         torso, value_torso = (
             MLP(self.hidden, self.activation, self.norm, name=name)
             for name in ("torso", "value_torso")

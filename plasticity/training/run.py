@@ -69,6 +69,7 @@ def check_run(run: Run) -> None:
     """Raises `SettingError` for the first setting of `run` that cannot be used."""
     check(run)
     run.env.check()
+    run.intervention.network(run.network).build(run.env.num_actions)
     agent, schedule, levels = run.agent, run.schedule, run.env.num_levels
     if agent.minibatch_size > agent.batch_size:
         raise SettingError(
