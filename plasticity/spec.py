@@ -152,8 +152,8 @@ def locate(path: str, key: str) -> Any:
 
 
 def snake_case(name: str) -> str:
-    """`SoftShrinkPerturb` -> `soft_shrink_perturb`, `CReLU` -> `crelu`."""
-    name = name.replace("ReLU", "relu")
+    """`SoftShrinkPerturb` -> `soft_shrink_perturb`, `CReLU` -> `crelu`, `ReDo` -> `redo`."""
+    name = name.replace("ReLU", "relu").replace("ReDo", "Redo")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 

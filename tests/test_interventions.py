@@ -18,6 +18,7 @@ from plasticity.interventions import (
     L2Norm,
     LayerNorm,
     Learner,
+    ReDo,
     RegenerativeL2,
     RegenerativeW2,
     ResetAll,
@@ -40,6 +41,7 @@ METHODS = {
     "regenerative_w2": chain(RegenerativeW2()),
     "l2_norm": chain(L2Norm()),
     "crelu": chain(CReLU()),
+    "redo": chain(ReDo()),
     "layer_norm": chain(LayerNorm()),
 }
 
@@ -215,6 +217,94 @@ def test_crelu_is_both_sides_of_relu_at_half_the_width():
         SettingError, match=r"network\.hidden=\(8, 5\): each must be a multiple of 2"
     ):
         chain(CReLU()).network(Network(hidden=(8, 5))).build(3)
+
+
+@pytest.fixture(scope="module")
+def recycled(context):
+    """A learner with units that are dead, dormant and alive, before and after ReDo was due."""
+    before = context.fresh(jax.random.key(3))
+    torso = jax.tree.map(np.array, before["torso"])
+    torso["hidden_0"]["bias"][[2, 5]] = -50  # never active
+    torso["hidden_0"]["kernel"][:, 7] *= 1e-3  # hardly
+    torso["hidden_0"]["bias"][7] = 1e-3
+    torso["hidden_1"]["bias"][3] = -50
+    before = {**before, "torso": torso}
+    seen = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    opt_state = context.optimizer.init(before)
+    opt_state = jax.tree.map(lambda x: x + 1, opt_state)
+    learner = Learner(before, opt_state)
+
+    @jax.jit
+    def at(update):
+        moment = context._replace(update=update, observations=seen)
+        return ReDo(0.02, 10).after_update((), learner, moment)[1]
+
+    return learner, at, seen
+
+
+def test_redo_waits_until_it_is_due(recycled):
+    """Would catch an interval off by one: it acts after the tenth update, not before."""
+    learner, at, _ = recycled
+    for update in (0, 8, 10):
+        same(at(update), learner)
+    assert not np.array_equal(at(9).params["value"]["kernel"], learner.params["value"]["kernel"])
+
+
+def test_redo_recycles_dormant_units_and_touches_no_other(context, recycled):
+    """Against the paper's equation, unit by unit, moments included."""
+    learner, at, seen = recycled
+    first, second = (learner.params["torso"][f"hidden_{i}"] for i in (0, 1))
+    x = np.maximum(seen @ first["kernel"] + first["bias"], 0)
+    y = np.maximum(x @ second["kernel"] + second["bias"], 0)
+    dormant = [np.abs(h).mean(0) / np.abs(h).mean() <= 0.02 for h in (x, y)]
+    assert set(np.flatnonzero(dormant[0])) >= {2, 5, 7}
+    assert set(np.flatnonzero(dormant[1])) >= {3}
+
+    fresh = jax.device_get(context.fresh(context.key))
+    expected = jax.tree.map(np.array, learner.params)
+    touched = jax.tree.map(lambda leaf: np.zeros(leaf.shape, bool), expected)
+    for mask, name in zip(dormant, ("hidden_0", "hidden_1"), strict=True):
+        for leaf in ("kernel", "bias"):
+            expected["torso"][name][leaf][..., mask] = fresh["torso"][name][leaf][..., mask]
+            touched["torso"][name][leaf][..., mask] = True
+    for tree, value in ((expected, 0), (touched, True)):
+        tree["torso"]["hidden_1"]["kernel"][dormant[0]] = value
+        tree["policy"]["kernel"][dormant[1]] = value
+        tree["value"]["kernel"][dormant[1]] = value
+    after = at(9)
+    same(after.params, expected)
+    for moments in (optax.tree.get(after.opt_state, "mu"), optax.tree.get(after.opt_state, "nu")):
+        same(moments, jax.tree.map(lambda leaf: np.where(leaf, 0.0, 1.0), touched))
+    assert optax.tree.get(after.opt_state, "count") == 1
+
+
+def test_redo_of_dead_units_changes_no_output(context, recycled):
+    """What the dead did not say is not missed: only with tau = 0, which takes no other."""
+    learner, _, seen = recycled
+    due = context._replace(update=jnp.int32(9), observations=seen)
+    after = jax.jit(lambda: ReDo(0.0, 10).after_update((), learner, due)[1])()
+    assert not np.array_equal(after.params["policy"]["kernel"], learner.params["policy"]["kernel"])
+    one, other = (context.apply(params, seen) for params in (learner.params, after.params))
+    same((one.logits, one.value), (other.logits, other.value), rtol=1e-5, atol=1e-6)
+
+
+def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
+    """Would catch a mask of activations on a layer of half as many units."""
+    run = tiny_run(env=Void(), intervention=chain(CReLU(), ReDo()))
+    context = lifetime.context_of(run, jnp.int32(0), jnp.int32(9))
+    params = jax.tree.map(np.array, context.fresh(jax.random.key(0)))
+    for leaf in params["torso"]["hidden_0"].values():
+        leaf[..., 5] = 0
+    seen = np.ones((4, 6), np.float32)
+    learner = Learner(params, context.optimizer.init(params))
+    due = context._replace(observations=seen, key=jax.random.key(1))
+    after = jax.jit(lambda: ReDo(0.0, 10).after_update((), learner, due)[1].params)()
+    kernel = np.asarray(after["torso"]["hidden_1"]["kernel"])
+    assert np.all(kernel[[5, 13]] == 0)
+    same(
+        np.delete(kernel, [5, 13], 0), np.delete(params["torso"]["hidden_1"]["kernel"], [5, 13], 0)
+    )
+    assert np.all(after["torso"]["hidden_0"]["kernel"][:, 5] != 0)
 
 
 def test_l2_norm_is_adamw(old):

@@ -17,6 +17,7 @@ from plasticity.interventions.resets import (
     ShrinkPerturb,
     SoftShrinkPerturb,
 )
+from plasticity.interventions.units import ReDo
 
 __all__ = [
     "CReLU",
@@ -27,6 +28,7 @@ __all__ = [
     "LayerNorm",
     "Learner",
     "Optimizer",
+    "ReDo",
     "RegenerativeL2",
     "RegenerativeW2",
     "ResetAll",

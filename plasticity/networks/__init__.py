@@ -8,16 +8,24 @@ from plasticity.networks.actor_critic import (
     Output,
     Params,
 )
-from plasticity.networks.tree import by_layer, norms, root_mean_squares
+from plasticity.networks.tree import (
+    Connections,
+    by_layer,
+    connections,
+    norms,
+    root_mean_squares,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "NORMS",
     "ActorCritic",
+    "Connections",
     "Network",
     "Output",
     "Params",
     "by_layer",
+    "connections",
     "norms",
     "root_mean_squares",
 ]
