@@ -15,11 +15,13 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 INSTALL := $(RUN) -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint benchmark clean
+.PHONY: help install quickstart test lint benchmark clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 	@echo 'The first one that needs .venv makes it with python3. PYTHON=python3.12 names another.'
+
+install: $(DEV) ## set up .venv with everything, notebooks and tests included
 
 quickstart: $(CORE) ## see plasticity lost, and kept: a table here, a figure in outputs/quickstart
 	$(RUN) -m experiments.train experiment=quickstart

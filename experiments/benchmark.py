@@ -59,13 +59,21 @@ def measure(run: Run, agents: int, seconds: float) -> dict[str, float]:
     }
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
-    parser.add_argument("--agents", nargs="+", type=int, default=[1, 4], metavar="N")
+    parser.add_argument("--agents", nargs="+", type=_positive, default=[1, 4], metavar="N")
     parser.add_argument("--seconds", type=float, default=10, help="time for each row")
     arguments = parser.parse_args()
+    jax.config.update("jax_enable_compilation_cache", False)  # or there is no compiling to time
 
     device = jax.devices()[0]
     table = Table(

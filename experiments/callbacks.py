@@ -1,5 +1,6 @@
 """What happens around the jobs of a Hydra run or sweep."""
 
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,10 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from experiments.cli import fail, prepared
+from experiments.cli import fail, is_users, prepared
 from experiments.report import report
 from plasticity.results import ResultsError
 from plasticity.spec import SettingError
@@ -27,11 +26,11 @@ class Study(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(iter([(config, Path(config.hydra.run.dir))]))
+        self._check(config, _job(config))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.sweeper._target_.endswith("BasicSweeper"):
-            self._check(_jobs(config))
+            self._check(config, _jobs(config))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -39,13 +38,27 @@ class Study(Callback):
         except ResultsError as error:
             fail(error)
 
-    def _check(self, jobs: Iterator[tuple[DictConfig, Path]]) -> None:
+    def _check(self, config: DictConfig, jobs: Iterator[tuple[DictConfig, Path]]) -> None:
+        folders = []
         try:
-            for config, folder in jobs:
-                prepared(config)
+            if not isinstance(config.out, str) or not config.out:
+                raise SettingError("out", config.out, "must be a folder")
+            for job, folder in jobs:
+                prepared(job)
                 check_free(folder)
-        except (SettingError, HydraException, OmegaConfBaseException) as error:
+                folders.append(folder)
+            if not folders:
+                raise SettingError("sweep", [], "must have at least one job")
+        except Exception as error:
+            # Anything else would be a warning to Hydra, and the job would start all the same.
+            if not is_users(error):
+                traceback.print_exc()
             fail(error)
+
+
+def _job(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
+    """The configuration and the folder of a single run."""
+    yield config, Path(config.hydra.run.dir)
 
 
 def _jobs(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:

@@ -3,6 +3,8 @@
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,9 @@ def prepared(config: DictConfig) -> tuple[list[Run], dict[str, Any]]:
     Raises:
       SettingError: a setting cannot be used.
     """
-    study = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    study = OmegaConf.masked_copy(
+        config, [str(key) for key in config if key not in ("hydra", "out")]
+    )
     plain: Any = OmegaConf.to_container(study, resolve=True)
     return runs_from(plain), plain
 
@@ -51,6 +55,7 @@ def command(main: Callable[[], Any]) -> None:
 
     Ctrl-C ends it with status 130.
     """
+    warnings.showwarning = _say
     # A program compiled once, in this sweep or an earlier one, is not compiled again.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/plasticity/jax"))
@@ -60,13 +65,21 @@ def command(main: Callable[[], Any]) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (SettingError, ResultsError, HydraException, OmegaConfBaseException) as error:
-        if whole == "1":
+    except Exception as error:
+        if whole == "1" or not is_users(error):
             raise
         fail(error)
     finally:
         if whole is None:
             del os.environ[_FULL_ERROR]
+
+
+def is_users(error: Exception) -> bool:
+    """Whether `error` is about what the user asked for, not a fault of the program."""
+    if isinstance(error, SettingError | ResultsError | HydraException | OmegaConfBaseException):
+        return True
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, OSError) or f"{os.sep}hydra{os.sep}" in where
 
 
 def fail(error: Exception) -> None:
@@ -90,11 +103,17 @@ def one_line(error: Exception) -> str:
     return "; ".join(line for line in lines if not line.startswith("Set the environment"))
 
 
+def _say(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Shows a warning as one line, without the place in the source that it comes from."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def _known_beside(key: str) -> str:
     """What keys there are where the first unknown part of `key` was looked for."""
     groups = "|".join(path.name for path in CONFIGS.iterdir() if path.is_dir())
     # Options chosen on the command line decide which keys there are.
-    chosen = [word for word in sys.argv[1:] if re.fullmatch(rf"({groups})=(\w+|\[.*\])", word)]
+    choice = rf"({groups})=(\w+|\[.*\])|\+.*=\{{.*\}}"
+    chosen = [word for word in sys.argv[1:] if re.fullmatch(choice, word)]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         node = compose(CONFIG, chosen)

@@ -29,19 +29,26 @@ def runs_from(config: Mapping[str, Any]) -> list[Run]:
     Raises:
       SettingError: for the first setting that cannot be used.
     """
-    seeds = config["seed"] if isinstance(config["seed"], list | tuple) else [config["seed"]]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise SettingError("seed", config["seed"], "must be a seed, or a list of different ones")
+    known = [name for name, _ in fields(Run)]
+    for key in config:
+        if key not in known:
+            raise SettingError(key, config[key], f"no such setting; there are {', '.join(known)}")
+    seed = config.get("seed")
+    seeds = seed if isinstance(seed, list | tuple) else [seed]
+    if not seeds or any(not isinstance(one, int | float | str) for one in seeds):
+        raise SettingError("seed", seed, "must be a seed, or a list of them")
+    if len(set(seeds)) < len(seeds):
+        raise SettingError("seed", seed, "must be a seed, or a list of different ones")
     run = Run(
-        env=_build(config["env"], Env, "env"),
-        shift=_build_parts(config["shift"], Shifts, Shift, "shift"),
+        env=_build(config.get("env"), Env, "env"),
+        shift=_build_parts(config.get("shift"), Shifts, Shift, "shift"),
         intervention=_build_parts(
-            config["intervention"], Interventions, Intervention, "intervention"
+            config.get("intervention"), Interventions, Intervention, "intervention"
         ),
-        network=_build(config["network"], Network, "network"),
-        agent=_build(config["agent"], PPO, "agent"),
-        probes=_build_parts(config["probes"], Probes, Probe, "probes"),
-        schedule=_build(config["schedule"], Schedule, "schedule"),
+        network=_build(config.get("network"), Network, "network"),
+        agent=_build(config.get("agent"), PPO, "agent"),
+        probes=_build_parts(config.get("probes"), Probes, Probe, "probes"),
+        schedule=_build(config.get("schedule"), Schedule, "schedule"),
     )
     runs = [run.replace(seed=seed) for seed in seeds]
     for one in runs:
@@ -49,13 +56,18 @@ def runs_from(config: Mapping[str, Any]) -> list[Run]:
     return runs
 
 
-def _build_parts(node: Mapping[str, Any], kind: type[Parts[Any]], of: type[Spec], key: str) -> Any:
+def _build_parts(node: Any, kind: type[Parts[Any]], of: type[Spec], key: str) -> Any:
+    node = {} if node is None else node  # an empty list of a group's options leaves nothing
+    if not isinstance(node, Mapping):
+        raise SettingError(key, node, "must hold parts by name")
     parts = {name: _build(part, of, f"{key}.{name}") for name, part in node.items()}
     return kind(tuple(parts.values()), tuple(parts))
 
 
 def _build(node: Any, kind: type[S], key: str) -> S:
     """The spec of a node: of the class that its `_target_` names, or else of `kind` itself."""
+    if node is None:
+        raise SettingError(key, node, "must be given")
     if not isinstance(node, Mapping):
         raise SettingError(key, node, f"must hold settings, such as {TARGET}: an import path")
     spec = locate(node[TARGET], f"{key}.{TARGET}") if TARGET in node else kind

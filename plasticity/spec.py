@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Self, TypeVar, dataclass_transform, get_type_hints
 
 import jax
@@ -144,10 +144,10 @@ def locate(path: str, key: str) -> Any:
     Raises:
       SettingError: naming `key`, if there is no such thing.
     """
-    module, _, name = path.rpartition(".")
     try:
+        module, _, name = path.rpartition(".")
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SettingError(key, path, f"must be an import path ({error})") from error
 
 
@@ -186,6 +186,8 @@ def check(spec: object, key: str = "") -> None:
         if len(set(spec.names)) < len(spec.names):
             raise SettingError(key, spec.names, "must have a different name for each part")
         for name, part in zip(spec.names, spec.parts, strict=True):
+            if not isinstance(part, Spec):
+                raise SettingError(_join(key, name), part, "must be a Spec")
             check(part, _join(key, name))
     elif isinstance(spec, Spec):
         hints = get_type_hints(type(spec))
@@ -206,6 +208,32 @@ def check(spec: object, key: str = "") -> None:
             for element in value if many else (value,):
                 if element not in allowed:
                     raise SettingError(path, value, f"must be {'a list, each ' * many}{allowed}")
+
+
+def describe(spec: Spec, among: Sequence[Spec] = ()) -> dict[str, Any]:
+    """`spec` as plain containers, which `plasticity.runs_from` reads back.
+
+    Args:
+      spec: what to describe.
+      among: specs of the same structure; a setting in which they differ is given as a list.
+    """
+    if isinstance(spec, Parts):
+        others = [other.parts for other in among if isinstance(other, Parts)]
+        return {
+            name: describe(part, [parts[i] for parts in others])
+            for i, (name, part) in enumerate(zip(spec.names, spec.parts, strict=True))
+        }
+    kind = type(spec)
+    plain: dict[str, Any] = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
+    for name, _ in fields(spec):
+        value, values = getattr(spec, name), [getattr(other, name) for other in among]
+        if isinstance(value, Spec):
+            plain[name] = describe(value, values)
+        elif any(other != value for other in values):
+            plain[name] = values
+        else:
+            plain[name] = list(value) if isinstance(value, tuple) else value
+    return plain
 
 
 def _join(path: str, name: str) -> str:

@@ -104,7 +104,8 @@ def test_a_class_of_ones_own_works_by_its_import_path(shell, tmp_path):
     """Nothing of the package is edited, and the coefficient given reaches the parameters."""
     (tmp_path / "mine.py").write_text(OWN)
     own = "'+intervention.clip={_target_: mine.WeightClip, bound: 0.01}'"
-    assert shell(f"{TINY} {own} out=own") == 0
+    assert shell(f"{TINY} {own} 'shift=[]' out=own") == 0
+    assert set(results.load("own")["shift"]) == {"none"}
     assert set(results.load("own").intervention) == {"clip"}
     params = load_params("own")
     assert abs(params["torso"]["hidden_0"]["kernel"]).max() == pytest.approx(0.01)
@@ -143,6 +144,17 @@ def test_a_class_of_ones_own_works_by_its_import_path(shell, tmp_path):
         ("-m agent.learning_rate=0.1,-3", "agent.learning_rate=-3.0: must be"),
         ("out=occupied", "folder='occupied': must not hold a run already; has config.yaml"),
         ("agent.clip=(", "error"),
+        ("agent=5", "Config group override must be a string"),
+        ("~agent", "agent=None: must be given"),
+        ("~seed", "seed=None: must be a seed"),
+        ("seed=[[1]]", "seed=[[1]]: must be a seed, or a list of them"),
+        ("'+intervention.x={_target_: 5}'", "intervention.x._target_=5: must be an import path"),
+        ("env=minigrid env.wrappers=[os.path.join]", "env.wrappers='os.path.join': must wrap"),
+        ("+foo=3", "foo=3: no such setting; there are env, shift"),
+        ("out=occupied/config.yaml/x", "occupied/config.yaml is a file"),
+        ("out=null", "out=None: must be a folder"),
+        ("-m 'seed=range(0,0)'", "sweep=[]: must have at least one job"),
+        ("intervention=crelu network.hidden=[64,5]", "network.hidden=(64, 5): each must be a mul"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(shell, tmp_path, capsys, line, said):
@@ -191,7 +203,7 @@ def test_every_yaml_agrees_with_its_class():
     names = sorted(path.stem for path in (ROOT / "configs/intervention").glob("*.yaml"))
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose(
-            "train", [f"intervention=[{','.join(names)}]", "network=paper", "agent=paper"]
+            "train", ["~out", f"intervention=[{','.join(names)}]", "network=paper", "agent=paper"]
         )
     (run,) = runs_from(OmegaConf.to_container(config, resolve=True))
     assert sorted((*run.intervention.names, "warm_start")) == names

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 import plasticity as pl
 from plasticity import results
@@ -113,8 +114,19 @@ def test_the_folder_holds_what_was_returned(tmp_path):
     frame = pl.train(RUN, tmp_path / "run", config={"a": 1}, progress=False)
     pd.testing.assert_frame_equal(results.load(tmp_path / "run"), frame)
     assert isinstance(pl.load_params(tmp_path / "run")["value"]["bias"], np.ndarray)
+    assert OmegaConf.load(tmp_path / "run/config.yaml") == {"a": 1}
     with pytest.raises(pl.SettingError, match="must not hold a run already"):
         pl.train(RUN, tmp_path / "run")
+
+
+def test_what_is_described_can_be_read_back(tmp_path):
+    """Would catch a setting, a class or an order that `config.yaml` does not tell."""
+    chain = pl.chain(pl.ReDo(every=3), pl.SoftShrinkPerturb(1e-4))
+    runs = [RUN.replace(intervention=chain, seed=seed) for seed in (4, 2)]
+    pl.train(runs, tmp_path / "run", progress=False)
+    described = OmegaConf.to_container(OmegaConf.load(tmp_path / "run/config.yaml"))
+    assert described["seed"] == [4, 2]
+    assert pl.runs_from(described) == runs
 
 
 def test_purposes_and_counts_have_keys_of_their_own():

@@ -138,8 +138,12 @@ def _spaces(id: str, wrappers: tuple[str, ...]) -> tuple[tuple[int, ...], int]:
         env: Any = gymnasium.make(id)
     except (gymnasium.error.Error, ImportError) as error:
         raise SettingError("env.id", id, f"must be registered with Gymnasium ({error})") from error
-    for wrapper in _wrappers(wrappers):
-        env = wrapper(env)
+    for path, wrapper in zip(wrappers, _wrappers(wrappers), strict=True):
+        try:
+            env = wrapper(env)
+            assert isinstance(env, gymnasium.Env)
+        except Exception as error:  # whatever it is that is no wrapper
+            raise SettingError("env.wrappers", path, f"must wrap {id} ({error!r})") from error
     seen, actions = env.observation_space, env.action_space
     env.close()
     if not isinstance(seen, gymnasium.spaces.Box):

@@ -1,6 +1,7 @@
 """A run's folder: what is in it, and what its `meta.json` says of how it came about."""
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -26,9 +27,13 @@ _PACKAGES = ("plasticity", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium
 
 
 def check_free(path: Path) -> None:
-    """Raises `SettingError` if there is a run in the folder already, or a file in its place."""
-    if path.exists() and not path.is_dir():
-        raise SettingError("folder", str(path), "must be a folder, is a file")
+    """Raises `SettingError` if the folder cannot be made or written, or holds a run already."""
+    whole = path.absolute()
+    there = next(place for place in (whole, *whole.parents) if place.exists())
+    if not there.is_dir():
+        raise SettingError("folder", str(path), f"must be a folder, but {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SettingError("folder", str(path), f"must be writable, but {there} is not")
     for name in (table.META, table.CONFIG, table.TABLE, PARAMS):
         if (path / name).exists():
             raise SettingError("folder", str(path), f"must not hold a run already; has {name}")

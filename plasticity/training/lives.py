@@ -23,6 +23,8 @@ def stack(runs: Sequence[Run]) -> Run:
     Raises:
       ValueError: if their structures differ, so that no one program trains them.
     """
+    if not runs:
+        raise ValueError("there are no runs")
     structures = {jax.tree.structure(run) for run in runs}
     if len(structures) != 1:
         raise ValueError(f"{len(structures)} different structures among {len(runs)} runs")

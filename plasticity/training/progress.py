@@ -40,8 +40,7 @@ class Progress:
         self._title, self._rounds, self._updates = title, rounds, updates
         self._steps_an_update = steps_an_update
         self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TaskProgressColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(compact=True),
@@ -56,6 +55,8 @@ class Progress:
         self._earned = float("nan")
 
     def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._console.print(self._title)
         self._bar.start()
         return self
 
@@ -88,14 +89,13 @@ class Progress:
         if earned is not None and not np.all(np.isnan(earned["all"])):
             self._earned = float(np.nanmean(earned["all"]))
         pace = self._pace()
-        status = (
-            f"round {round}/{self._rounds}  return {self._earned:.2f}"
-            f"  {pace * self._steps_an_update:,.0f} steps/s"
-        )
+        status = f"round {round}/{self._rounds}  return {self._earned:.2f}"
+        if pace:
+            status += f"  {pace * self._steps_an_update:,.0f} steps/s"
         self._bar.update(self._task, completed=update, status=status)
         if ends_round and not self._console.is_terminal:
-            left = (self._updates - update) / pace if pace else float("nan")
-            self._say(f"{status}  {left:.0f} s left")
+            left = f"  {(self._updates - update) / pace:.0f} s left" if pace else ""
+            self._say(status + left)
 
     def _pace(self) -> float:
         """Updates a second, compilation left out; 0 before there is anything to tell from."""

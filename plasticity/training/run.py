@@ -71,6 +71,10 @@ def check_run(run: Run) -> None:
     run.env.check()
     run.intervention.network(run.network).build(run.env.num_actions)
     agent, schedule, levels = run.agent, run.schedule, run.env.num_levels
+    if agent.batch_size >= 2**31:
+        raise SettingError(
+            "agent.num_envs", agent.num_envs, f"must be less than 2^31 / {agent.num_steps} steps"
+        )
     if agent.minibatch_size > agent.batch_size:
         raise SettingError(
             "agent.minibatch_size",

@@ -18,6 +18,7 @@ from plasticity.agents import Metrics
 from plasticity.envs.host import HostEnv
 from plasticity.networks import Params
 from plasticity.results import table
+from plasticity.spec import describe
 from plasticity.training.folder import RunFolder, check_free
 from plasticity.training.host_lives import HostLives
 from plasticity.training.interrupts import Interrupts
@@ -42,7 +43,7 @@ def train(
       runs: one run, or several that differ in numbers only, such as seeds.
       folder: where results go; nothing is written if it is not given. The table is there from
         the end of the first round on, complete to that round.
-      config: what `config.yaml` in the folder holds.
+      config: what `config.yaml` in the folder holds; the runs' own settings if not given.
       names: what the table's `run` column says of each; the folder's name, or the
         intervention's, if not given. Runs that share a seed need names of their own.
       progress: whether to show progress on standard error.
@@ -65,6 +66,8 @@ def train(
     if path is not None:
         check_free(path)
     stacked = stack(runs)
+    if names is not None and len(names) != len(runs):
+        raise ValueError(f"{len(names)} names for {len(runs)} runs")
     names = names or [path.resolve().name if path else stacked.intervention.name] * len(runs)
     if len({(name, run.seed) for name, run in zip(names, runs, strict=True)}) < len(runs):
         raise ValueError("runs that share a seed must have names of their own: see `names`")
@@ -72,7 +75,9 @@ def train(
     if path is None:
         _live(stacked, recorder, progress)
     else:
-        with RunFolder(path, stacked, config or {}) as files:
+        settings = describe(runs[0], runs)
+        del settings["_target_"]
+        with RunFolder(path, stacked, config or settings) as files:
             try:
                 keep = partial(files.write_table, recorder)
                 files.write_params(_live(stacked, recorder, progress, keep))
