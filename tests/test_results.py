@@ -3,8 +3,9 @@
 import io
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.collections
 import numpy as np
@@ -16,7 +17,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from experiments.report import figures_of, report
 from plasticity import results
+from plasticity.results.statistics import baseline_of, order
 
 NAMES = ("warm_start", "shrink_perturb")
 SEEDS = (0, 1, 2)
@@ -93,6 +96,36 @@ def save_run(folder: Path, frame: pd.DataFrame | None, rate: float | None = None
     (folder / "figures").mkdir()
     if frame is not None:
         results.write(frame, folder / "metrics.parquet")
+    return folder
+
+
+def save_job(folder: Path, frame: pd.DataFrame, **config: Any) -> Path:
+    """Writes a run's folder with such a config."""
+    save_run(folder, frame)
+    (folder / "config.yaml").write_text(json.dumps(config))
+    return folder
+
+
+def save_sweep(folder: Path, jobs: Mapping[tuple[str, float], tuple[float, ...]]) -> Path:
+    """Writes a sweep: by intervention and learning rate, its values of shrink, or () if none."""
+    number = 0
+    for (name, rate), shrinks in jobs.items():
+        for shrink in shrinks or (None,):
+            for seed in (0, 1):
+                rows = fabricate(names=(NAMES[shrink is not None],), seeds=(seed,))
+                part = {"_target_": name} if shrink is None else {"shrink": shrink, "perturb": 0.5}
+                # Lower by as much as a rate and a shrink are, so that each run has its own values.
+                lower = 1000 * rate + 10 * (shrink or 0.0)
+                save_job(
+                    folder / f"{number}_{name}",
+                    rows.assign(intervention=name, value=rows["value"] - lower),
+                    seed=seed,
+                    out=str(number),
+                    env={"_target_": "Cartpole", "levels": 10},
+                    intervention={name: part},
+                    agent={"_target_": "PPO", "learning_rate": rate, "clip": 0.2},
+                )
+                number += 1
     return folder
 
 
@@ -257,6 +290,194 @@ def test_a_write_that_fails_leaves_the_old_file(
         results.write(frame, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Settings.
+
+
+def test_varying_gives_the_settings_in_which_runs_differ(
+    tmp_path: Path, frame: pd.DataFrame
+) -> None:
+    part = frame[:4]
+    configs: list[dict[str, Any]] = [
+        {
+            "seed": 0,
+            "out": "a",
+            "env": {"_target_": "Gather", "levels": 10},
+            "intervention": {},
+            "network": {"hidden": [64, 64], "norm": None},
+            "agent": {"learning_rate": 0.001, "clip": 0.2},
+        },
+        {
+            "seed": [1, 2],
+            "out": "b",
+            "env": {"_target_": "Cartpole"},
+            "intervention": {"shrink_perturb": {"shrink": 0.1, "perturb": 0.5}},
+            "network": {"hidden": [64], "norm": "layer"},
+            "agent": {"learning_rate": 1e-3, "clip": 0.2},
+        },
+    ]
+    configs.append({**configs[1], "intervention": {"shrink_perturb": {"shrink": 0.5}}})
+    configs.append({**configs[1], "agent": {"learning_rate": 0.01}, "intervention": {"ln": {}}})
+    folders = [save_job(tmp_path / str(i), part, **config) for i, config in enumerate(configs)]
+    shrink = "intervention.shrink_perturb.shrink"
+    expected = [shrink, "network.hidden", "network.norm", "agent.learning_rate"]
+    assert results.varying(tmp_path) == results.varying(*folders[:2], tmp_path / "*") == expected
+    assert results.varying(folders[1], folders[2]) == [shrink]
+    assert results.varying(folders[0]) == []
+    (folders[0] / "config.yaml").unlink()
+    assert results.varying(tmp_path) == [shrink, "agent.learning_rate"]
+    (folders[0] / "config.yaml").write_text("a: [")
+    with pytest.raises(results.ResultsError, match=r"0/config.yaml: cannot be read"):
+        results.varying(tmp_path)
+    with pytest.raises(results.ResultsError, match="does not exist"):
+        results.varying(tmp_path / "nowhere")
+
+
+def test_varying_leaves_it_to_load_to_warn(tmp_path: Path, frame: pd.DataFrame) -> None:
+    save_job(tmp_path / "good", frame)
+    save_run(tmp_path / "failed", None)
+    assert notes_of(lambda: results.varying(tmp_path)) == []
+
+
+def test_tell_apart_names_the_settings_that_a_run_has() -> None:
+    one = fabricate(names=("warm_start",), seeds=(0,))[:2]
+    rows: dict[str, list[Any]] = {
+        "agent.learning_rate": [0.001, 1e-5, np.nan],
+        "a.shrink": [np.nan, 0.5, 1.0],
+        "b.shrink": [None, 2, None],
+        "network.hidden": ["[64, 64]", "[64]", None],
+        "network.shared": [True, False, None],
+    }
+    tables = [
+        one.assign(run=str(i), **{key: values[i] for key, values in rows.items()}) for i in range(3)
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    told = results.tell_apart(table, list(rows))
+    assert list(told["intervention"][::2]) == [
+        "warm_start learning_rate=0.001 hidden=[64,64] shared=True",
+        "warm_start learning_rate=1e-05 a.shrink=0.5 b.shrink=2 hidden=[64] shared=False",
+        "warm_start a.shrink=1",
+    ]
+    assert told["intervention"].dtype == "str"
+    pd.testing.assert_frame_equal(told.assign(intervention="warm_start"), table)
+    pd.testing.assert_frame_equal(results.tell_apart(table, []), table)
+    assert set(results.tell_apart(table, ["b.shrink"])["intervention"]) == {
+        "warm_start",
+        "warm_start shrink=2",
+    }
+    assert results.tell_apart(table.assign(none=None), ["none"])["intervention"].nunique() == 1
+    with pytest.raises(results.ResultsError, match=r"config key b\.c: not in the table"):
+        results.tell_apart(table, ["b.c"])
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "expected"),
+    [
+        ("layer_norm", ["warm_start"], "warm_start"),
+        ("layer_norm", ["warm_start lr=0.1"], None),
+        ("layer_norm lr=0.1", ["warm_start", "warm_start lr=0.1"], "warm_start lr=0.1"),
+        ("layer_norm lr=0.1", ["warm_start", "warm_start lr=0.2"], "warm_start"),
+        ("layer_norm lr=0.1", ["warm_start lr=0.2", "reset_all lr=0.1"], None),
+        ("sp lr=0.1 shrink=0.5", ["warm_start lr=0.1", "warm_start lr=0.2"], "warm_start lr=0.1"),
+        ("warm_start lr=0.1", ["warm_start", "warm_start lr=0.1"], None),
+        ("warm_start", ["warm_start"], None),
+    ],
+)
+def test_the_baseline_has_the_same_settings(
+    name: str, names: list[str], expected: str | None
+) -> None:
+    assert baseline_of(name, [*names, name]) == expected
+
+
+def test_interventions_are_in_order_of_their_settings() -> None:
+    names = [
+        "warm_start lr=1e-05",
+        "warm_start lr=0.001",
+        "reset_all",
+        "layer_norm+redo",
+        "shrink_perturb",
+        "shrink_perturb shrink=0.5",
+        "shrink_perturb shrink=10",
+        "shrink_perturb shrink=auto",
+    ]
+    one = fabricate(names=("warm_start",), seeds=(0,))[:1]
+    assert order(results.concat([one.assign(intervention=name) for name in names[::-1]])) == names
+
+
+# Reports.
+
+
+def test_a_report_tells_the_settings_of_a_sweep_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    sweep = save_sweep(
+        tmp_path / "sweep",
+        {
+            ("warm_start", 0.001): (),
+            ("warm_start", 0.01): (),
+            ("shrink_perturb", 0.001): (0.1, 0.5),
+            ("shrink_perturb", 0.01): (0.5,),
+        },
+    )
+    assert notes_of(lambda: report([sweep], last=1)) == []  # No two runs of a name share a seed.
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(("warm_start ", "shrink_perturb "))]
+    assert [" ".join(row.split("→")[0].split()[:-1]) for row in rows] == [
+        "warm_start learning_rate=0.001",
+        "warm_start learning_rate=0.01",
+        "shrink_perturb shrink=0.1 learning_rate=0.001",
+        "shrink_perturb shrink=0.5 learning_rate=0.001",
+        "shrink_perturb shrink=0.5 learning_rate=0.01",
+    ]
+    # Against the same rate: 1.5 (1 + seed) 3, so 4.5 and 9, less 10 times shrink.
+    assert ["+5.75 [" in row for row in rows] == [False, False, True, False, False]
+    assert ["+1.75 [" in row for row in rows] == [False, False, False, True, True]
+    assert {path.name for path in (sweep / "figures").iterdir()} == {"overview.png", "overview.svg"}
+
+
+def test_a_report_names_what_differs_within_an_env(
+    tmp_path: Path, frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for env, levels in (("cartpole", 1), ("gather", 10)):
+        rows = frame.assign(env=env)
+        save_job(tmp_path / env, rows, env={"levels": levels}, agent={"clip": 0.2})
+    save_job(tmp_path / "more", rows, env={"levels": 10}, agent={"clip": 0.5})
+    report([tmp_path])
+    text = capsys.readouterr().out
+    assert "clip=0.2" in text
+    assert "clip=0.5" in text
+    assert "levels" not in text
+    assert sum(line.startswith("warm_start  ") for line in text.splitlines()) > 0
+    assert len(list((tmp_path / "figures").iterdir())) == 4
+
+
+def test_figures_go_into_a_folder_that_exists(tmp_path: Path, frame: pd.DataFrame) -> None:
+    runs = save_job(tmp_path / "sweep" / "seed=[0,1]", frame).parent
+    report([runs / "*" / "metrics.parquet"])
+    assert (runs / "figures" / "overview.png").is_file()
+    assert not list(tmp_path.rglob("*[*]*"))
+    for place, folder in (
+        (runs, runs),
+        (runs / "seed=[0,1]", runs / "seed=[0,1]"),
+        (runs / "seed=[0,1]" / "metrics.parquet", runs / "seed=[0,1]"),
+        (tmp_path / "sw*" / "*", tmp_path),
+        (Path("no*"), Path()),
+    ):
+        assert figures_of(place) == folder / "figures"
+
+
+def test_a_report_of_runs_without_rows_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(tmp_path / "run", results.empty(), rate=0.1)
+    with pytest.raises(results.ResultsError, match="no rows") as caught:
+        report([tmp_path])
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "figures").exists()
 
 
 # Statistics.
@@ -633,6 +854,11 @@ def test_styles_are_stable_and_distinct() -> None:
     assert results.line_styles(["mine"]) == {
         "mine": results.line_styles(["warm_start", "reset_all", "mine"])["mine"]
     }
+    rates = [f"warm_start learning_rate={rate}" for rate in (0.001, 0.01)]
+    told = results.line_styles([*rates, "shrink_perturb shrink=0.1", "shrink_perturb shrink=0.5"])
+    assert told[rates[0]] == baseline
+    assert told[rates[1]]._replace(marker=baseline.marker) == baseline
+    assert len(set(told.values())) == len(told)
     many = results.line_styles([*results.STYLES, *(f"method_{i}" for i in range(10))])
     assert len(set(many.values())) == len(many)
 

@@ -37,7 +37,9 @@ from plasticity.results.table import (
     load,
     ordered,
     read,
+    tell_apart,
     tidy,
+    varying,
     write,
 )
 from plasticity.results.terminal import print_summary
@@ -67,6 +69,8 @@ __all__ = [
     "read",
     "save",
     "summary",
+    "tell_apart",
     "tidy",
+    "varying",
     "write",
 ]

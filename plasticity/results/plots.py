@@ -21,10 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from plasticity.results.statistics import (
+    REFERENCES,
     RETURN,
     bootstrap_mean,
     by_round,
     divergences,
+    kind_of,
     left_out,
     one_setting,
     order,
@@ -135,11 +137,16 @@ STYLES: dict[str, LineStyle] = {
 def line_styles(interventions: Iterable[str]) -> dict[str, LineStyle]:
     """A style for each intervention, all of them different up to 18 besides the references.
 
-    Those in `STYLES` have theirs. Any other has one that its name decides, so that it is the
-    same in every figure, unless another in this figure has that one already.
+    Those in `STYLES` have theirs, and the references do so whatever settings their names carry,
+    where several of one kind differ by their markers. Any other has one that its name decides, so
+    that it is the same in every figure, unless another in this figure has that one already.
     """
     names = sorted(set(interventions))
     styles = {name: STYLES[name] for name in names if name in STYLES}
+    for kind in REFERENCES:
+        for i, name in enumerate(name for name in names if kind_of(name) == kind):
+            markers = (STYLES[kind].marker, *_MARKERS)
+            styles[name] = STYLES[kind]._replace(marker=markers[i % len(markers)])
     for name in names:
         if name not in styles:
             start = zlib.crc32(name.encode()) % len(_COLORS)
@@ -423,8 +430,9 @@ def _label(metric: str, layer: str) -> str:
 
 
 def _readable(name: str) -> str:
-    """`layer_norm+l2_norm` -> `layer norm + l2 norm`."""
-    return name.replace("_", " ").replace("+", " + ")
+    """`layer_norm+l2_norm` -> `layer norm + l2 norm`; settings after it stay as they are."""
+    kind, space, settings = name.partition(" ")
+    return kind.replace("_", " ").replace("+", " + ") + space + settings
 
 
 def _count_seeds(frame: pd.DataFrame) -> str:

@@ -251,7 +251,8 @@ def summary(frame: pd.DataFrame, last: int = 3) -> pd.DataFrame:
           bootstrap interval over seeds.
         gain, gain_low, gain_high: by how much return_last exceeds that of `warm_start` over the
           same rounds, as `difference` compares them; NaN for `warm_start` itself, and where it
-          has not reached these rounds or is not there.
+          has not reached these rounds or is not there. Where names carry settings, that of
+          `baseline_of`.
         {dead_units,weight_norm,effective_rank}_{first,last}: mean over seeds, aggregated over
           layers, in the first round and in the last.
 
@@ -300,9 +301,38 @@ def summary(frame: pd.DataFrame, last: int = 3) -> pd.DataFrame:
 
 
 def order(frame: pd.DataFrame) -> list[str]:
-    """The interventions of a table: the references first, then the others by name."""
-    names = set(frame["intervention"].unique())
-    return [name for name in REFERENCES if name in names] + sorted(names - set(REFERENCES))
+    """The interventions of a table: the references first, then the others by name.
+
+    Those that differ by settings come in order of the settings' values.
+    """
+    return sorted(set(frame["intervention"].unique()), key=_place)
+
+
+def kind_of(name: str) -> str:
+    """The name of an intervention without the settings that `tell_apart` gave it."""
+    return name.split(" ", 1)[0]
+
+
+def baseline_of(name: str, names: Iterable[str]) -> str | None:
+    """Which of the names an intervention is compared with.
+
+    Args:
+      name: of the intervention, with or without settings.
+      names: of the interventions that there are.
+
+    Returns:
+      The `warm_start` with all of the settings that the intervention has, or else with the most
+      of them and no other: that of `shrink_perturb learning_rate=0.001 shrink=0.1` is
+      `warm_start learning_rate=0.001`, or plain `warm_start`. None if there is none such, and
+      for any `warm_start` itself.
+    """
+    if kind_of(name) == BASELINE:
+        return None
+    own = set(name.split()[1:])
+    fitting = [
+        other for other in names if kind_of(other) == BASELINE and own.issuperset(other.split()[1:])
+    ]
+    return max(fitting, key=lambda other: len(other.split()), default=None)
 
 
 def one_setting(frame: pd.DataFrame) -> tuple[str, str]:
@@ -371,12 +401,27 @@ def _mean_over(values: pd.DataFrame, intervention: str, rounds: Sequence[int]) -
 
 
 def _gain(values: pd.DataFrame, intervention: str, rounds: Sequence[int]) -> Interval:
-    """By how much an intervention exceeds the baseline; NaN where that cannot be said."""
-    if intervention != BASELINE:
+    """By how much an intervention exceeds its baseline; NaN where that cannot be said."""
+    baseline = baseline_of(intervention, values["intervention"].unique())
+    if baseline is not None:
         with contextlib.suppress(ResultsError):
-            own, its = (_mean_over(values, name, rounds) for name in (intervention, BASELINE))
+            own, its = (_mean_over(values, name, rounds) for name in (intervention, baseline))
             return _excess(own, its)
     return Interval(np.nan, np.nan, np.nan)
+
+
+def _place(name: str) -> tuple[Any, ...]:
+    """Where an intervention is in the order of `order`: numbers by value, before texts."""
+    kind, *settings = name.split(" ")
+    rank = REFERENCES.index(kind) if kind in REFERENCES else len(REFERENCES)
+    values = []
+    for setting in settings:
+        label, _, text = setting.partition("=")
+        try:
+            values.append((label, float(text), ""))
+        except ValueError:
+            values.append((label, np.inf, text))
+    return rank, kind, values, name
 
 
 def _excess(

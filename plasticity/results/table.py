@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from omegaconf import OmegaConf
@@ -43,6 +44,10 @@ COLUMNS: tuple[str, ...] = tuple(DTYPES)
 CONFIG = "config.yaml"
 META = "meta.json"
 TABLE = "metrics.parquet"
+
+# What differs between the runs of one setting, and what names the class of a part.
+_NO_SETTINGS = ("seed", "out")
+_CLASS = "_target_"
 
 _A_RUN = f"a run's folder with {TABLE}, a folder of such, a .parquet file, or a glob of these"
 
@@ -152,8 +157,7 @@ def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
         (`**` included). A run found twice is loaded once. Hidden folders are not searched.
       config: dotted keys to read from each run's `config.yaml`, one column each, such as
         `"agent.learning_rate"`. A run without the key has a missing value; a list or mapping is
-        given as text. To compare settings of a sweep, make them part of the name that results
-        are grouped by: `frame.assign(intervention=frame["agent.learning_rate"].astype("str"))`.
+        given as text. To compare settings of a sweep, see `varying` and `tell_apart`.
 
     Returns:
       The columns of `COLUMNS`, then those of `config`; sorted as `ordered` does, rows of the same
@@ -168,23 +172,86 @@ def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
     """
     if clash := [key for key in config if key in DTYPES]:
         raise ResultsError(f"config key {clash[0]}: the table has a column of this name")
-    found: dict[str, _Source] = {}
-    for place in where:
-        for source in _sources(place):
-            found.setdefault(os.path.realpath(source.table), source)
-    if not found:
-        raise ResultsError(f"nothing to load; expected {_A_RUN}")
-    parent = os.path.commonpath([source.path.parent for source in found.values()])
+    found, halves = _found(where)
+    for half in halves:
+        warnings.warn(f"{half}: left out, for it holds a config but no {TABLE}", stacklevel=2)
+    parent = os.path.commonpath([source.path.parent for source in found])
     frames = [
         _named(read(source.table), source.path.relative_to(parent).as_posix(), len(found) == 1)
-        for source in found.values()
+        for source in found
     ]
     table = concat(frames)
-    for key, values in _config(list(found.values()), config).items():
+    for key, values in _config(found, config).items():
         # One value a run, in the type that suits them all, then repeated over the run's rows.
         lengths = [len(frame) for frame in frames]
         table[key] = pd.Series(values).repeat(lengths).reset_index(drop=True)
     return ordered(table)
+
+
+def varying(*where: str | Path) -> list[str]:
+    """The settings in which runs differ, as the values of a sweep do.
+
+    Args:
+      *where: as in `load`.
+
+    Returns:
+      Dotted keys of the numbers, texts and lists in the runs' `config.yaml` that have two or
+      more different values among the runs that have them, in the order of the configs. Not
+      `seed` and `out`, which tell no settings apart, nor which class a part is of (`_target_`).
+
+    Raises:
+      ResultsError: nothing is there, no run is there, or a config cannot be read.
+    """
+    values: dict[tuple[str, ...], list[Any]] = {}
+    ranks: dict[tuple[str, ...], int] = {}
+    for source in _found(where)[0]:
+        with _config_of(source) as settings:
+            nodes = list(_nodes(OmegaConf.to_container(settings)))
+        for key, value in nodes:
+            ranks.setdefault(key, len(ranks))
+            known = values.setdefault(key, [])
+            if not isinstance(value, Mapping) and value not in known:
+                known.append(value)
+    keys = [
+        key
+        for key, known in values.items()
+        if len(known) > 1 and key[0] not in _NO_SETTINGS and key[-1] != _CLASS
+    ]
+    # By where each part of a key first came, so that what only some configs have is next to its
+    # like.
+    keys.sort(key=lambda key: [ranks[key[:end]] for end in range(1, len(key) + 1)])
+    return [".".join(key) for key in keys]
+
+
+def tell_apart(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The table with settings in the names of interventions: `shrink_perturb shrink=0.1`.
+
+    ```python
+    keys = results.varying("outputs/sweep")
+    frame = results.tell_apart(results.load("outputs/sweep", config=keys), keys)
+    ```
+
+    Args:
+      frame: a results table with a column for each of the keys.
+      keys: dotted keys. A setting is called by the last part of its key, or by as many of the
+        last parts as tell it from the other keys.
+
+    Returns:
+      The table, its column `intervention` followed by those of the settings that a run has, in
+      the order of the keys; no setting contains a space.
+
+    Raises:
+      ResultsError: the table lacks a column.
+    """
+    if missing := [key for key in keys if key not in frame.columns]:
+        raise ResultsError(f"config key {missing[0]}: not in the table; load it with config=keys")
+    names = frame["intervention"].astype("object")
+    for key, label in zip(keys, _short(keys), strict=True):
+        codes, values = pd.factorize(frame[key])
+        # A missing value has the code -1, which is the last.
+        texts = np.array([*(f" {label}={_text(value)}" for value in values), ""], dtype=object)
+        names = names + texts[codes]
+    return frame.assign(intervention=names.astype(DTYPES["intervention"]))
 
 
 class _Source(NamedTuple):
@@ -199,8 +266,22 @@ class _Source(NamedTuple):
     path: Path
 
 
-def _sources(place: str | Path) -> list[_Source]:
-    """The tables at a path or glob, in order of path; at least one."""
+def _found(where: Sequence[str | Path]) -> tuple[list[_Source], list[Path]]:
+    """The tables at all places, each once and at least one, and the runs that have none."""
+    found: dict[str, _Source] = {}
+    halves: list[Path] = []
+    for place in where:
+        sources, without = _sources(place)
+        halves += without
+        for source in sources:
+            found.setdefault(os.path.realpath(source.table), source)
+    if not found:
+        raise ResultsError(f"nothing to load; expected {_A_RUN}")
+    return list(found.values()), list(dict.fromkeys(halves))
+
+
+def _sources(place: str | Path) -> tuple[list[_Source], list[Path]]:
+    """The tables at a path or glob, in order of path and at least one; and runs without."""
     path = Path(os.path.abspath(Path(place).expanduser()))
     if path.exists():  # First, for Hydra writes folders such as `seed=[0,1]`.
         sources, halves = _search(path)
@@ -218,9 +299,7 @@ def _sources(place: str | Path) -> list[_Source]:
             raise ResultsError(f"{place}: holds a config but no {TABLE}; expected {_A_RUN}")
         also = f" but {len(halves)} without {TABLE}" if halves else ""
         raise ResultsError(f"{place}: holds no run{also}; expected {_A_RUN}")
-    for half in dict.fromkeys(halves):
-        warnings.warn(f"{half}: left out, for it holds a config but no {TABLE}", stacklevel=3)
-    return sources
+    return sources, halves
 
 
 def _search(path: Path) -> tuple[list[_Source], list[Path]]:
@@ -254,16 +333,48 @@ def _named(frame: pd.DataFrame, name: str, alone: bool) -> pd.DataFrame:
 def _config(sources: Sequence[_Source], keys: Sequence[str]) -> dict[str, list[Any]]:
     """The value of each key in the config of each source, None where there is none."""
     columns: dict[str, list[Any]] = {key: [] for key in keys}
-    if not keys:
-        return columns
-    for source in sources:
-        path = source.table.parent / CONFIG
-        try:
-            settings = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    for source in sources if keys else ():
+        with _config_of(source) as settings:
             for key in keys:
                 value = OmegaConf.select(settings, key)
                 scalar = value is None or isinstance(value, bool | int | float | str)
                 columns[key].append(value if scalar else str(value))
-        except Exception as error:  # Of YAML's and OmegaConf's many kinds.
-            raise ResultsError(f"{path}: cannot be read; expected a resolved config") from error
     return columns
+
+
+@contextlib.contextmanager
+def _config_of(source: _Source) -> Iterator[Any]:
+    """The config next to a table, empty where there is none; an error names the file."""
+    path = source.table.parent / CONFIG
+    try:
+        yield OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    except Exception as error:  # Of YAML's and OmegaConf's many kinds.
+        raise ResultsError(f"{path}: cannot be read; expected a resolved config") from error
+
+
+def _nodes(settings: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The key, in parts, and the value of everything in a mapping, at any depth."""
+    for name, value in settings.items():
+        key = (*above, str(name))
+        yield key, value
+        if isinstance(value, Mapping):
+            yield from _nodes(value, key)
+
+
+def _short(keys: Sequence[str]) -> list[str]:
+    """Each key's last part, or as many of its last parts as no other key has."""
+    split = [key.split(".") for key in keys]
+    return [
+        next(
+            ".".join(key[-count:])
+            for count in range(1, len(key) + 1)
+            if count == len(key) or [other[-count:] for other in split].count(key[-count:]) == 1
+        )
+        for key in split
+    ]
+
+
+def _text(value: Any) -> str:
+    """A value as text without spaces; whole numbers so, even where missing ones made them float."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return "".join(str(int(value) if whole else value).split())
