@@ -14,6 +14,7 @@ from plasticity.envs import CartPole, Gather, Gymnasium
 from plasticity.interventions import (
     Context,
     CReLU,
+    FourierFeatures,
     Intervention,
     Interventions,
     L2Norm,
@@ -54,6 +55,7 @@ __all__ = [
     "DormantUnits",
     "EffectiveRank",
     "Expand",
+    "FourierFeatures",
     "Gather",
     "Gymnasium",
     "InactiveFraction",

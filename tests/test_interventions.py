@@ -13,6 +13,7 @@ from plasticity.agents import PPO, ppo
 from plasticity.envs.base import Env
 from plasticity.interventions import (
     CReLU,
+    FourierFeatures,
     Intervention,
     Interventions,
     L2Norm,
@@ -41,6 +42,7 @@ METHODS = {
     "regenerative_w2": chain(RegenerativeW2()),
     "l2_norm": chain(L2Norm()),
     "crelu": chain(CReLU()),
+    "fourier_features": chain(FourierFeatures()),
     "redo": chain(ReDo()),
     "layer_norm": chain(LayerNorm()),
 }
@@ -198,6 +200,21 @@ def test_regenerative_w2_sees_each_tensors_values_and_not_their_places(context, 
         expected = np.zeros(way.size)
         expected[place] = 0.03 * way / distance
         np.testing.assert_allclose(np.ravel(force), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_fourier_features_are_sine_and_cosine_at_half_the_width():
+    """Would catch a layer twice as wide, or halves in another order."""
+    module = chain(FourierFeatures()).network(Network(hidden=(8,))).build(3)
+    seen = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
+    params = module.init(jax.random.key(0), seen)["params"]
+    linear = seen @ params["torso"]["hidden_0"]["kernel"] + params["torso"]["hidden_0"]["bias"]
+    assert linear.shape == (9, 4)
+    np.testing.assert_allclose(
+        module.apply({"params": params}, seen).activations["hidden_0"],
+        np.concatenate([np.sin(linear), np.cos(linear)], axis=1),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_crelu_is_both_sides_of_relu_at_half_the_width():

@@ -1,6 +1,6 @@
 """Interventions against plasticity loss, and the hooks to write one's own."""
 
-from plasticity.interventions.activations import CReLU
+from plasticity.interventions.activations import CReLU, FourierFeatures
 from plasticity.interventions.base import (
     Context,
     Intervention,
@@ -22,6 +22,7 @@ from plasticity.interventions.units import ReDo
 __all__ = [
     "CReLU",
     "Context",
+    "FourierFeatures",
     "Intervention",
     "Interventions",
     "L2Norm",

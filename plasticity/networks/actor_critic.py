@@ -27,10 +27,18 @@ def crelu(x: Array) -> Array:
     return jnp.concatenate([nn.relu(x), nn.relu(-x)], axis=-1)
 
 
+def fourier(x: Array) -> Array:
+    """A sine and a cosine of each input: [..., n] -> [..., 2n]."""
+    return jnp.concatenate([jnp.sin(x), jnp.cos(x)], axis=-1)
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(nn.relu),
+    "leaky_relu": Activation(nn.leaky_relu),
+    "gelu": Activation(nn.gelu),
     "tanh": Activation(jnp.tanh),
     "crelu": Activation(crelu, widening=2),
+    "fourier": Activation(fourier, widening=2),
 }
 NORMS: dict[str, Callable[..., nn.Module] | None] = {
     "none": None,
