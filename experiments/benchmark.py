@@ -78,7 +78,11 @@ def main() -> None:
     device = jax.devices()[0]
     table = Table(
         "preset",
-        *(("agents", "steps/s", "steps/s an agent", "probes", "compiling")),
+        "agents",
+        "steps/s",
+        "steps/s an agent",
+        "probes",
+        "compiling",
         title=f"{device.device_kind} x {len(jax.devices())}, {platform.machine()}, "
         f"Python {platform.python_version()}, JAX {jax.__version__}",
     )

@@ -10,10 +10,9 @@ from plasticity.interventions import Intervention, Interventions
 from plasticity.networks import Network
 from plasticity.probes import Probe, Probes
 from plasticity.shifts import Shift, Shifts
-from plasticity.spec import Parts, SettingError, Spec, fields, locate
+from plasticity.spec import TARGET, Parts, SettingError, Spec, fields, locate
 from plasticity.training.run import Run, Schedule, check_run
 
-TARGET = "_target_"
 S = TypeVar("S", bound=Spec)
 
 

@@ -17,6 +17,8 @@ from typing import Any, Generic, Self, TypeVar, dataclass_transform, get_type_hi
 import jax
 import numpy as np
 
+TARGET = "_target_"  # in a configuration, the key of a class's import path, as Hydra has it
+
 
 class SettingError(ValueError):
     """A setting that cannot be used: one line with its key, its value and what is allowed."""
@@ -224,7 +226,7 @@ def describe(spec: Spec, among: Sequence[Spec] = ()) -> dict[str, Any]:
             for i, (name, part) in enumerate(zip(spec.names, spec.parts, strict=True))
         }
     kind = type(spec)
-    plain: dict[str, Any] = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
+    plain: dict[str, Any] = {TARGET: f"{kind.__module__}.{kind.__qualname__}"}
     for name, _ in fields(spec):
         value, values = getattr(spec, name), [getattr(other, name) for other in among]
         if isinstance(value, Spec):

@@ -163,7 +163,7 @@ class HostLives:
     def _one_update(self) -> Sums:
         num_steps, earned = self._runs.agent.num_steps, self._earned
         count, returns = np.zeros((2, len(earned)), np.float32)
-        rows, last = [], []
+        rows, last, cut_off = [], [], False
         for t in range(num_steps):
             done = act(self._runs, self.state, self._observation, Stream.ROLLOUT, t)
             step = self._crew.step(done.action)
@@ -180,6 +180,7 @@ class HostLives:
                 )
             )
             last.append(step.observation)
+            cut_off |= bool(step.truncated.any())
             self._observation = step.observation
             earned += step.reward
             ended = step.terminated | step.truncated
@@ -189,7 +190,6 @@ class HostLives:
                 earned[ended] = 0.0
                 self._observation = self._crew.follow(ended)
         trajectory = jax.tree.map(lambda *steps: jnp.stack(steps, axis=1), *rows)
-        cut_off = any(row.truncated.any() for row in rows)
         self.state, metrics = improve(
             self._runs,
             self.state,

@@ -56,7 +56,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            self._console.print(self._title)
+            self._console.print(self._title, highlight=False)
         self._bar.start()
         return self
 

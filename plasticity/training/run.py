@@ -59,11 +59,6 @@ class Run(Spec):
     schedule: Schedule = Schedule()
     seed: int = setting(0, kind=int, ge=0, le=MAX_SEED)
 
-    @property
-    def steps_an_update(self) -> int:
-        """Environment steps between two updates."""
-        return self.agent.batch_size
-
 
 def check_run(run: Run) -> None:
     """Raises `SettingError` for the first setting of `run` that cannot be used."""

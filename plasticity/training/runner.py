@@ -18,7 +18,7 @@ from plasticity.agents import Metrics
 from plasticity.envs.host import HostEnv
 from plasticity.networks import Params
 from plasticity.results import table
-from plasticity.spec import describe
+from plasticity.spec import TARGET, describe
 from plasticity.training.folder import RunFolder, check_free
 from plasticity.training.host_lives import HostLives
 from plasticity.training.interrupts import Interrupts
@@ -76,7 +76,7 @@ def train(
         _live(stacked, recorder, progress)
     else:
         settings = describe(runs[0], runs)
-        del settings["_target_"]
+        del settings[TARGET]
         with RunFolder(path, stacked, config or settings) as files:
             try:
                 keep = partial(files.write_table, recorder)
@@ -117,7 +117,6 @@ def _live(
 ) -> Params:
     """Takes a stack of runs through its rounds and returns the final parameters."""
     schedule = runs.schedule
-    lives: Lives = HostLives(runs) if isinstance(runs.env, HostEnv) else CompiledLives(runs)
 
     def is_due(every: int, stop: int) -> bool:
         return stop == schedule.updates or (every > 0 and stop % every == 0)
@@ -129,7 +128,8 @@ def _live(
         steps_an_update=len(seeds_of(runs)) * runs.agent.batch_size,
         shown=progress,
     )
-    with contextlib.closing(lives), Interrupts() as interrupts, bar:
+    # Signals are held back first: programs are compiled as soon as lives begin.
+    with Interrupts() as interrupts, contextlib.closing(_begin(runs)) as lives, bar:
         for round in range(1, schedule.rounds + 1):
             if round > 1:
                 lives.next_round()
@@ -152,3 +152,7 @@ def _live(
                 interrupts.check()
             at_round_end()
     return lives.state.learner.params
+
+
+def _begin(runs: Run) -> Lives:
+    return HostLives(runs) if isinstance(runs.env, HostEnv) else CompiledLives(runs)
