@@ -25,6 +25,11 @@ class HostStep(NamedTuple):
     terminated: np.ndarray  # bool [n]
     truncated: np.ndarray  # bool [n]
 
+    @property
+    def ended(self) -> np.ndarray:
+        """Where an episode is over, for good or cut off. bool [n]."""
+        return self.terminated | self.truncated
+
 
 class HostEnvs(Protocol):
     """n environments under way."""

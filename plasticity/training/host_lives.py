@@ -49,9 +49,21 @@ class Crew:
             for first, size in np.stack([task.levels.first, task.levels.size], axis=1)
         ]
         self._draws = draws(self._runs, stream, count)
-        return self.follow(np.ones(self._shape, bool))
+        return self._follow(np.ones(self._shape, bool))
 
-    def follow(self, ended: np.ndarray) -> np.ndarray:
+    def step(self, actions: np.ndarray | Array) -> tuple[HostStep, np.ndarray]:
+        """One step of each, by actions [S, n], and what each shows to act on next [S, n, ...].
+
+        Where an episode ended that is the first observation of the next.
+        """
+        step = HostStep(*map(self._apart, self._envs.step(np.asarray(actions).reshape(-1))))
+        return step, self._follow(step.ended) if step.ended.any() else step.observation
+
+    def close(self) -> None:
+        """Frees what the environments hold."""
+        self._envs.close()
+
+    def _follow(self, ended: np.ndarray) -> np.ndarray:
         """Begins the next episode wherever `ended` [S, n]. Observations [S, n, ...]."""
         levels = np.zeros(self._shape, np.int64)
         for row, mask, (first, size), draw in zip(
@@ -59,14 +71,6 @@ class Crew:
         ):
             row[mask] = first + draw.integers(size, size=np.count_nonzero(mask))
         return self._apart(self._envs.reset(levels.reshape(-1), ended.reshape(-1)))
-
-    def step(self, actions: np.ndarray) -> HostStep:
-        """One step of each, by actions [S, n]."""
-        return HostStep(*map(self._apart, self._envs.step(np.asarray(actions).reshape(-1))))
-
-    def close(self) -> None:
-        """Frees what the environments hold."""
-        self._envs.close()
 
     def _apart(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(*self._shape, *array.shape[1:])
@@ -166,7 +170,7 @@ class HostLives:
         rows, last, cut_off = [], [], False
         for t in range(num_steps):
             done = act(self._runs, self.state, self._observation, Stream.ROLLOUT, t)
-            step = self._crew.step(done.action)
+            step, self._observation = self._crew.step(done.action)
             rows.append(
                 Trajectory(
                     observation=done.seen,
@@ -181,14 +185,10 @@ class HostLives:
             )
             last.append(step.observation)
             cut_off |= bool(step.truncated.any())
-            self._observation = step.observation
             earned += step.reward
-            ended = step.terminated | step.truncated
-            if ended.any():
-                count += ended.sum(axis=1)
-                returns += (earned * ended).sum(axis=1)
-                earned[ended] = 0.0
-                self._observation = self._crew.follow(ended)
+            count += step.ended.sum(axis=1)
+            returns += (earned * step.ended).sum(axis=1)
+            earned[step.ended] = 0.0
         trajectory = jax.tree.map(lambda *steps: jnp.stack(steps, axis=1), *rows)
         self.state, metrics = improve(
             self._runs,
@@ -209,13 +209,11 @@ class HostLives:
         under_way = np.ones(earned.shape, bool)
         for t in itertools.count():
             done = act(self._runs, self.state, observation, Stream.EVALUATION, 2 * t + part)
-            step = self._examiners.step(done.action)
+            step, observation = self._examiners.step(done.action)
             earned += step.reward * under_way
-            ended = step.terminated | step.truncated
-            under_way &= ~ended
+            under_way &= ~step.ended
             if not under_way.any():
                 return jnp.mean(jnp.asarray(earned), axis=1)
-            observation = self._examiners.follow(ended) if ended.any() else step.observation
         raise AssertionError
 
     def _sample(self, task: Task) -> np.ndarray:
@@ -226,13 +224,10 @@ class HostLives:
         num_envs, met = observation.shape[1], []
         for _ in range(max(128, -(-size // num_envs))):
             met.append(observation)
-            step = self._examiners.step(
-                np.stack(
-                    [draw.integers(self._runs.env.num_actions, size=num_envs) for draw in draw_each]
-                )
-            )
-            ended = step.terminated | step.truncated
-            observation = self._examiners.follow(ended) if ended.any() else step.observation
+            actions = [
+                draw.integers(self._runs.env.num_actions, size=num_envs) for draw in draw_each
+            ]
+            _, observation = self._examiners.step(np.stack(actions))
         seen = np.concatenate(met, axis=1)
         return np.stack(
             [
