@@ -49,8 +49,8 @@ def measure(run: Run, agents: int, seconds: float) -> dict[str, float]:
     once = timed(lambda: lives.advance(1))
     stretch = max(1, round(seconds / 5 / once))
     an_update = statistics.median(timed(lambda: lives.advance(stretch)) / stretch for _ in range(5))
-    lives.measure()
-    probes = statistics.median(timed(lives.measure) for _ in range(5))
+    lives.measure(run.probes.names)
+    probes = statistics.median(timed(lambda: lives.measure(run.probes.names)) for _ in range(5))
     every = run.schedule.probe_every or run.schedule.updates
     return {
         "steps_per_second": agents * run.agent.batch_size / an_update,

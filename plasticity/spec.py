@@ -78,12 +78,19 @@ def setting(default: float = dataclasses.MISSING, **bounds: Any) -> Any:  # type
     )
 
 
-def static(default: Any = dataclasses.MISSING, *, kind: type | None = None, **bounds: Any) -> Any:
+def static(
+    default: Any = dataclasses.MISSING,
+    *,
+    kind: type | None = None,
+    kw_only: bool = False,
+    **bounds: Any,
+) -> Any:
     """A value that shapes the program: part of the pytree's structure, not a leaf.
 
     Args:
       default: its value unless one is given; a tuple stands for a sequence of such values.
       kind: the type of the value, or of each element; that of the default if not given.
+      kw_only: whether it is given by name alone, as what a base class declares for all should.
       **bounds: `ge`, `gt`, `le`, `lt`; or `choices`, a tuple, or a function that lists them; and
         `least`, how many values a sequence must have.
     """
@@ -92,7 +99,7 @@ def static(default: Any = dataclasses.MISSING, *, kind: type | None = None, **bo
     kind = kind or (None if sample is dataclasses.MISSING else type(sample))
     if kind is not None:
         metadata["range"] = Range(kind=kind, **bounds)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, kw_only=kw_only)
 
 
 @dataclass_transform(frozen_default=True)
@@ -153,9 +160,14 @@ def locate(path: str, key: str) -> Any:
         raise SettingError(key, path, f"must be an import path ({error})") from error
 
 
+# Names whose capitals are not the beginnings of words.
+_SPELLINGS = {"ReLU": "relu", "ReDo": "Redo", "InFeR": "Infer", "GraMa": "Grama", "RMS": "Rms"}
+
+
 def snake_case(name: str) -> str:
     """`SoftShrinkPerturb` -> `soft_shrink_perturb`, `CReLU` -> `crelu`, `ReDo` -> `redo`."""
-    name = name.replace("ReLU", "relu").replace("ReDo", "Redo")
+    for spelling, word in _SPELLINGS.items():
+        name = name.replace(spelling, word)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 

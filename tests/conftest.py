@@ -10,11 +10,14 @@ _CACHE = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 
 import jax
+import jax.numpy as jnp
 import pytest
+from shared import Void
 
 from plasticity.agents import PPO
 from plasticity.envs.gather import Gather
 from plasticity.networks import Network
+from plasticity.training import lifetime
 from plasticity.training.run import Run, Schedule
 
 # Programs of a test run for milliseconds and compile for seconds: halve the latter.
@@ -39,3 +42,16 @@ def tiny_run():
         ),
     )
     return run.replace
+
+
+@pytest.fixture(scope="session")
+def context(tiny_run):
+    """The hooks' tools, without randomness, for a network 6-16-8."""
+    tools = lifetime.context_of(tiny_run(env=Void()), jnp.int32(0), jnp.int32(0))
+    return tools._replace(fresh=jax.jit(tools.fresh), key=jax.random.key(11))
+
+
+@pytest.fixture(scope="session")
+def old(context):
+    """Parameters as after some training: far from any initial draw."""
+    return jax.tree.map(lambda x: 3 * x + 0.5, context.fresh(jax.random.key(1)))

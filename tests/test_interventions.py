@@ -1,17 +1,16 @@
 """Each intervention against its equation, and lives under them: stacked, shifted, diverging."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from scipy import stats
+from shared import Void, same
 
 from plasticity.agents import PPO, ppo
-from plasticity.envs.base import Env
 from plasticity.interventions import (
+    Batch,
     CReLU,
     FourierFeatures,
     Intervention,
@@ -48,35 +47,6 @@ METHODS = {
 }
 
 
-class Void(Env):
-    """Something to see and to do, and no episode: for what needs no environment."""
-
-    @property
-    def name(self):
-        return "void"
-
-    @property
-    def observation_shape(self):
-        return (6,)
-
-    @property
-    def num_actions(self):
-        return 3
-
-
-@pytest.fixture(scope="module")
-def context(tiny_run):
-    """The hooks' tools, without randomness, for a network 6-16-8."""
-    tools = lifetime.context_of(tiny_run(env=Void()), jnp.int32(0), jnp.int32(0))
-    return tools._replace(fresh=jax.jit(tools.fresh), key=jax.random.key(11))
-
-
-@pytest.fixture(scope="module")
-def old(context):
-    """Parameters as after some training: far from any initial draw."""
-    return jax.tree.map(lambda x: 3 * x + 0.5, context.fresh(jax.random.key(1)))
-
-
 def shifted(part, params, context):
     """The parameters after `part` has seen a shift."""
     state, learner = part.on_shift((), Learner(params, None), context)
@@ -84,9 +54,9 @@ def shifted(part, params, context):
     return jax.device_get(learner.params)
 
 
-def same(one, other, rtol=0.0, atol=0.0):
-    """Asserts that two trees agree, to the bit unless told otherwise."""
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), one, other)
+def seen_in(observations):
+    """A rollout of which nothing but the observations is looked at."""
+    return Batch(observations, *[None] * 4)
 
 
 def test_names():
@@ -253,7 +223,7 @@ def recycled(context):
 
     @jax.jit
     def at(update):
-        moment = context._replace(update=update, observations=seen)
+        moment = context._replace(update=update, rollout=seen_in(seen))
         return ReDo(0.02, 10).after_update((), learner, moment)[1]
 
     return learner, at, seen
@@ -298,7 +268,7 @@ def test_redo_recycles_dormant_units_and_touches_no_other(context, recycled):
 def test_redo_of_dead_units_changes_no_output(context, recycled):
     """What the dead did not say is not missed: only with tau = 0, which takes no other."""
     learner, _, seen = recycled
-    due = context._replace(update=jnp.int32(9), observations=seen)
+    due = context._replace(update=jnp.int32(9), rollout=seen_in(seen))
     after = jax.jit(lambda: ReDo(0.0, 10).after_update((), learner, due)[1])()
     assert not np.array_equal(after.params["policy"]["kernel"], learner.params["policy"]["kernel"])
     one, other = (context.apply(params, seen) for params in (learner.params, after.params))
@@ -314,7 +284,7 @@ def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
         leaf[..., 5] = 0
     seen = np.ones((4, 6), np.float32)
     learner = Learner(params, context.optimizer.init(params))
-    due = context._replace(observations=seen, key=jax.random.key(1))
+    due = context._replace(rollout=seen_in(seen), key=jax.random.key(1))
     after = jax.jit(lambda: ReDo(0.0, 10).after_update((), learner, due)[1].params)()
     kernel = np.asarray(after["torso"]["hidden_1"]["kernel"])
     assert np.all(kernel[[5, 13]] == 0)
@@ -327,7 +297,7 @@ def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
 def test_l2_norm_is_adamw(old):
     """Would catch decay through Adam's moments, clipped, or without the learning rate."""
     spec = PPO(learning_rate=0.01, adam_eps=1e-5, max_grad_norm=0.5)
-    built = L2Norm(0.2).optimizer(ppo.optimizer(spec)).build()
+    built = L2Norm(0.2).optimizer(ppo.optimizer(spec, jax.random.key(0))).build()
     adamw = optax.chain(
         optax.clip_by_global_norm(0.5), optax.adamw(0.01, eps=1e-5, weight_decay=0.2)
     )

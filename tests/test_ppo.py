@@ -106,7 +106,7 @@ def test_loss():
     )
     logits, value = rng.normal(size=(50, ACTIONS)), rng.normal(size=50)
     known, terms = loss_of(spec, logits, value, batch)
-    total, metrics = jax.jit(ppo.loss)(spec, Output(logits, value, {}), batch)
+    total, metrics = jax.jit(ppo.loss)(spec, Output(logits, value, {}, {}), batch)
     assert 0.2 < terms["clip_fraction"] < 0.9
     assert float(total) == pytest.approx(known, rel=1e-4)
     assert {k: float(v["all"]) for k, v in metrics.items()} == pytest.approx(terms, rel=1e-4)
@@ -129,7 +129,7 @@ class Record(Intervention):
     def after_step(self, state, learner, context):
         seen, count = state
         seen = jax.lax.dynamic_update_slice(
-            seen, context.observations[None, :, 0], (count.astype(jnp.int32), 0)
+            seen, context.minibatch.observation[None, :, 0], (count.astype(jnp.int32), 0)
         )
         return (seen, count + 1), learner
 
@@ -143,7 +143,7 @@ def context_of(spec, network, interventions, key=0):
         update=jnp.int32(0),
         fresh=lambda key: module.init(key, jnp.zeros((1, SEEN)))["params"],
         apply=lambda params, x: module.apply({"params": params}, x),
-        optimizer=interventions.optimizer(ppo.optimizer(spec)).build(),
+        optimizer=interventions.optimizer(ppo.optimizer(spec, jax.random.key(0))).build(),
     )
 
 

@@ -19,7 +19,7 @@ from plasticity.probes import (
     WeightNorm,
     WeightRMS,
 )
-from plasticity.probes.ranks import effective_rank, singular_values
+from plasticity.probes.ranks import effective_rank
 
 # Four units of which one is dead and one hardly alive; two units, one dead.
 FIRST = np.array([[1.0, 0, 0.01, 3], [3, 0, 0, 0], [2, 0, 0.05, 0]])
@@ -29,15 +29,27 @@ PARAMS = {
     "policy": {"kernel": np.array([[3.0], [4]])},
     "value": {"kernel": np.array([[0.0], [12]])},
 }
-rank_of = jax.jit(effective_rank)
+rank_of = jax.jit(lambda x: effective_rank(jnp.linalg.svd(x, compute_uv=False)))
 
 
 def view(*activations, params=PARAMS, initial=PARAMS):
     """What a probe sees of a network with these activations."""
     named = {f"hidden_{i}": jnp.asarray(x, jnp.float32) for i, x in enumerate(activations)}
     batch = len(activations[0]) if activations else 1
-    output = Output(jnp.zeros((batch, 2)), jnp.zeros(batch), named)
-    return View(*jax.tree.map(jnp.asarray, (params, initial)), jnp.zeros((batch, 1)), output)
+    output = Output(jnp.zeros((batch, 2)), jnp.zeros(batch), named, named)
+    params, initial = jax.tree.map(jnp.asarray, (params, initial))
+    return View(
+        params=params,
+        previous_params=params,
+        round_params=params,
+        initial_params=initial,
+        observations=jnp.zeros((batch, 1)),
+        key=jax.random.key(0),
+        apply=lambda params, observations: output,
+        fresh=None,
+        losses=None,
+        make_batch=None,
+    )
 
 
 def told(probe, *activations, **kwargs):
@@ -129,11 +141,12 @@ def test_ranks_of_known_matrices():
     """Would catch rows taken for columns, or channels whose positions are not rows."""
     features = np.diag([3.0, 1.0, 0.0])[:, :2]
     known = np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
-    np.testing.assert_allclose(singular_values(jnp.asarray(features)), [3, 1], atol=1e-6)
+    sigma = view(features).singular_values["hidden_0"]
+    np.testing.assert_allclose(sigma, [3, 1], atol=1e-6)
     assert told(EffectiveRank(), features, np.eye(3)) == pytest.approx(
         {"hidden_0": known, "hidden_1": 3.0, "all": (known + 3) / 2}, rel=1e-5
     )
-    assert float(effective_rank(jnp.asarray(np.eye(4).reshape(2, 2, 4)))) == pytest.approx(4)
+    assert told(EffectiveRank(), np.eye(4).reshape(2, 2, 4))["all"] == pytest.approx(4)
 
 
 def test_probes_of_weights():
@@ -158,7 +171,7 @@ def test_distance_is_from_the_initial_parameters():
 def test_each_probe_is_a_metric_of_its_own():
     """Would catch metrics under another's name."""
     probes = Probes.of(DeadUnits(), WeightRMS(), EffectiveRank())
-    metrics = jax.jit(lambda probes, view: probes(view))(probes, view(FIRST, LAST))
+    metrics = jax.jit(lambda probes: probes(view(FIRST, LAST)))(probes)
     assert list(metrics) == sorted(["dead_units", "weight_rms", "effective_rank"])
     for name, probe in zip(probes.names, probes.parts, strict=True):
         assert {k: float(v) for k, v in metrics[name].items()} == pytest.approx(

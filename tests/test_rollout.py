@@ -102,7 +102,7 @@ class Counting(CompiledEnv):
 def policy(observation):
     """Prefers actions by the step, and values as `value_of` does."""
     logits = jnp.stack([observation[:, 1], jnp.zeros(len(observation)), -observation[:, 1]], -1)
-    return Output(logits, value_of(observation), {})
+    return Output(logits, value_of(observation), {}, {})
 
 
 class Streams(NamedTuple):

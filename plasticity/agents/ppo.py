@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plasticity.interventions import Context, Interventions, Learner, Optimizer
+from plasticity.interventions import Batch, Context, Interventions, Learner, Optimizer
 from plasticity.interventions.base import State
 from plasticity.networks import Output, Params, norms, root_mean_squares
 from plasticity.spec import Spec, setting, static
@@ -32,6 +32,8 @@ class PPO(Spec):
       value: the weight of the value's squared error (not halved, not clipped).
       gamma, gae_lambda: discount, and decay of the advantage's trace.
       max_grad_norm: the global norm to which gradients are clipped.
+      reset_optimizer: whether the optimiser's state is created anew at every shift, as in the
+        study, where that is part of every method, the baseline included.
     """
 
     num_envs: int = static(11, ge=1)
@@ -48,6 +50,7 @@ class PPO(Spec):
     gamma: float = setting(0.99, ge=0, le=1)
     gae_lambda: float = setting(0.95, ge=0, le=1)
     max_grad_norm: float = setting(0.5, gt=0)
+    reset_optimizer: bool = static(True)
 
     @property
     def batch_size(self) -> int:
@@ -68,22 +71,13 @@ class Trajectory(NamedTuple):
     truncated: Array  # the episode was cut off: the next state is worth its value
 
 
-class Batch(NamedTuple):
-    """A minibatch of transitions, each [M, ...]."""
-
-    observation: Array
-    action: Array
-    log_prob: Array
-    advantage: Array
-    target: Array
-
-
-def optimizer(ppo: PPO) -> Optimizer:
-    """Clipping by global norm, Adam, the learning rate."""
+def optimizer(ppo: PPO, key: Array) -> Optimizer:
+    """Clipping by global norm, Adam, the learning rate; `key` is for what draws noise."""
     return Optimizer(
         gradient=(optax.clip_by_global_norm(ppo.max_grad_norm),),
         direction=(optax.scale_by_adam(ppo.adam_b1, ppo.adam_b2, ppo.adam_eps),),
         step=(optax.scale_by_learning_rate(ppo.learning_rate),),
+        key=key,
     )
 
 
@@ -117,26 +111,69 @@ def gae(trajectory: Trajectory, gamma: Array | float, gae_lambda: Array | float)
     return advantages
 
 
+class Terms(NamedTuple):
+    """What PPO's loss is made of: of each transition [B], or their means []."""
+
+    policy: Array
+    value: Array
+    entropy: Array
+
+    def total(self, ppo: PPO) -> Array:
+        """The loss."""
+        return self.policy + ppo.value * self.value - ppo.entropy * self.entropy
+
+
+def normalized(batch: Batch) -> Batch:
+    """The batch with advantages of mean 0 and standard deviation 1 (a sample's, as PyTorch's)."""
+    advantage = batch.advantage - jnp.mean(batch.advantage)
+    return batch._replace(advantage=advantage / (jnp.std(batch.advantage, ddof=1) + 1e-8))
+
+
+def terms(ppo: PPO, output: Output, batch: Batch) -> Terms:
+    """The terms of PPO's loss, transition by transition; advantages are taken as they are."""
+    ratio = jnp.exp(log_prob_of(output.logits, batch.action) - batch.log_prob)
+    clipped = jnp.clip(ratio, 1 - ppo.clip, 1 + ppo.clip)
+    return Terms(
+        policy=-jnp.minimum(ratio * batch.advantage, clipped * batch.advantage),
+        value=jnp.square(output.value - batch.target),
+        entropy=entropy_of(output.logits),
+    )
+
+
 def loss(ppo: PPO, output: Output, batch: Batch) -> tuple[Array, Metrics]:
     """PPO's loss of a minibatch whose network output is `output`: a scalar, and its terms."""
-    # Mean 0 and standard deviation 1 (that of a sample, as PyTorch's) in each minibatch.
-    advantage = batch.advantage - jnp.mean(batch.advantage)
-    advantage /= jnp.std(batch.advantage, ddof=1) + 1e-8
+    each = terms(ppo, output, normalized(batch))
+    means = Terms(*map(jnp.mean, each))
     log_ratio = log_prob_of(output.logits, batch.action) - batch.log_prob
     ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1 - ppo.clip, 1 + ppo.clip)
-    policy_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
-    value_loss = jnp.mean(jnp.square(output.value - batch.target))
-    entropy = jnp.mean(entropy_of(output.logits))
-    terms = {
-        "policy_loss": policy_loss,
-        "value_loss": value_loss,
-        "policy_entropy": entropy,
+    metrics = {
+        "policy_loss": means.policy,
+        "value_loss": means.value,
+        "policy_entropy": means.entropy,
         "approx_kl": jnp.mean(ratio - 1 - log_ratio),  # the k3 estimator
         "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > ppo.clip),
     }
-    total = policy_loss + ppo.value * value_loss - ppo.entropy * entropy
-    return total, {name: {"all": term} for name, term in terms.items()}
+    return means.total(ppo), {name: {"all": metric} for name, metric in metrics.items()}
+
+
+def transitions(ppo: PPO, trajectory: Trajectory) -> Batch:
+    """All that a rollout [T, N, ...] has to learn from, [T * N, ...]."""
+    advantage = gae(trajectory, ppo.gamma, ppo.gae_lambda)
+    batch = Batch(
+        observation=trajectory.observation,
+        action=trajectory.action,
+        log_prob=trajectory.log_prob,
+        advantage=advantage,
+        target=advantage + trajectory.value,
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def explained_variance(value: Array, target: Array) -> Array:
+    """1 - Var(target - value) / Var(target): 1 for a perfect critic, 0 for a constant one."""
+    variance = jnp.var(target)
+    share = jnp.var(target - value) / jnp.where(variance == 0, 1.0, variance)
+    return jnp.where(variance == 0, jnp.nan, 1 - share)
 
 
 def update(
@@ -159,21 +196,12 @@ def update(
 
     Returns:
       Learner and state after the update, and the update's metrics: means over its minibatches,
-      gradient norms being those before clipping, and `update_size`, the root mean square of the
-      change in the parameters.
+      gradient norms being those before clipping; `update_size`, the root mean square of the
+      change in the parameters; and `explained_variance`, of the rollout's values.
     """
     shuffle_key, steps_key, end_key = jax.random.split(context.key, 3)
-    advantage = gae(trajectory, ppo.gamma, ppo.gae_lambda)
-    data = jax.tree.map(
-        lambda x: x.reshape(ppo.batch_size, *x.shape[2:]),
-        Batch(
-            observation=trajectory.observation,
-            action=trajectory.action,
-            log_prob=trajectory.log_prob,
-            advantage=advantage,
-            target=advantage + trajectory.value,
-        ),
-    )
+    data = transitions(ppo, trajectory)
+    context = context._replace(rollout=data, rollout_params=learner.params)
 
     def objective(
         params: Params, state: State, batch: Batch, seen: Context
@@ -189,13 +217,15 @@ def update(
         (learner, state), (indices, key) = carry, step
         loss_key, step_key = jax.random.split(key)
         batch = jax.tree.map(lambda x: x[indices], data)
-        seen = context._replace(key=loss_key, observations=batch.observation)
+        seen = context._replace(key=loss_key, minibatch=batch)
         gradient, (output, metrics) = jax.grad(objective, has_aux=True)(
             learner.params, state, batch, seen
         )
         updates, opt_state = context.optimizer.update(gradient, learner.opt_state, learner.params)
+        after = seen._replace(
+            key=step_key, output=output, gradient=gradient, previous=learner.params
+        )
         learner = Learner(optax.apply_updates(learner.params, updates), opt_state)
-        after = seen._replace(key=step_key, output=output, gradient=gradient)
         state, learner = interventions.after_step(state, learner, after)
         return (learner, state), {**metrics, "gradient_norm": norms(gradient)}
 
@@ -203,13 +233,18 @@ def update(
     order = jax.vmap(lambda key: jax.random.permutation(key, ppo.batch_size))(
         jax.random.split(shuffle_key, ppo.num_epochs)
     )[:, : num_minibatches * ppo.minibatch_size].reshape(-1, ppo.minibatch_size)
-    before = learner.params
     (learner, state), metrics = jax.lax.scan(
         gradient_step, (learner, state), (order, jax.random.split(steps_key, len(order)))
     )
-    state, learner = interventions.after_update(
-        state, learner, context._replace(key=end_key, observations=data.observation)
+    state, learner = interventions.after_update(state, learner, context._replace(key=end_key))
+    change = optax.tree.sub(learner.params, context.rollout_params)
+    explained = explained_variance(trajectory.value.reshape(-1), data.target)
+    return (
+        learner,
+        state,
+        {
+            **jax.tree.map(jnp.mean, metrics),
+            "update_size": root_mean_squares(change),
+            "explained_variance": {"all": explained},
+        },
     )
-    change = optax.tree.sub(learner.params, before)
-    metrics = jax.tree.map(jnp.mean, metrics)
-    return learner, state, {**metrics, "update_size": root_mean_squares(change)}

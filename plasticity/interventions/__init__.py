@@ -2,12 +2,14 @@
 
 from plasticity.interventions.activations import CReLU, FourierFeatures
 from plasticity.interventions.base import (
+    Batch,
     Context,
     Intervention,
     Interventions,
     Learner,
     Optimizer,
     chain,
+    cleared,
 )
 from plasticity.interventions.normalization import LayerNorm
 from plasticity.interventions.regularizers import L2Norm, RegenerativeL2, RegenerativeW2
@@ -20,6 +22,7 @@ from plasticity.interventions.resets import (
 from plasticity.interventions.units import ReDo
 
 __all__ = [
+    "Batch",
     "CReLU",
     "Context",
     "FourierFeatures",
@@ -37,4 +40,5 @@ __all__ = [
     "ShrinkPerturb",
     "SoftShrinkPerturb",
     "chain",
+    "cleared",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from plasticity.networks import Network, Output, Params
@@ -28,16 +29,28 @@ class Optimizer(NamedTuple):
     """The update rule, as three stages that act one after the other.
 
     A decoupled decay goes to the end of `direction`; what wraps a whole optimiser takes the
-    place of `step`, around all that was in `direction` and `step`.
+    place of `step`, around all that was in `direction` and `step`. A transformation that draws
+    noise begins with `key`, which is of this run and round.
     """
 
     gradient: tuple[optax.GradientTransformation, ...]  # on the raw gradient: clipping
     direction: tuple[optax.GradientTransformation, ...]  # gradient to direction: Adam
     step: tuple[optax.GradientTransformation, ...]  # direction to step: the learning rate
+    key: Array
 
     def build(self) -> optax.GradientTransformation:
         """The three stages as one transformation."""
         return optax.chain(*self.gradient, *self.direction, *self.step)
+
+
+class Batch(NamedTuple):
+    """Transitions that PPO learns from, each array [B, ...]."""
+
+    observation: Array
+    action: Array
+    log_prob: Array  # of the action, under the policy that took it
+    advantage: Array
+    target: Array  # of the value
 
 
 class Context(NamedTuple):
@@ -47,13 +60,15 @@ class Context(NamedTuple):
       key: randomness for this hook alone.
       round: the round under way, 0 for the first; int32 [].
       update: PPO updates completed before this one; int32 [].
-      fresh: draws parameters from the network's initial distribution, by key.
+      fresh: draws parameters from their initial distribution, by key.
       apply: the network, of parameters and observations [B, ...].
       optimizer: the update rule, built.
-      observations: of the minibatch [B, ...] in the loss and after a step, of the whole rollout
-        [T * N, ...] after an update; None elsewhere.
-      output: the network's on that minibatch, before the step; None where there is none.
-      gradient: of the loss of that minibatch, before clipping; None but after a step.
+      rollout: the transitions of this update; None at the beginning and at a shift.
+      rollout_params: the parameters that the rollout was made with; None where it is.
+      minibatch: the transitions of this gradient step; None but in the loss and after a step.
+      output: the network's on the minibatch, before the step; None where that is.
+      gradient: of the loss of the minibatch, before clipping; None but after a step.
+      previous: the parameters before the step; None but after a step.
     """
 
     key: Array
@@ -62,23 +77,39 @@ class Context(NamedTuple):
     fresh: Callable[[Array], Params]
     apply: Callable[[Params, Array], Output]
     optimizer: optax.GradientTransformation
-    observations: Array | None = None
+    rollout: Batch | None = None
+    rollout_params: Params | None = None
+    minibatch: Batch | None = None
     output: Output | None = None
     gradient: Params | None = None
+    previous: Params | None = None
 
 
 class Intervention(Spec):
-    """Does nothing at any context. Subclass it and write the hooks that your method needs.
+    """Does nothing at any moment. Subclass it and write the hooks that your method needs.
 
     Fields declared by `setting` are the method's coefficients: they sweep without a new
     compilation, are set on the command line by name, and are checked against their range.
-    Where a hook changes parameters midway through a round it decides what becomes of the
-    optimiser's moments for them: they are in `learner.opt_state`.
+    The first line of its docstring says what it does, and the docstring names its paper, as
+    (Author et al. year): `python -m experiments.methods` lists them.
+    A hook that changes parameters decides what becomes of the optimiser's moments for them,
+    which are in `learner.opt_state`: see `cleared`.
     """
 
     def network(self, network: Network) -> Network:
         """The description of the network, before it is built."""
         return network
+
+    def extend(self, params: Params, key: Array) -> Params:
+        """Freshly drawn parameters with the method's own beside them, trained like the rest.
+
+        One that belongs to a layer goes into that layer's entry, under a name of its own.
+        """
+        return params
+
+    def effective(self, params: Params) -> Params:
+        """The parameters that the network computes with, of those that are trained."""
+        return params
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
         """The update rule, before it is built."""
@@ -103,7 +134,10 @@ class Intervention(Spec):
         return state, learner
 
     def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        """At the boundary of two rounds. The optimiser's state is created anew right after."""
+        """At the boundary of two rounds.
+
+        The optimiser's state is created anew right after, unless `agent.reset_optimizer` is off.
+        """
         return state, learner
 
 
@@ -123,6 +157,18 @@ class Interventions(Parts[Intervention]):
         for part in self.parts:
             network = part.network(network)
         return network
+
+    def extend(self, params: Params, key: Array) -> Params:
+        """See `Intervention.extend`."""
+        for i, part in enumerate(self.parts):
+            params = part.extend(params, jax.random.fold_in(key, i))
+        return params
+
+    def effective(self, params: Params) -> Params:
+        """See `Intervention.effective`; what the last part has added it takes away first."""
+        for part in reversed(self.parts):
+            params = part.effective(params)
+        return params
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
         """See `Intervention.optimizer`."""
@@ -176,3 +222,18 @@ class Interventions(Parts[Intervention]):
 def chain(*parts: Intervention) -> Interventions:
     """The interventions given, acting in that order, each named after its class."""
     return Interventions.of(*parts)
+
+
+def cleared(learner: Learner, touched: Params, context: Context) -> optax.OptState:
+    """The optimiser's state with zero for the moments of some parameters.
+
+    Args:
+      learner: whose state it is.
+      touched: which, a tree like the parameters of bool arrays that broadcast against them.
+      context: for the optimiser.
+    """
+
+    def clear(moment: Array, touched: Array) -> Array:
+        return jnp.where(touched, jnp.zeros_like(moment), moment)
+
+    return optax.tree.map_params(context.optimizer, clear, learner.opt_state, touched)

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from plasticity.interventions.base import Array, Context, Intervention, Learner, State
+from plasticity.interventions.base import Array, Context, Intervention, Learner, State, cleared
 from plasticity.networks import Params, connections
 from plasticity.spec import setting
 
@@ -31,9 +30,9 @@ class ReDo(Intervention):
     def after_update(
         self, state: State, learner: Learner, context: Context
     ) -> tuple[State, Learner]:
-        assert context.observations is not None
+        assert context.rollout is not None
         due = (context.update + 1) % self.every == 0
-        activations = context.apply(learner.params, context.observations).activations
+        activations = context.apply(learner.params, context.rollout.observation).activations
         dormant = {}
         for layer, x in activations.items():
             units = units_of(learner.params, layer)
@@ -75,13 +74,7 @@ def recycle(learner: Learner, chosen: Mapping[str, Array], context: Context) -> 
     fresh = context.fresh(context.key)
     params = jax.tree.map(of_weight, learner.params, fresh, incoming, outgoing)
     touched = jax.tree.map(jnp.logical_or, incoming, outgoing)
-    opt_state = optax.tree.map_params(
-        context.optimizer,
-        lambda moment, touched: jnp.where(touched, 0.0, moment),
-        learner.opt_state,
-        touched,
-    )
-    return Learner(params, opt_state)
+    return Learner(params, cleared(learner, touched, context))
 
 
 def _at(tree: Params, path: tuple[str, ...]) -> Array:

@@ -53,6 +53,14 @@ class Output(NamedTuple):
     logits: Array  # [B, A]
     value: Array  # [B]
     activations: dict[str, Array]  # of each hidden layer by name: [B, units]
+    preactivations: dict[str, Array]  # what the activation functions take, norms included
+
+
+class Layers(NamedTuple):
+    """What the hidden layers of a torso came to, by name."""
+
+    activations: dict[str, Array]
+    preactivations: dict[str, Array]
 
 
 class Dense(nn.Module):
@@ -83,16 +91,17 @@ class MLP(nn.Module):
     norm: str
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, dict[str, Array]]:
+    def __call__(self, x: Array) -> tuple[Array, Layers]:
         x = x.reshape(x.shape[0], -1)
-        activations = {}
+        layers = Layers({}, {})
         activation = ACTIVATIONS[self.activation]
         for i, units in enumerate(self.hidden):
             x = Dense(units // activation.widening, name=f"hidden_{i}")(x)
             if (norm := NORMS[self.norm]) is not None:
                 x = norm(name=f"norm_{i}")(x)
-            x = activations[f"hidden_{i}"] = activation.apply(x)
-        return x, activations
+            layers.preactivations[f"hidden_{i}"] = x
+            x = layers.activations[f"hidden_{i}"] = activation.apply(x)
+        return x, layers
 
 
 class ActorCritic(nn.Module):
@@ -108,15 +117,16 @@ class ActorCritic(nn.Module):
     @nn.compact
     def __call__(self, observation: Array) -> Output:
         """Args: observation, [B, *shape]."""
-        features, activations = self.torso(observation)
+        features, layers = self.torso(observation)
         value_features = features
         if self.value_torso is not None:
             value_features, own = self.value_torso(observation)
-            activations |= {f"value_{name}": x for name, x in own.items()}
+            for all_of_them, its in zip(layers, own, strict=True):
+                all_of_them |= {f"value_{name}": x for name, x in its.items()}
         return Output(
             logits=Dense(self.num_actions, name="policy")(features),
             value=Dense(1, name="value")(value_features)[:, 0],
-            activations=activations,
+            **layers._asdict(),
         )
 
 

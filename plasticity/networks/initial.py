@@ -7,7 +7,7 @@ Array = jax.Array
 
 
 def uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
-    """Independent draws from U(-bound, bound), in steps of 2**-23 * bound. float32 [*shape].
+    """Independent draws from U(-bound, bound), in steps of 2**-23 * bound. [*shape].
 
     Interventions such as soft shrink and perturb draw a whole network at every gradient step,
     where JAX's own generator costs as much as the step itself. Here only the key is expanded
@@ -24,4 +24,4 @@ def uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
     h = h ^ (h >> 16)
     # The 24 highest bits, each value the middle of its cell, so that the mean is exactly 0.
     centred = (h >> 8).astype(jnp.int32) - (1 << 23)
-    return ((centred.astype(jnp.float32) + 0.5) * (bound * 2.0**-23)).reshape(shape)
+    return ((centred.astype(float) + 0.5) * (bound * 2.0**-23)).reshape(shape)

@@ -12,13 +12,13 @@ Array = jax.Array
 
 
 def by_layer(params: Params) -> dict[str, Params]:
-    """The parts of a parameter tree by layer: those of the torsos, then the heads."""
-    value_torso = params.get("value_torso", {})
+    """The parts of a parameter tree by layer: those of the torsos, then the heads and others."""
+    rest = dict(params)
+    torso, value_torso = rest.pop("torso"), rest.pop("value_torso", {})
     return {
-        **params["torso"],
+        **torso,
         **{f"value_{name}": layer for name, layer in value_torso.items()},
-        "policy": params["policy"],
-        "value": params["value"],
+        **rest,
     }
 
 

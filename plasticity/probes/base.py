@@ -1,26 +1,91 @@
 """What a probe is: a pure function of the network's state on a fixed batch of observations."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 
 from plasticity.networks import Output, Params
-from plasticity.spec import Parts, Spec
+from plasticity.spec import Parts, Spec, static
 
 Array = jax.Array
+Batch = Any  # transitions, `plasticity.interventions.Batch`; probes only take some of them
 
 
-class View(NamedTuple):
-    """What a probe may look at."""
+@dataclass(frozen=True)
+class View:
+    """What a probe may look at. What costs something is computed when first looked at.
+
+    Attributes:
+      params: the parameters now.
+      previous_params: those before the last update.
+      round_params: those that the round began with.
+      initial_params: those that the lifetime began with.
+      observations: the probe batch, [B, ...], met under random actions; the same all round long.
+      key: randomness for this moment.
+      apply: the network, of parameters and observations [B, ...].
+      fresh: draws parameters from their initial distribution, by key.
+      losses: PPO's loss of each of some transitions, of parameters and the transitions. [B].
+      make_batch: makes `batch`.
+    """
 
     params: Params
-    initial_params: Params  # those that the lifetime began with
-    observations: Array  # the probe batch, [B, ...]
-    output: Output  # of the network on the probe batch
+    previous_params: Params
+    round_params: Params
+    initial_params: Params
+    observations: Array
+    key: Array
+    apply: Callable[[Params, Array], Output]
+    fresh: Callable[[Array], Params]
+    losses: Callable[[Params, Batch], Array]
+    make_batch: Callable[[], Batch]
+
+    @cached_property
+    def output(self) -> Output:
+        """The network's output on the probe batch."""
+        return self.apply(self.params, self.observations)
+
+    @cached_property
+    def previous_output(self) -> Output:
+        """The same before the last update."""
+        return self.apply(self.previous_params, self.observations)
+
+    @cached_property
+    def singular_values(self) -> dict[str, Array]:
+        """Of each hidden layer's activations on the probe batch, positions being rows. [d]."""
+        return {
+            name: jnp.linalg.svd(x.reshape(-1, x.shape[-1]), compute_uv=False)
+            for name, x in self.output.activations.items()
+        }
+
+    @cached_property
+    def batch(self) -> Batch:
+        """Transitions met by the policy, [T * N, ...], advantages normalised over all of them.
+
+        In compiled environments those of a new rollout; on the host those of the last update.
+        """
+        return self.make_batch()
+
+    def take(self, indices: Array) -> Batch:
+        """Some of `batch`: [*indices.shape, ...]."""
+        return jax.tree.map(lambda x: x[indices], self.batch)
 
 
 class Probe(Spec):
-    """Measures a network, layer by layer and in aggregate."""
+    """Measures a network, layer by layer and in aggregate.
+
+    The first line of its docstring says what it measures, and the docstring names its paper, as
+    (Author et al. year), where there is one: `python -m experiments.methods` lists them.
+
+    Attributes:
+      every: PPO updates between two measurements; 0 for the schedule's `probe_every`. The end of
+        a round is always measured.
+    """
+
+    every: int = static(0, ge=0, kw_only=True)
 
     def __call__(self, view: View) -> dict[str, Array]:
         """A scalar for each layer measured, by name, and for "all" of them together."""
@@ -33,3 +98,8 @@ class Probes(Parts[Probe]):
     def __call__(self, view: View) -> dict[str, dict[str, Array]]:
         """metric -> layer -> scalar."""
         return {name: probe(view) for name, probe in zip(self.names, self.parts, strict=True)}
+
+    def only(self, names: Collection[str]) -> Self:
+        """Those of the probes that are named."""
+        kept = [(p, name) for p, name in zip(self.parts, self.names, strict=True) if name in names]
+        return type(self)(tuple(p for p, _ in kept), tuple(name for _, name in kept))

@@ -13,18 +13,12 @@ class EffectiveRank(Probe):
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
-        ranks = {name: effective_rank(x) for name, x in view.output.activations.items()}
+        ranks = {name: effective_rank(sigma) for name, sigma in view.singular_values.items()}
         return {**ranks, "all": jnp.mean(jnp.stack(list(ranks.values())))}
 
 
-def singular_values(features: Array) -> Array:
-    """The singular values of `features` [B, d], or [B, ..., d] with positions as rows. [d]."""
-    return jnp.linalg.svd(features.reshape(-1, features.shape[-1]), compute_uv=False)
-
-
-def effective_rank(features: Array) -> Array:
-    """The effective rank of `features` [B, ..., d]. A scalar between 1 and d, or 0."""
-    sigma = singular_values(features)
+def effective_rank(sigma: Array) -> Array:
+    """The effective rank of a matrix with singular values `sigma` [d]. Between 1 and d, or 0."""
     total = jnp.sum(sigma)
     share = sigma / jnp.where(total == 0, 1.0, total)
     entropy = -jnp.sum(share * jnp.log(jnp.where(share == 0, 1.0, share)))

@@ -5,6 +5,7 @@ Every array has a leading axis of runs, [S, ...].
 """
 
 import itertools
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from plasticity.envs.base import Task
 from plasticity.envs.host import HostEnv, HostEnvs, HostStep
 from plasticity.training import lifetime
 from plasticity.training.lifetime import RunState, Stream, Sums, key_for
-from plasticity.training.lives import begin, measure, next_round, over_runs, seeds_of
+from plasticity.training.lives import begin, measure, next_round, over_runs, seeds_of, with_probes
 from plasticity.training.rollout import Episodes
 from plasticity.training.run import Run
 
@@ -95,7 +96,7 @@ def _act(run: Run, state: RunState, observation: Array, stream: Array, step: Arr
 
 def _improve(
     run: Run, state: RunState, trajectory: Trajectory, following: Array, last: Array | None
-) -> tuple[RunState, Metrics]:
+) -> tuple[RunState, Metrics, Trajectory]:
     """`lifetime.improve`, after the values that the host could not know are filled in.
 
     Args:
@@ -105,13 +106,17 @@ def _improve(
       following: what the environments show after the last step, [N, ...], not yet viewed.
       last: [T, N, ...], where an episode was cut off its last observation, not yet viewed;
         None if none was.
+
+    Returns:
+      State and metrics after the update, and the trajectory, filled in.
     """
     policy, view = lifetime.policy(run, state), jax.vmap(state.task.view)
     next_value = jnp.concatenate([trajectory.value[1:], policy(view(following)).value[None]])
     if last is not None:
         value = policy(view(last.reshape(-1, *last.shape[2:]))).value.reshape(next_value.shape)
         next_value = jnp.where(trajectory.truncated, value, next_value)
-    return lifetime.improve(run, state, trajectory._replace(next_value=next_value))
+    trajectory = trajectory._replace(next_value=next_value)
+    return *lifetime.improve(run, state, trajectory), trajectory
 
 
 def _look(run: Run, state: RunState, observations: Array) -> Array:
@@ -129,6 +134,7 @@ class HostLives:
     def __init__(self, runs: Run) -> None:
         self._runs = runs
         self.state: RunState = begin(runs)
+        self._trajectory: Trajectory | None = None  # of the last update
         self._crew = Crew(runs, runs.agent.num_envs)
         self._examiners = Crew(runs, runs.schedule.eval_episodes)
         self._begin_round()
@@ -151,8 +157,10 @@ class HostLives:
             "eval_test_return": {"all": self._examine(self.state.task.held_out(), 1)},
         }
 
-    def measure(self) -> Metrics:
-        return measure(self._runs, self.state, self._probe_batch)
+    def measure(self, probes: Collection[str]) -> Metrics:
+        assert self._trajectory is not None
+        runs = with_probes(self._runs, probes)
+        return measure(runs, self.state, self._probe_batch, self._trajectory)
 
     def close(self) -> None:
         self._crew.close()
@@ -190,7 +198,7 @@ class HostLives:
             returns += (earned * step.ended).sum(axis=1)
             earned[step.ended] = 0.0
         trajectory = jax.tree.map(lambda *steps: jnp.stack(steps, axis=1), *rows)
-        self.state, metrics = improve(
+        self.state, metrics, self._trajectory = improve(
             self._runs,
             self.state,
             trajectory,

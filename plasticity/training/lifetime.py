@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from plasticity.agents import ppo
 from plasticity.agents.ppo import Metrics, Trajectory
 from plasticity.envs.base import CompiledEnv, Env, Task
-from plasticity.interventions import Context, Learner
+from plasticity.interventions import Batch, Context, Learner
 from plasticity.networks import Output, Params
 from plasticity.probes import View
 from plasticity.training import rollout
@@ -42,6 +42,9 @@ class Stream(enum.IntEnum):
     EVALUATION = 6
     PROBE = 7
     PROBE_ACTIONS = 8
+    OPTIMIZER = 9
+    PROBE_ROLLOUT = 10
+    PROBE_DRAWS = 11
 
 
 def key_for(run: Run, stream: Stream | Array, count: Array | int = 0) -> Array:
@@ -59,7 +62,9 @@ class RunState(NamedTuple):
 
     learner: Learner
     intervention: Any  # the interventions' own state
-    initial_params: Params
+    initial_params: Params  # those that the lifetime began with
+    round_params: Params  # those that the round began with
+    previous_params: Params  # those before the last update
     task: Task
     envs: Envs | None  # None where environments live on the host
     round: Array  # int32 []: the round under way, 0 for the first
@@ -86,6 +91,8 @@ def begin(run: Run) -> RunState:
         learner=learner,
         intervention=run.intervention.init(learner, context),
         initial_params=params,
+        round_params=params,
+        previous_params=params,
         task=task,
         envs=_start_envs(run, task, zero),
         round=zero,
@@ -97,15 +104,20 @@ def begin(run: Run) -> RunState:
 def next_round(run: Run, state: RunState) -> RunState:
     """The state after the boundary to the next round.
 
-    The domain shifts, the interventions act, episodes begin anew, and so does the optimiser.
+    The domain shifts, the interventions act, episodes begin anew, and so does the optimiser,
+    unless it is to be carried on.
     """
     round = state.round + 1
     context = context_of(run, round, state.update)
     task = run.shift(state.task, round, key_for(run, Stream.SHIFT, round))
     intervention, learner = run.intervention.on_shift(state.intervention, state.learner, context)
+    if run.agent.reset_optimizer:
+        learner = learner._replace(opt_state=context.optimizer.init(learner.params))
     return state._replace(
-        learner=learner._replace(opt_state=context.optimizer.init(learner.params)),
+        learner=learner,
         intervention=intervention,
+        round_params=learner.params,
+        previous_params=learner.params,
         task=task,
         envs=_start_envs(run, task, round),
         round=round,
@@ -117,18 +129,24 @@ def context_of(run: Run, round: Array, update: Array) -> Context:
     network = run.intervention.network(run.network).build(run.env.num_actions)
     nothing_seen = jnp.zeros((1, *run.env.observation_shape))
 
+    def fresh(key: Array) -> Params:
+        # Flax folds a hash of each parameter's path into the key, and so leaves small numbers free.
+        params = network.init(key, nothing_seen)["params"]
+        return run.intervention.extend(params, jax.random.fold_in(key, 0))
+
     def apply(params: Params, observation: Array) -> Output:
-        output = network.apply({"params": params}, observation)
+        output = network.apply({"params": run.intervention.effective(params)}, observation)
         assert isinstance(output, Output)
         return output
 
+    optimizer = ppo.optimizer(run.agent, key_for(run, Stream.OPTIMIZER, round))
     return Context(
         key=key_for(run, Stream.INTERVENTION, round),
         round=round,
         update=update,
-        fresh=lambda key: network.init(key, nothing_seen)["params"],
+        fresh=fresh,
         apply=apply,
-        optimizer=run.intervention.optimizer(ppo.optimizer(run.agent)).build(),
+        optimizer=run.intervention.optimizer(optimizer).build(),
     )
 
 
@@ -162,6 +180,7 @@ def improve(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState
     return state._replace(
         learner=learner,
         intervention=intervention,
+        previous_params=state.learner.params,
         update=update,
         diverged=jnp.where(~finite & (state.diverged == 0), update, state.diverged),
     ), metrics
@@ -212,11 +231,51 @@ def probe_batch(run: Run, state: RunState) -> Array:
     )
 
 
-def measure(run: Run, state: RunState, observations: Array) -> Metrics:
-    """What the run's probes make of its network on `observations` [B, ...]."""
-    params = state.learner.params
-    output = _context(run, state).apply(params, observations)
-    return run.probes(View(params, state.initial_params, observations, output))
+def measure(
+    run: Run, state: RunState, observations: Array, trajectory: Trajectory | None = None
+) -> Metrics:
+    """What the run's probes make of its network.
+
+    Args:
+      run: the run.
+      state: its state.
+      observations: the probe batch, [B, ...].
+      trajectory: transitions for the probes that need some; if not given, and only if one does,
+        the present policy makes a rollout, which changes nothing in the run.
+    """
+    context = _context(run, state)
+
+    def batch() -> Batch:
+        return ppo.normalized(ppo.transitions(run.agent, trajectory or _trial(run, state)))
+
+    def losses(params: Params, batch: Batch) -> Array:
+        output = context.apply(params, batch.observation)
+        return ppo.terms(run.agent, output, batch).total(run.agent)
+
+    return run.probes(
+        View(
+            params=state.learner.params,
+            previous_params=state.previous_params,
+            round_params=state.round_params,
+            initial_params=state.initial_params,
+            observations=observations,
+            key=key_for(run, Stream.PROBE_DRAWS, state.update),
+            apply=context.apply,
+            fresh=context.fresh,
+            losses=losses,
+            make_batch=batch,
+        )
+    )
+
+
+def _trial(run: Run, state: RunState) -> Trajectory:
+    """A rollout of the present policy from the beginning of episodes, of probes alone."""
+    start_key, rollout_key = jax.random.split(key_for(run, Stream.PROBE_ROLLOUT, state.update))
+    env = compiled(run.env)
+    envs = rollout.start(env, state.task, run.agent.num_envs, start_key)
+    return rollout.rollout(
+        env, state.task, policy(run, state), envs, run.agent.num_steps, rollout_key
+    )[1]
 
 
 def policy(run: Run, state: RunState) -> rollout.Policy:

@@ -4,7 +4,7 @@ Every array of a stack has a leading axis of runs, [S, ...]. The functions here 
 `lifetime` of the same names, compiled over that axis.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -34,6 +34,11 @@ def stack(runs: Sequence[Run]) -> Run:
 def seeds_of(runs: Run) -> list[int]:
     """The seed of each run of a stack. [S]."""
     return np.asarray(runs.seed).tolist()
+
+
+def with_probes(runs: Run, names: Collection[str]) -> Run:
+    """The runs with no other probes than these: what is measured is part of the program."""
+    return runs.replace(probes=runs.probes.only(names))
 
 
 def over_runs(function: Callable[..., Any], shared: int = 0, **options: Any) -> Callable[..., Any]:
@@ -75,8 +80,8 @@ class Lives(Protocol):
     def evaluate(self) -> Metrics:
         """Evaluates them on the task of the round."""
 
-    def measure(self) -> Metrics:
-        """Probes them on the probe batch of the round."""
+    def measure(self, probes: Collection[str]) -> Metrics:
+        """What the probes of these names make of them on the probe batch of the round."""
 
     def close(self) -> None:
         """Frees what they hold."""
@@ -101,8 +106,8 @@ class CompiledLives:
     def evaluate(self) -> Metrics:
         return evaluate(self._runs, self.state)
 
-    def measure(self) -> Metrics:
-        return measure(self._runs, self.state, self._probe_batch)
+    def measure(self, probes: Collection[str]) -> Metrics:
+        return measure(with_probes(self._runs, probes), self.state, self._probe_batch)
 
     def close(self) -> None:
         pass

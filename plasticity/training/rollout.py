@@ -166,6 +166,6 @@ def uniform_policy(num_actions: int) -> Policy:
 
     def policy(observation: Array) -> Output:
         batch = observation.shape[0]
-        return Output(jnp.zeros((batch, num_actions)), jnp.zeros(batch), {})
+        return Output(jnp.zeros((batch, num_actions)), jnp.zeros(batch), {}, {})
 
     return policy

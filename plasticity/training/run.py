@@ -22,7 +22,8 @@ class Schedule(Spec):
       log_every: updates between two rows of the training metrics, which are means since the last.
       eval_every: updates between two evaluations; 0 for the ends of rounds alone.
       eval_episodes: episodes an evaluation, on the training levels and on the held-out ones.
-      probe_every: updates between two measurements by the probes; 0 for the ends of rounds alone.
+      probe_every: updates between two measurements by the probes that have no interval of their
+        own; 0 for the ends of rounds alone.
       probe_batch: observations in the probe batch.
     """
 

@@ -26,7 +26,7 @@ from plasticity.training.lifetime import Sums
 from plasticity.training.lives import CompiledLives, Lives, seeds_of, stack
 from plasticity.training.progress import Progress
 from plasticity.training.recorder import Recorder
-from plasticity.training.run import Run, Schedule, check_run
+from plasticity.training.run import Run, check_run
 
 
 def train(
@@ -86,9 +86,18 @@ def train(
     return table.ordered(recorder.frame())
 
 
-def stops(schedule: Schedule) -> list[int]:
+def intervals_of(run: Run) -> dict[str, int]:
+    """The updates between two measurements by each probe; 0 for the ends of rounds alone."""
+    return {
+        name: probe.every or run.schedule.probe_every
+        for name, probe in zip(run.probes.names, run.probes.parts, strict=True)
+    }
+
+
+def stops(run: Run) -> list[int]:
     """The updates of a round after which something is due; the last is the round's end."""
-    intervals = (schedule.log_every, schedule.eval_every, schedule.probe_every)
+    schedule = run.schedule
+    intervals = {schedule.log_every, schedule.eval_every, *intervals_of(run).values()}
     due = {u for every in intervals if every for u in range(every, schedule.updates, every)}
     return [*sorted(due), schedule.updates]
 
@@ -116,7 +125,7 @@ def _live(
     at_round_end: Callable[[], None] = lambda: None,
 ) -> Params:
     """Takes a stack of runs through its rounds and returns the final parameters."""
-    schedule = runs.schedule
+    schedule, intervals = runs.schedule, intervals_of(runs).items()
 
     def is_due(every: int, stop: int) -> bool:
         return stop == schedule.updates or (every > 0 and stop % every == 0)
@@ -134,7 +143,7 @@ def _live(
             if round > 1:
                 lives.next_round()
             last, pending = 0, None
-            for stop in stops(schedule):
+            for stop in stops(runs):
                 sums = lives.advance(stop - last)
                 pending = sums if pending is None else jax.tree.map(jnp.add, pending, sums)
                 last = stop
@@ -144,8 +153,9 @@ def _live(
                     pending = None
                 if is_due(schedule.eval_every, stop):
                     metrics |= lives.evaluate()
-                if is_due(schedule.probe_every, stop):
-                    metrics |= lives.measure()
+                probes = [name for name, every in intervals if is_due(every, stop)]
+                if probes:
+                    metrics |= lives.measure(probes)
                 update = (round - 1) * schedule.updates + stop
                 recorder.add(round, update, jax.device_get(metrics), lives.state.diverged)
                 bar.show(round, update, metrics.get("train_return"), stop == schedule.updates)
