@@ -161,7 +161,15 @@ def locate(path: str, key: str) -> Any:
 
 
 # Names whose capitals are not the beginnings of words.
-_SPELLINGS = {"ReLU": "relu", "ReDo": "Redo", "InFeR": "Infer", "GraMa": "Grama", "RMS": "Rms"}
+_SPELLINGS = {
+    "LeakyReLU": "LeakyRelu",
+    "ReLU": "relu",
+    "ReDo": "Redo",
+    "InFeR": "Infer",
+    "ReGraMa": "Regrama",
+    "GraMa": "Grama",
+    "RMS": "Rms",
+}
 
 
 def snake_case(name: str) -> str:

@@ -11,31 +11,17 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from test_readme import write_examples
 
 from experiments import report, train
-from experiments.cli import command
-from plasticity import load_params, results, runs_from
+from experiments.cli import command, runs_of
+from plasticity import load_params, results
 
 ROOT = Path(__file__).parents[1]
 TINY = (
     "schedule=smoke agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
     "env.episode_steps=10 network.hidden=[8,8] schedule.eval_episodes=2"
 )
-
-OWN = '''
-import jax
-from plasticity import Intervention, setting
-
-
-class WeightClip(Intervention):
-    """Keeps every parameter within a bound."""
-
-    bound: float = setting(0.5, gt=0)
-
-    def after_step(self, state, learner, moment):
-        params = jax.tree.map(lambda x: x.clip(-self.bound, self.bound), learner.params)
-        return state, learner._replace(params=params)
-'''
 
 
 @pytest.fixture
@@ -100,15 +86,20 @@ def test_a_sweep_ends_in_tables_a_figure_and_one_frame(shell, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_class_of_ones_own_works_by_its_import_path(shell, tmp_path):
-    """Nothing of the package is edited, and the coefficient given reaches the parameters."""
-    (tmp_path / "mine.py").write_text(OWN)
-    own = "'+intervention.clip={_target_: mine.WeightClip, bound: 0.01}'"
-    assert shell(f"{TINY} {own} 'shift=[]' out=own") == 0
-    assert set(results.load("own")["shift"]) == {"none"}
-    assert set(results.load("own").intervention) == {"clip"}
-    params = load_params("own")
-    assert abs(params["torso"]["hidden_0"]["kernel"]).max() == pytest.approx(0.01)
+def test_classes_of_ones_own_work_by_their_import_paths(shell, tmp_path):
+    """README's examples: nothing of the package is edited, and coefficients reach the numbers."""
+    write_examples(tmp_path)
+    own = "'+intervention.jitter={_target_: my_interventions.Jitter, scale: %s}'"
+    probe = "'+probes.largest_bias={_target_: my_probes.LargestBias, every: 1}'"
+    for scale in (0, 100):
+        assert shell(f"{TINY} {own % scale} {probe} 'shift=[]' out=own{scale}") == 0
+    frame = results.load("own0")
+    assert set(frame["shift"]) == {"none"}
+    assert set(frame.intervention) == {"jitter"}
+    biases = [results.load(f"own{scale}").query("metric == 'largest_bias'") for scale in (0, 100)]
+    assert list(biases[0]["update"]) == list(range(1, frame["update"].max() + 1))
+    assert biases[0].value.max() < 1
+    assert biases[1].value.min() > 10
 
 
 @pytest.mark.parametrize(
@@ -192,26 +183,8 @@ def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path):
     assert results.load(tmp_path / "run")["round"].max() >= 1
 
 
-def test_every_yaml_agrees_with_its_class():
+def test_presets_of_the_paper_agree_with_their_classes():
     """The command line and Python must not have different defaults."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from plasticity import interventions, probes
-
-    GlobalHydra.instance().clear()
-    names = sorted(path.stem for path in (ROOT / "configs/intervention").glob("*.yaml"))
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose(
-            "train", ["~out", f"intervention=[{','.join(names)}]", "network=paper", "agent=paper"]
-        )
-    (run,) = runs_from(OmegaConf.to_container(config, resolve=True))
-    assert sorted((*run.intervention.names, "warm_start")) == names
-    for part in (*run.intervention.parts, *run.probes.parts, run.network, run.agent, run.env):
+    (run,) = runs_of("network=paper", "agent=paper")
+    for part in (run.network, run.agent, run.env):
         assert part == type(part)()
-    known = {getattr(interventions, name) for name in interventions.__all__}
-    classes = {
-        x for x in known if isinstance(x, type) and issubclass(x, interventions.Intervention)
-    }
-    assert {type(part) for part in run.intervention.parts} == classes - {interventions.Intervention}
-    assert len(run.probes.parts) == len(probes.__all__) - 3

@@ -49,7 +49,7 @@ METHODS = {
 
 def shifted(part, params, context):
     """The parameters after `part` has seen a shift."""
-    state, learner = part.on_shift((), Learner(params, None), context)
+    state, learner = part.on_shift((), Learner(params, context.optimizer.init(params)), context)
     assert state == ()
     return jax.device_get(learner.params)
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from shared import same
 
-from plasticity.networks import Network, by_layer, norms, root_mean_squares
+from plasticity.networks import Network, by_layer, map_hidden, norms, root_mean_squares
 from plasticity.networks.initial import uniform
 
 OBSERVATION = (11, 11, 3)
@@ -169,6 +170,26 @@ def test_forward_pass(activation, norm):
     assert list(output.activations) == ["hidden_0", "hidden_1"]
     for seen, known in zip(output.activations.values(), hidden, strict=True):
         np.testing.assert_allclose(seen, known, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("activation", "norm"), [("rational", "none"), ("gelu", "rms_norm"), ("tanh", "layer_norm")]
+)
+def test_weights_are_those_of_the_plain_network(activation, norm):
+    """Would catch norms or activations whose parameters shift the draws of the linear layers."""
+    plain = initial(Network(hidden=(4, 3)), shape=(5,))
+    other = initial(Network(hidden=(4, 3), activation=activation, norm=norm), shape=(5,))
+    for name, layer in by_layer(plain).items():
+        same(by_layer(other)[name], layer)
+
+
+def test_hidden_layers_are_mapped_in_each_torso():
+    """Would catch norms, activations or heads taken for hidden layers, or a torso left out."""
+    layers = {"hidden_0": 1, "norm_0": 2, "activation_0": 3, "hidden_1": 4}
+    params = {"torso": layers, "value_torso": layers, "policy": 5, "value": 6}
+    changed = {**layers, "hidden_0": -1, "hidden_1": -4}
+    known = {**params, "torso": changed, "value_torso": changed}
+    assert map_hidden(lambda x: -x, params) == known
 
 
 def test_measures_of_trees():

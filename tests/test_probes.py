@@ -9,17 +9,27 @@ from hypothesis import strategies as st
 
 from plasticity.networks import Output
 from plasticity.probes import (
+    ApproximateRank,
     DeadUnits,
     DistanceFromInit,
+    DistanceFromRoundStart,
     DormantUnits,
     EffectiveRank,
+    FeatureCosine,
+    FeatureNorm,
+    FeatureRank,
     InactiveFraction,
     Probes,
+    SaturatedFraction,
+    SaturatedUnits,
+    SpectralNorm,
+    Srank,
+    StableRank,
     View,
     WeightNorm,
     WeightRMS,
 )
-from plasticity.probes.ranks import effective_rank
+from plasticity.probes.ranks import effective_rank, leading, stable_rank
 
 # Four units of which one is dead and one hardly alive; two units, one dead.
 FIRST = np.array([[1.0, 0, 0.01, 3], [3, 0, 0, 0], [2, 0, 0.05, 0]])
@@ -29,19 +39,30 @@ PARAMS = {
     "policy": {"kernel": np.array([[3.0], [4]])},
     "value": {"kernel": np.array([[0.0], [12]])},
 }
-rank_of = jax.jit(lambda x: effective_rank(jnp.linalg.svd(x, compute_uv=False)))
 
 
-def view(*activations, params=PARAMS, initial=PARAMS):
+@jax.jit
+def ranks_of(features):
+    """Each rank that is made of singular values alone, at its default."""
+    sigma = jnp.linalg.svd(features, compute_uv=False)
+    return {
+        "effective": effective_rank(sigma),
+        "stable": stable_rank(sigma),
+        "srank": leading(sigma, 0.99),
+        "approximate": leading(sigma**2, 0.99),
+    }
+
+
+def view(*activations, params=PARAMS, initial=PARAMS, round_start=PARAMS):
     """What a probe sees of a network with these activations."""
     named = {f"hidden_{i}": jnp.asarray(x, jnp.float32) for i, x in enumerate(activations)}
     batch = len(activations[0]) if activations else 1
     output = Output(jnp.zeros((batch, 2)), jnp.zeros(batch), named, named)
-    params, initial = jax.tree.map(jnp.asarray, (params, initial))
+    params, initial, round_start = jax.tree.map(jnp.asarray, (params, initial, round_start))
     return View(
         params=params,
         previous_params=params,
-        round_params=params,
+        round_params=round_start,
         initial_params=initial,
         observations=jnp.zeros((batch, 1)),
         key=jax.random.key(0),
@@ -104,7 +125,10 @@ def test_a_layer_of_zeros_is_wholly_dead():
     zeros = np.zeros((3, 4))
     for probe in (DeadUnits(), DormantUnits(0.0), DormantUnits(), InactiveFraction()):
         assert told(probe, zeros) == {"hidden_0": 1.0, "all": 1.0}
-    assert told(EffectiveRank(), zeros) == {"hidden_0": 0.0, "all": 0.0}
+    others = (SaturatedUnits(), SaturatedFraction(), FeatureNorm(), FeatureCosine())
+    ranks = (EffectiveRank(), StableRank(), Srank(), ApproximateRank(), FeatureRank())
+    for probe in (*ranks, *others):
+        assert told(probe, zeros) == {"hidden_0": 0.0, "all": 0.0}
 
 
 def test_positions_of_a_channel_are_one_unit():
@@ -117,24 +141,34 @@ def test_positions_of_a_channel_are_one_unit():
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(1, 6), st.floats(1e-3, 1e3), st.integers(0, 10**6))
-def test_effective_rank_of_equal_directions(k, scale, seed):
+def test_ranks_of_equal_directions(k, scale, seed):
     """Would catch a rank that depends on scale or on rotation, or that is not k for k of them."""
     rng = np.random.default_rng(seed)
     left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for n in (20, 6))
-    assert float(rank_of(scale * left[:, :k] @ right[:k])) == pytest.approx(k, rel=1e-3)
+    ranks = ranks_of(scale * left[:, :k] @ right[:k])
+    assert {name: float(x) for name, x in ranks.items()} == pytest.approx(
+        dict.fromkeys(ranks, k), rel=1e-3
+    )
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6))
-def test_effective_rank_is_the_papers(seed):
-    """Would catch eigenvalues for singular values, centring, or a logarithm of another base."""
+def test_ranks_are_the_papers(seed):
+    """Would catch squares for singular values or the reverse, centring, another logarithm."""
     features = np.random.default_rng(seed).normal(size=(20, 6)) ** 2
-    sigma = np.sqrt(np.maximum(np.linalg.eigvalsh(features.T @ features), 0))
+    squares = np.maximum(np.linalg.eigvalsh(features.T @ features)[::-1], 0)
+    sigma = np.sqrt(squares)
     p = sigma / sigma.sum()
-    known = np.exp(-np.sum(p * np.log(p)))
-    assert float(rank_of(features)) == pytest.approx(known, rel=1e-4)
+    known = {
+        "effective": np.exp(-np.sum(p * np.log(p))),
+        "stable": np.sum(features**2) / squares[0],
+        "srank": min(k for k in range(1, 7) if sigma[:k].sum() / sigma.sum() >= 0.99),
+        "approximate": min(k for k in range(1, 7) if squares[:k].sum() / squares.sum() >= 0.99),
+    }
     rotation = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(6, 6)))[0]
-    assert float(rank_of(1e3 * features @ rotation)) == pytest.approx(known, rel=1e-4)
+    for same in (features, 1e3 * features @ rotation):
+        ranks = {name: float(x) for name, x in ranks_of(same).items()}
+        assert ranks == pytest.approx(known, rel=1e-4)
 
 
 def test_ranks_of_known_matrices():
@@ -147,6 +181,86 @@ def test_ranks_of_known_matrices():
         {"hidden_0": known, "hidden_1": 3.0, "all": (known + 3) / 2}, rel=1e-5
     )
     assert told(EffectiveRank(), np.eye(4).reshape(2, 2, 4))["all"] == pytest.approx(4)
+
+
+def test_ranks_that_ask_for_a_share():
+    """Would catch squares taken of the wrong one of the two, a share of the count, < for >=."""
+    features = np.diag([8.0, 1.0, 1.0, 0.0])
+    share = {delta: told(Srank(delta), features)["all"] for delta in (0.01, 0.15, 0.25)}
+    assert share == {0.01: 3.0, 0.15: 2.0, 0.25: 1.0}
+    share = {x: told(ApproximateRank(x), features)["all"] for x in (0.96, 0.98, 0.99)}
+    assert share == {0.96: 1.0, 0.98: 2.0, 0.99: 3.0}
+    assert told(Srank(0.5), np.eye(2))["all"] == 1.0
+    # Where all of the weights are asked for, rounding must not ask for one more.
+    assert float(leading(jnp.full(7, 0.1), 1.0)) <= 7
+    assert told(StableRank(), features, np.eye(4)) == pytest.approx(
+        {"hidden_0": 66 / 64, "hidden_1": 4.0, "all": (66 / 64 + 4) / 2}
+    )
+
+
+def test_what_has_diverged_has_no_rank():
+    """Would catch a count that a comparison with NaN has made look like a measurement."""
+    nan = np.full((3, 4), np.nan)
+    for probe in (EffectiveRank(), StableRank(), Srank(), ApproximateRank(), FeatureRank()):
+        assert np.isnan(told(probe, nan)["all"])
+    assert np.isnan(told(FeatureCosine(), nan)["all"])
+
+
+def test_feature_rank_depends_on_scale_and_not_on_repetition():
+    """Would catch a threshold relative to the largest, a missing 1 / sqrt(B), or >= for >."""
+    features = np.diag([4.0, 2.0, 1.0, 0.0])  # over sqrt(B) = 2: 2, 1, 1/2, 0
+    for epsilon, rank in ((0.0, 3), (0.4, 3), (0.5, 2), (1.5, 1), (2.0, 0)):
+        assert told(FeatureRank(epsilon), features)["all"] == rank
+        assert told(FeatureRank(epsilon), np.tile(features, (4, 1)))["all"] == rank
+    assert told(FeatureRank(0.5), 10 * features)["all"] == 3
+    assert told(FeatureRank(0.5), features, np.eye(2)) == {
+        "hidden_0": 2.0,
+        "hidden_1": 2.0,
+        "all": 2.0,
+    }
+
+
+def test_saturated_units():
+    """Would catch a share of entries for one of units, the signed activation, or >= for >."""
+    tanh = np.array([[0.995, -1.0, 0.99, 1.0], [-0.999, -0.992, 1.0, 0.0]])
+    small = np.array([[0.1, 0.995], [0.0, 0.995]])
+    assert told(SaturatedUnits(), tanh, small) == pytest.approx(
+        {"hidden_0": 2 / 4, "hidden_1": 1 / 2, "all": 3 / 6}
+    )
+    assert told(SaturatedFraction(), tanh, small) == pytest.approx(
+        {"hidden_0": 6 / 8, "hidden_1": 2 / 4, "all": 8 / 12}
+    )
+
+
+def test_what_is_unbounded_does_not_saturate():
+    """Would catch large activations of ReLU called saturated, or one layer silencing another."""
+    relu, tanh = np.array([[3.0, 0.0], [1.0, 0.5]]), np.ones((2, 2))
+    for probe in (SaturatedUnits(), SaturatedFraction()):
+        assert told(probe, relu, tanh) == {"hidden_0": 0.0, "hidden_1": 1.0, "all": 0.5}
+
+
+def test_feature_norm():
+    """Would catch the norm of the mean, or of the batch as one vector."""
+    known = {"hidden_0": (5 + 0 + 1) / 3, "hidden_1": 2.0, "all": 2.0}
+    features = np.array([[3.0, -4.0], [0, 0], [0, 1]])
+    assert told(FeatureNorm(), features, np.full((3, 4), -1.0)) == pytest.approx(known)
+
+
+def test_feature_cosine():
+    """Would catch the diagonal counted, lengths weighing, centring, or zeros counted as pairs."""
+    features = np.random.default_rng(0).normal(size=(5, 3)) + 0.5
+    cosine = [
+        features[i] @ features[j] / np.linalg.norm(features[i]) / np.linalg.norm(features[j])
+        for i in range(5)
+        for j in range(i)
+    ]
+    dead = np.concatenate([features, np.zeros((2, 3))])
+    for same in (features, features * np.arange(1, 6)[:, None], dead):
+        assert told(FeatureCosine(), same)["all"] == pytest.approx(np.mean(cosine), abs=1e-6)
+    opposite, alone = np.array([[1.0, 0], [-2, 0]]), np.array([[1.0, 0], [0, 0]])
+    assert told(FeatureCosine(), opposite, alone) == pytest.approx(
+        {"hidden_0": -1.0, "hidden_1": 0.0, "all": -0.5}
+    )
 
 
 def test_probes_of_weights():
@@ -168,12 +282,37 @@ def test_distance_is_from_the_initial_parameters():
     )
 
 
+def test_distance_from_the_rounds_start():
+    """Would catch the initial parameters, or those before the update, in its place."""
+    moved = jax.tree.map(lambda x: x + 1, PARAMS)
+    assert set(told(DistanceFromRoundStart(), initial=moved).values()) == {0.0}
+    known = {"hidden_0": np.sqrt(6), "policy": np.sqrt(2), "value": np.sqrt(2), "all": np.sqrt(10)}
+    assert told(DistanceFromRoundStart(), round_start=moved) == pytest.approx(known)
+
+
+def test_spectral_norm():
+    """Would catch the Frobenius norm, biases, a product over layers, or a layer without kernel."""
+    params = {
+        "torso": {
+            "hidden_0": {"kernel": np.array([[1.0, -4], [2, 2]]), "bias": np.array([9.0, 9])},
+            "norm_0": {"scale": np.array([9.0, 9])},
+            "hidden_1": {"kernel": np.diag([2.0, -3]).reshape(2, 1, 2)},
+        },
+        "policy": {"kernel": np.array([[3.0], [4]])},
+        "value": {"kernel": np.zeros((2, 1))},
+        "extra": np.array(9.0),
+    }
+    assert told(SpectralNorm(), params=params) == pytest.approx(
+        {"hidden_0": np.sqrt(20), "hidden_1": 3.0, "policy": 5.0, "value": 0.0, "all": 5.0}
+    )
+
+
 def test_each_probe_is_a_metric_of_its_own():
     """Would catch metrics under another's name."""
-    probes = Probes.of(DeadUnits(), WeightRMS(), EffectiveRank())
-    metrics = jax.jit(lambda probes: probes(view(FIRST, LAST)))(probes)
+    several = Probes.of(DeadUnits(), WeightRMS(), EffectiveRank())
+    metrics = jax.jit(lambda several: several(view(FIRST, LAST)))(several)
     assert list(metrics) == sorted(["dead_units", "weight_rms", "effective_rank"])
-    for name, probe in zip(probes.names, probes.parts, strict=True):
+    for name, probe in zip(several.names, several.parts, strict=True):
         assert {k: float(v) for k, v in metrics[name].items()} == pytest.approx(
             told(probe, FIRST, LAST), rel=1e-5
         )

@@ -14,11 +14,17 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^python -m experiments\.train (.*)$", README, flags=re.MULTILINE)
 
 
+def write_examples(folder):
+    """The classes of one's own that README shows, as files of the names it gives them."""
+    for name, code in re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", README, re.DOTALL):
+        (folder / name).write_text(code)
+        assert len(code.splitlines()) <= 25
+
+
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line != "--help"])
 def test_each_command_names_what_there_is(line, monkeypatch, tmp_path):
     """Would catch an option or a key that was renamed; of a sweep the first job is looked at."""
-    example = re.search(r"# my_interventions\.py\n(.*?)```", README, flags=re.DOTALL)
-    (tmp_path / "my_interventions.py").write_text(example[1])
+    write_examples(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     words = [word for word in shlex.split(line) if word != "-m"]
     first = [re.sub(r"^([\w.]+=[^\[{,]+),.*", r"\1", word) for word in words]

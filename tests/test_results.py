@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from experiments.methods import methods
 from experiments.report import figures_of, report
 from plasticity import results
 from plasticity.results.statistics import baseline_of, order
@@ -839,12 +840,12 @@ def test_a_legend_of_long_names_stays_within_the_figure() -> None:
 
 
 def test_every_metric_of_training_has_a_name() -> None:
-    learning = "policy_loss value_loss policy_entropy approx_kl clip_fraction"
-    sizes = "gradient_norm update_size weight_norm weight_rms distance_from_init"
+    learning = "policy_loss value_loss policy_entropy approx_kl clip_fraction explained_variance"
+    sizes = "gradient_norm update_size"
     returns = "train_return eval_train_return eval_test_return episodes"
-    units = "dead_units dormant_units inactive_fraction effective_rank"
-    expected = " ".join((learning, sizes, returns, units)).split()
-    assert set(results.METRIC_NAMES) == set(expected)
+    expected = " ".join((learning, sizes, returns)).split()
+    probes = [method.name for method in methods("probes")]
+    assert set(results.METRIC_NAMES) == {*expected, *probes}
 
 
 def test_styles_are_stable_and_distinct() -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from plasticity.interventions import Batch, Context, Interventions, Learner, Optimizer
-from plasticity.interventions.base import State
+from plasticity.interventions.base import Adam, State
 from plasticity.networks import Output, Params, norms, root_mean_squares
 from plasticity.spec import Spec, setting, static
 
@@ -73,11 +73,13 @@ class Trajectory(NamedTuple):
 
 def optimizer(ppo: PPO, key: Array) -> Optimizer:
     """Clipping by global norm, Adam, the learning rate; `key` is for what draws noise."""
+    adam = Adam(ppo.adam_b1, ppo.adam_b2, ppo.adam_eps)
     return Optimizer(
         gradient=(optax.clip_by_global_norm(ppo.max_grad_norm),),
-        direction=(optax.scale_by_adam(ppo.adam_b1, ppo.adam_b2, ppo.adam_eps),),
+        direction=(optax.scale_by_adam(*adam),),
         step=(optax.scale_by_learning_rate(ppo.learning_rate),),
         key=key,
+        adam=adam,
     )
 
 

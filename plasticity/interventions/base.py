@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from plasticity.networks import Network, Output, Params
-from plasticity.spec import Parts, Spec
+from plasticity.spec import Parts, SettingError, Spec, fields
 
 Array = jax.Array
 State = Any  # an intervention's own pytree
@@ -25,22 +25,56 @@ class Learner(NamedTuple):
     opt_state: optax.OptState
 
 
+class Adam(NamedTuple):
+    """The coefficients of Adam."""
+
+    b1: Array | float = 0.9
+    b2: Array | float = 0.999
+    eps: Array | float = 1e-8
+
+
 class Optimizer(NamedTuple):
     """The update rule, as three stages that act one after the other.
 
-    A decoupled decay goes to the end of `direction`; what wraps a whole optimiser takes the
-    place of `step`, around all that was in `direction` and `step`. A transformation that draws
-    noise begins with `key`, which is of this run and round.
+    `direction` begins with Adam, or with what a method has put in its place by
+    `replacing_adam`; a decoupled decay goes to its end. What wraps a whole optimiser goes into
+    `around`, and so is around what later methods do to `direction` and `step` as well. A
+    transformation that draws noise takes a key of its own from `split`; the key is of this run
+    and round, and the transformation counts its steps.
     """
 
     gradient: tuple[optax.GradientTransformation, ...]  # on the raw gradient: clipping
     direction: tuple[optax.GradientTransformation, ...]  # gradient to direction: Adam
     step: tuple[optax.GradientTransformation, ...]  # direction to step: the learning rate
     key: Array
+    adam: Adam | None = Adam()  # that `direction` begins with; None where it does not
+    around: tuple[Callable[[optax.GradientTransformation], optax.GradientTransformation], ...] = ()
 
     def build(self) -> optax.GradientTransformation:
         """The three stages as one transformation."""
-        return optax.chain(*self.gradient, *self.direction, *self.step)
+        rule = optax.chain(*self.direction, *self.step)
+        for wrap in self.around:
+            rule = wrap(rule)
+        return optax.chain(*self.gradient, rule)
+
+    def split(self) -> tuple["Optimizer", Array]:
+        """An optimiser with another key, and a key that nothing else has."""
+        key, own = jax.random.split(self.key)
+        return self._replace(key=key), own
+
+    def replacing_adam(
+        self, by: "Intervention", make: Callable[[Adam], optax.GradientTransformation]
+    ) -> "Optimizer":
+        """An optimiser with another transformation in Adam's place, made from its coefficients.
+
+        Raises:
+          SettingError: naming the method `by`, if Adam is not there any more.
+        """
+        if self.adam is None:
+            raise SettingError(
+                "intervention", type(by).__name__, "must have Adam, which another method replaces"
+            )
+        return self._replace(direction=(make(self.adam), *self.direction[1:]), adam=None)
 
 
 class Batch(NamedTuple):
@@ -103,7 +137,8 @@ class Intervention(Spec):
     def extend(self, params: Params, key: Array) -> Params:
         """Freshly drawn parameters with the method's own beside them, trained like the rest.
 
-        One that belongs to a layer goes into that layer's entry, under a name of its own.
+        One that belongs to a layer goes into that layer's entry, under a name of its own. What
+        the method does without may be taken away, if `effective` puts something in its place.
         """
         return params
 
@@ -153,9 +188,22 @@ class Interventions(Parts[Intervention]):
         return "+".join(self.names) or "warm_start"
 
     def network(self, network: Network) -> Network:
-        """See `Intervention.network`."""
-        for part in self.parts:
-            network = part.network(network)
+        """See `Intervention.network`.
+
+        Raises:
+          SettingError: two parts want different things of the network.
+        """
+        settled: dict[str, str] = {}
+        for name, part in zip(self.names, self.parts, strict=True):
+            before, network = network, part.network(network)
+            for field, _ in fields(network):
+                if getattr(network, field) == getattr(before, field):
+                    continue
+                if field in settled:
+                    raise SettingError(
+                        "intervention", self.name, f"{settled[field]} and {name} both set {field}"
+                    )
+                settled[field] = name
         return network
 
     def extend(self, params: Params, key: Array) -> Params:

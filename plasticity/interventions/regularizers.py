@@ -1,12 +1,18 @@
-"""Interventions that hold the weights near zero or near where they began."""
+"""Interventions that hold the weights near zero, near where they began, or well conditioned.
+
+What is added to the loss is in the gradient that is clipped and that Adam rescales.
+"""
+
+import functools
+import operator
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from plasticity.interventions.base import Array, Context, Intervention, Learner, Optimizer, State
-from plasticity.networks import Params
-from plasticity.spec import setting
+from plasticity.networks import Params, by_layer, connections
+from plasticity.spec import setting, static
 
 
 class RegenerativeL2(Intervention):
@@ -48,6 +54,153 @@ class RegenerativeW2(Intervention):
         return self.coefficient * _norm(optax.tree.sub(jax.tree.map(_sorted, params), state))
 
 
+class L2(Intervention):
+    """Adds coefficient * ||theta||^2 to the loss: the plain L2 penalty (Kumar et al. 2023).
+
+    The squares of all trained parameters are summed, with no half before them; the authors' code
+    has one, and leaves normalisation layers out. `L2Norm` is the decoupled decay instead.
+
+    Attributes:
+      coefficient: the weight of the squared norm; the default is within the authors' sweep, 1e-5
+        to 1e-2, which had no reinforcement learning in it.
+    """
+
+    coefficient: float = setting(1e-4, ge=0)
+
+    def loss(self, state: State, params: Params, context: Context) -> Array:
+        return self.coefficient * optax.tree.norm(params, squared=True)
+
+
+class L2Init(Intervention):
+    """Adds coefficient * ||theta - theta_0||^2 to the loss, as published (Kumar et al. 2023).
+
+    Towards the parameters that the lifetime began with, whatever becomes of them later. The
+    squares of all trained parameters are summed, with no half before them; the authors' code
+    has one, and leaves normalisation layers out. `RegenerativeL2` is the norm, not squared.
+
+    Attributes:
+      coefficient: the weight of the squared distance; the default is within the authors' sweep,
+        1e-5 to 1e-2, which had no reinforcement learning in it.
+    """
+
+    coefficient: float = setting(1e-4, ge=0)
+
+    def init(self, learner: Learner, context: Context) -> State:
+        return learner.params
+
+    def loss(self, state: State, params: Params, context: Context) -> Array:
+        return self.coefficient * optax.tree.norm(optax.tree.sub(params, state), squared=True)
+
+
+class Wasserstein(Intervention):
+    """Adds coefficient * W_2^2 between each tensor's entries now and at first to the loss.
+
+    The distributional regulariser of (Lewandowski et al. 2023): both tensors are sorted, and the
+    squared differences summed. They are not averaged over a tensor's entries, as the distance of
+    two empirical distributions would be, so this is `L2Init` but for the entries' order, and
+    never more than that. All trained parameters take part, each tensor by itself.
+    `RegenerativeW2` is one norm over all tensors, not squared. Both sort every tensor at every
+    gradient step, which costs a CPU many times what the step itself does.
+
+    Attributes:
+      coefficient: the weight of the squared distances; the default is that of `L2Init`.
+    """
+
+    coefficient: float = setting(1e-4, ge=0)
+
+    def init(self, learner: Learner, context: Context) -> State:
+        return jax.tree.map(_sorted, learner.params)
+
+    def loss(self, state: State, params: Params, context: Context) -> Array:
+        way = optax.tree.sub(jax.tree.map(_sorted, params), state)
+        return self.coefficient * optax.tree.norm(way, squared=True)
+
+
+class Parseval(Intervention):
+    """Adds coefficient * ||W W^T - s I||^2 of each hidden layer to the loss (Chung et al. 2024).
+
+    W is [units, inputs] and the norm Frobenius': the weights into any two units of a layer are
+    drawn towards right angles, and those into one unit towards a squared length of s. Every
+    hidden layer of every torso counts, the first included; biases and heads do not. As in the
+    authors' code, a layer's term is multiplied by (64 / width)^2, the coefficient having been
+    tuned at a width of 64. The paper's diagonal layers, an option there, are not part of this.
+
+    The authors draw weights orthogonal with gain sqrt(2), at which the term is zero unless a layer
+    has more units than inputs. Here they are drawn uniformly, so that a unit's have a squared
+    length of 1/3 on average and those of two units nearly a right angle. A scale of 2 therefore
+    draws this network to where the authors' begins; one of 1/3 holds it near its own beginning.
+
+    Attributes:
+      coefficient: the weight of the terms; the authors take 1e-3 or, on two of four suites, 1e-4.
+      scale: the squared length s; the authors' default is 2.
+    """
+
+    coefficient: float = setting(1e-3, ge=0)
+    scale: float = setting(2.0, gt=0)
+
+    def loss(self, state: State, params: Params, context: Context) -> Array:
+        terms = []
+        for layer in connections(params).values():
+            (kernel,) = (_at(params, path) for path in layer.incoming if path[-1] == "kernel")
+            width = _at(params, layer.outgoing[0]).shape[0]
+            away = kernel.T @ kernel - self.scale * jnp.eye(kernel.shape[-1])
+            terms.append((64 / width) ** 2 * jnp.sum(jnp.square(away)))
+        return self.coefficient * sum(terms, jnp.zeros(()))
+
+
+class SpectralRegularization(Intervention):
+    """Draws each layer's largest singular value towards 1 (Lewandowski et al. 2024).
+
+    Adds coefficient * sum over layers of (sigma_max(W)^power - 1)^2 + (||b||^power)^2 to the loss,
+    heads included. The scale of a normalisation is read as what multiplies each unit by itself,
+    and adds (|g|^power - 1)^2 for each; its offset counts as a bias.
+
+    sigma_max comes from power iteration: a right singular vector v is kept for each kernel, found
+    by 100 iterations at first and refined by one after every gradient step. sigma = ||W v|| with v
+    held constant, whose gradient is u v^T, that of sigma_max where v has converged. What redraws
+    weights leaves v behind for some steps, in which sigma is too small and never too large.
+
+    Attributes:
+      coefficient: the weight of the terms; no published value for PPO is known to us.
+      power: the exponent k of the norms.
+    """
+
+    coefficient: float = setting(1e-3, ge=0)
+    power: int = static(2, ge=1)
+
+    def init(self, learner: Learner, context: Context) -> State:
+        """A unit vector for each kernel, by layer: [outputs]."""
+        vectors = {}
+        for i, (layer, leaves) in enumerate(_linear(learner.params).items()):
+            kernel = leaves["kernel"]
+            key = jax.random.fold_in(context.key, i)
+            vector = jax.random.normal(key, kernel.shape[-1:], kernel.dtype)
+            vector = vector / jnp.linalg.norm(vector)
+            vectors[layer] = jax.lax.fori_loop(
+                0, 100, lambda _, v, kernel=kernel: _power_iteration(kernel, v), vector
+            )
+        return vectors
+
+    def loss(self, state: State, params: Params, context: Context) -> Array:
+        terms = []
+        for layer, leaves in by_layer(params).items():
+            if layer in state:
+                sigma = _norm(leaves["kernel"] @ state[layer])
+                terms.append(jnp.square(sigma**self.power - 1))
+            elif "scale" in leaves:
+                terms.append(jnp.sum(jnp.square(jnp.abs(leaves["scale"]) ** self.power - 1)))
+            if "bias" in leaves:
+                terms.append(jnp.sum(jnp.square(leaves["bias"])) ** self.power)
+        return self.coefficient * sum(terms, jnp.zeros(()))
+
+    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        vectors = {
+            layer: _power_iteration(leaves["kernel"], state[layer])
+            for layer, leaves in _linear(learner.params).items()
+        }
+        return vectors, learner
+
+
 class L2Norm(Intervention):
     """AdamW's decoupled decay: theta <- theta - learning_rate * decay * theta at every step.
 
@@ -66,6 +219,22 @@ class L2Norm(Intervention):
 
 def _sorted(tensor: Array) -> Array:
     return jnp.sort(tensor.reshape(-1))
+
+
+def _at(params: Params, path: tuple[str, ...]) -> Array:
+    return functools.reduce(operator.getitem, path, params)
+
+
+def _linear(params: Params) -> dict[str, Params]:
+    """The layers that have a kernel, heads included, by name."""
+    return {name: leaves for name, leaves in by_layer(params).items() if "kernel" in leaves}
+
+
+def _power_iteration(kernel: Array, vector: Array) -> Array:
+    """One step of `vector` [outputs] towards the singular vector; the same where there is none."""
+    turned = kernel.T @ (kernel @ vector)
+    length = _norm(turned)
+    return jnp.where(length > 0, turned / jnp.where(length > 0, length, 1.0), vector)
 
 
 def _norm(tree: Params) -> Array:

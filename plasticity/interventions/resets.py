@@ -1,29 +1,129 @@
-"""Interventions that put fresh weights in the place of learnt ones, wholly or by a share."""
+"""Interventions that begin something anew: weights, wholly or by a share, or the optimiser."""
 
 import jax
+import jax.numpy as jnp
 
-from plasticity.interventions.base import Context, Intervention, Learner, State
-from plasticity.spec import setting
+from plasticity.interventions.base import Array, Context, Intervention, Learner, State, cleared
+from plasticity.networks import Params
+from plasticity.spec import setting, static
 
 
 class ResetAll(Intervention):
-    """Draws every parameter anew at each shift: the upper control, with no past at all."""
+    """Draws every parameter anew at each shift: the upper control, with no past at all.
+
+    The optimiser's state begins anew as well.
+    """
 
     def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        return state, learner._replace(params=context.fresh(context.key))
+        params = context.fresh(context.key)
+        return state, Learner(params, context.optimizer.init(params))
 
 
 class ResetFinal(Intervention):
-    """Draws the policy's and the value's heads anew at each shift (Nikishin et al. 2022)."""
+    """Draws the policy's and the value's heads anew at each shift (Nikishin et al. 2022).
+
+    Their moments are cleared; the torso's, and Adam's count, are left as they are. The paper
+    resets at an interval: see `ResetLayers`.
+    """
 
     def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        fresh = context.fresh(context.key)
-        heads = {name: fresh[name] for name in ("policy", "value")}
-        return state, learner._replace(params={**learner.params, **heads})
+        return state, _redrawn(learner, last_layers(learner.params, 1), True, context)
+
+
+class ResetLayers(Intervention):
+    """Draws the last layers anew at an interval, whatever the task does (Nikishin et al. 2022).
+
+    The heads together are the last layer; then comes the last hidden layer, of each torso where
+    there are two, with what normalises and follows it, and so on. The moments of what is drawn
+    anew are cleared; the others' are kept, and so is Adam's count. The paper's agents learn
+    again from their replay buffers; PPO has none, and has to begin with the next rollout.
+
+    Attributes:
+      last: how many layers; if there are no more than that, all.
+      every: PPO updates from one reset to the next. 200 are at the study's setting about the 2e5
+        environment steps after which the authors' SAC is reset as a whole.
+    """
+
+    last: int = static(1, ge=1)
+    every: int = setting(200, kind=int, ge=1)
+
+    def after_update(
+        self, state: State, learner: Learner, context: Context
+    ) -> tuple[State, Learner]:
+        due = (context.update + 1) % self.every == 0
+        return state, _redrawn(learner, last_layers(learner.params, self.last), due, context)
+
+
+class ResetOptimizer(Intervention):
+    """Begins the optimiser's whole state anew, moments and Adam's count (Asadi et al. 2023).
+
+    At every shift, and at an interval if there is one; no parameter is touched. The paper does so
+    whenever the target network changes; for PPO the like of that is a new rollout. At a shift the
+    trainer does it anyway, under every method, unless `agent.reset_optimizer` is off: without an
+    interval this is then `warm_start`. Adam's first step after it is about the learning rate for
+    every weight, whatever its gradient. All that an optimiser keeps begins anew, the key of one
+    that draws noise included.
+
+    Attributes:
+      every: PPO updates from one reset to the next; 0 for shifts alone.
+    """
+
+    every: int = setting(0, kind=int, ge=0)
+
+    def after_update(
+        self, state: State, learner: Learner, context: Context
+    ) -> tuple[State, Learner]:
+        due = (self.every > 0) & ((context.update + 1) % jnp.maximum(self.every, 1) == 0)
+        anew = context.optimizer.init(learner.params)
+        opt_state = jax.tree.map(lambda new, old: jnp.where(due, new, old), anew, learner.opt_state)
+        return state, learner._replace(opt_state=opt_state)
+
+    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        return state, learner._replace(opt_state=context.optimizer.init(learner.params))
+
+
+class HareTortoise(Intervention):
+    """Sets the network back to the moving average of its weights now and then (Lee et al. 2024).
+
+    After every gradient step tortoise <- decay * tortoise + (1 - decay) * hare, where the hare is
+    the network that learns; the tortoise begins as its copy. At an interval the hare takes the
+    tortoise's weights, after the update, so that what learns from a rollout has made it. The hare
+    acts, as PPO is on-policy. Its moments are left as they are, as in the authors' code.
+
+    Nothing happens at a shift: the tortoise carries on, as in the authors' code, and brings back
+    some of what another method has reset there.
+
+    Attributes:
+      decay: of the average, a gradient step.
+      every: PPO updates from one return to the next. If these are far fewer than 1 / (1 - decay)
+        gradient steps, the hare is held near where it was and merely slowed; the default are as
+        many as that at the study's 51 steps an update.
+    """
+
+    decay: float = setting(0.999, ge=0, le=1)
+    every: int = setting(20, kind=int, ge=1)
+
+    def init(self, learner: Learner, context: Context) -> State:
+        return learner.params
+
+    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        tortoise = jax.tree.map(
+            lambda slow, fast: slow + (1 - self.decay) * (fast - slow), state, learner.params
+        )
+        return tortoise, learner
+
+    def after_update(
+        self, state: State, learner: Learner, context: Context
+    ) -> tuple[State, Learner]:
+        due = (context.update + 1) % self.every == 0
+        params = jax.tree.map(lambda slow, fast: jnp.where(due, slow, fast), state, learner.params)
+        return state, learner._replace(params=params)
 
 
 class ShrinkPerturb(Intervention):
     """theta <- shrink * theta + perturb * theta_fresh at each shift (Ash & Adams 2020).
+
+    The optimiser's moments are left as they are.
 
     Attributes:
       shrink: what is kept of the parameters.
@@ -58,3 +158,35 @@ class SoftShrinkPerturb(Intervention):
         # Not (1 - rate) * old: a rate of 1e-6 would be 1 % off in float32.
         params = jax.tree.map(lambda old, new: old + self.rate * (new - old), learner.params, fresh)
         return state, learner._replace(params=params)
+
+
+def last_layers(params: Params, last: int) -> Params:
+    """Which parameters belong to the last layers: a tree like them of bools.
+
+    Args:
+      params: the parameters.
+      last: how many layers; the heads together are the last one.
+    """
+
+    def all_of(part: Params, chosen: bool) -> Params:
+        return jax.tree.map(lambda _: chosen, part)
+
+    def of_torso(torso: Params) -> Params:
+        depth = sum(name.startswith("hidden_") for name in torso)
+        ends = tuple(f"_{i}" for i in range(max(depth + 1 - last, 0), depth))
+        return {name: all_of(layer, name.endswith(ends)) for name, layer in torso.items()}
+
+    return {
+        name: of_torso(part)
+        if name in ("torso", "value_torso")
+        else all_of(part, name in ("policy", "value"))
+        for name, part in params.items()
+    }
+
+
+def _redrawn(learner: Learner, chosen: Params, due: Array | bool, context: Context) -> Learner:
+    """The learner with the parameters chosen drawn anew, if that is due, and their moments 0."""
+    touched = jax.tree.map(lambda choice: choice & jnp.asarray(due), chosen)
+    fresh = context.fresh(context.key)
+    params = jax.tree.map(jnp.where, touched, fresh, learner.params)
+    return Learner(params, cleared(learner, touched, context))

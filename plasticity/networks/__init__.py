@@ -1,7 +1,7 @@
 """Torsos, heads, norms and activations."""
 
+from plasticity.networks.activations import ACTIVATIONS
 from plasticity.networks.actor_critic import (
-    ACTIVATIONS,
     NORMS,
     ActorCritic,
     Network,
@@ -12,6 +12,7 @@ from plasticity.networks.tree import (
     Connections,
     by_layer,
     connections,
+    map_hidden,
     norms,
     root_mean_squares,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Params",
     "by_layer",
     "connections",
+    "map_hidden",
     "norms",
     "root_mean_squares",
 ]

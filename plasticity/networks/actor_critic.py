@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from plasticity.networks.activations import ACTIVATIONS
 from plasticity.networks.initial import uniform
 from plasticity.spec import SettingError, Spec, static
 
@@ -15,35 +15,14 @@ Array = jax.Array
 Params = Any  # {"torso": {layer: ...}, "policy": ..., "value": ...}
 
 
-class Activation(NamedTuple):
-    """A nonlinearity, and how many outputs it has for each input."""
-
-    apply: Callable[[Array], Array]
-    widening: int = 1
-
-
-def crelu(x: Array) -> Array:
-    """Both sides of ReLU: [..., n] -> [..., 2n]."""
-    return jnp.concatenate([nn.relu(x), nn.relu(-x)], axis=-1)
-
-
-def fourier(x: Array) -> Array:
-    """A sine and a cosine of each input: [..., n] -> [..., 2n]."""
-    return jnp.concatenate([jnp.sin(x), jnp.cos(x)], axis=-1)
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(nn.relu),
-    "leaky_relu": Activation(nn.leaky_relu),
-    "gelu": Activation(nn.gelu),
-    "tanh": Activation(jnp.tanh),
-    "crelu": Activation(crelu, widening=2),
-    "fourier": Activation(fourier, widening=2),
-}
 NORMS: dict[str, Callable[..., nn.Module] | None] = {
     "none": None,
     # PyTorch's LayerNorm: two-pass variance, epsilon 1e-5, scale and bias learnt.
-    "layer_norm": lambda name: nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name),
+    "layer_norm": lambda name: nn.LayerNorm(
+        epsilon=1e-5, use_fast_variance=False, param_dtype=float, name=name
+    ),
+    # The same without centring: x / sqrt(mean(x^2) + 1e-5) and a scale.
+    "rms_norm": lambda name: nn.RMSNorm(epsilon=1e-5, param_dtype=float, name=name),
 }
 
 
@@ -100,7 +79,7 @@ class MLP(nn.Module):
             if (norm := NORMS[self.norm]) is not None:
                 x = norm(name=f"norm_{i}")(x)
             layers.preactivations[f"hidden_{i}"] = x
-            x = layers.activations[f"hidden_{i}"] = activation.apply(x)
+            x = layers.activations[f"hidden_{i}"] = activation.named(f"activation_{i}")(x)
         return x, layers
 
 

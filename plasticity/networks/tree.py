@@ -1,5 +1,6 @@
 """Measures of parameter trees, layer by layer and in all."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,21 @@ def by_layer(params: Params) -> dict[str, Params]:
         **torso,
         **{f"value_{name}": layer for name, layer in value_torso.items()},
         **rest,
+    }
+
+
+def map_hidden(change: Callable[[Params], Params], params: Params) -> Params:
+    """The tree with the entry of every hidden linear layer changed, in each torso."""
+
+    def changed(torso: Params) -> Params:
+        return {
+            name: change(layer) if name.startswith("hidden_") else layer
+            for name, layer in torso.items()
+        }
+
+    return {
+        name: changed(part) if name in ("torso", "value_torso") else part
+        for name, part in params.items()
     }
 
 
@@ -46,7 +62,11 @@ class Connections(NamedTuple):
 
 
 def connections(params: Params) -> dict[str, Connections]:
-    """The connections of each hidden layer, under the names of its activations."""
+    """The connections of each hidden layer, under the names of its activations.
+
+    Every kernel in the entry of a following layer leads out, those that a method has added there
+    included.
+    """
     found = {}
     shared = "value_torso" not in params
     for torso, prefix, heads in (
@@ -59,8 +79,19 @@ def connections(params: Params) -> dict[str, Connections]:
             own = [name for name in (f"hidden_{i}", f"norm_{i}") if name in layers]
             last = i == depth - 1
             following = [(head,) for head in heads] if last else [(torso, f"hidden_{i + 1}")]
+            kernels = [kernel for entry in following for kernel in _kernels(params, entry)]
             found[f"{prefix}hidden_{i}"] = Connections(
                 incoming=tuple((torso, name, leaf) for name in own for leaf in layers[name]),
-                outgoing=tuple((*path, "kernel") for path in following),
+                outgoing=tuple(kernels),
             )
     return found
+
+
+def _kernels(params: Params, entry: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The paths of all kernels in an entry of a parameter tree, at any depth."""
+    part = params
+    for name in entry:
+        part = part[name]
+    if not isinstance(part, dict):
+        return [entry] if entry[-1] == "kernel" else []
+    return [path for name in part for path in _kernels(params, (*entry, name))]

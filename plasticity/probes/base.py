@@ -73,6 +73,10 @@ class View:
         """Some of `batch`: [*indices.shape, ...]."""
         return jax.tree.map(lambda x: x[indices], self.batch)
 
+    def sample(self, size: int) -> Batch:
+        """`size` transitions of `batch`, drawn without replacement; all if there are fewer."""
+        return self.take(jax.random.permutation(self.key, len(self.batch.action))[:size])
+
 
 class Probe(Spec):
     """Measures a network, layer by layer and in aggregate.

@@ -3,9 +3,12 @@
 Layers are all that have parameters, heads and norms included; "all" takes them together.
 """
 
+from collections.abc import Mapping
+
+import jax.numpy as jnp
 import optax
 
-from plasticity.networks import norms, root_mean_squares
+from plasticity.networks import by_layer, norms, root_mean_squares
 from plasticity.probes.base import Array, Probe, View
 
 
@@ -28,3 +31,33 @@ class DistanceFromInit(Probe):
 
     def __call__(self, view: View) -> dict[str, Array]:
         return norms(optax.tree.sub(view.params, view.initial_params))
+
+
+class DistanceFromRoundStart(Probe):
+    """The 2-norm of the parameters' way from those that the round began with.
+
+    What an intervention does at the boundary is over by then, and no part of it.
+    """
+
+    def __call__(self, view: View) -> dict[str, Array]:
+        return norms(optax.tree.sub(view.params, view.round_params))
+
+
+class SpectralNorm(Probe):
+    """The largest singular value of each kernel; "all" is the largest of them.
+
+    Kernels as they are trained, with one row for each input (and position, if there are several:
+    as Miyato et al. (2018) have it, which is not the norm of the convolution).
+    """
+
+    def __call__(self, view: View) -> dict[str, Array]:
+        kernels = {
+            name: layer["kernel"]
+            for name, layer in by_layer(view.params).items()
+            if isinstance(layer, Mapping) and "kernel" in layer
+        }
+        largest = {
+            name: jnp.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), ord=2)
+            for name, kernel in kernels.items()
+        }
+        return {**largest, "all": jnp.max(jnp.stack(list(largest.values())))}

@@ -1,8 +1,9 @@
 """What a run is: everything that defines one lifetime, in one frozen pytree."""
 
+import jax
 import jax.numpy as jnp
 
-from plasticity.agents import PPO
+from plasticity.agents import PPO, ppo
 from plasticity.envs.base import LEVELS_A_SEED, MAX_SEED, Env, Levels, Task
 from plasticity.interventions import Interventions
 from plasticity.networks import Network
@@ -66,6 +67,7 @@ def check_run(run: Run) -> None:
     check(run)
     run.env.check()
     run.intervention.network(run.network).build(run.env.num_actions)
+    run.intervention.optimizer(ppo.optimizer(run.agent, jax.random.key(0)))
     agent, schedule, levels = run.agent, run.schedule, run.env.num_levels
     if agent.batch_size >= 2**31:
         raise SettingError(

@@ -1,0 +1,78 @@
+"""Plasticity injection: fresh weights beside the learnt ones, without a change of the output."""
+
+import jax
+import jax.numpy as jnp
+
+from plasticity.interventions.base import (
+    Array,
+    Context,
+    Intervention,
+    Learner,
+    State,
+    cleared,
+)
+from plasticity.interventions.resets import last_layers
+from plasticity.networks import Params
+from plasticity.spec import static
+
+_HEADS = ("policy", "value")
+
+
+class PlasticityInjection(Intervention):
+    """Adds fresh heads less a frozen copy of them at each shift (Nikishin et al. 2023).
+
+    A head computes old + (new - copy) from then on: the output is as before, and the copy never
+    learns. Each later injection first makes one old head of the three. Acts on the two linear
+    heads, at every shift, as in the code of Juliani & Ash (2024); the paper injects once, into
+    all that follows the encoder, and freezes the old head. With linear heads and Adam the paper's
+    form is that of a baseline whose heads' moments begin anew.
+
+    `new` and `copy` are in the head's entry of the parameters, zero and without a gradient until
+    the first injection; norms and clipping count what is in the entry. PPO's gradient does
+    not reach what is frozen; decays act on all three alike. The study's code detaches the copy's
+    output, so that its torso learns through old + new; here, as in the paper, it learns through
+    the whole head. At an injection the heads' moments begin at zero; Adam's count, and the
+    torso's moments, are left as they are. A method that moves weights without a gradient, as the
+    noise of `UPGD` does, brings the new heads into use before the first injection.
+
+    Attributes:
+      freeze: whether the old head stops learning at the first injection, as in the paper. If
+        not, as in the study's code, old and new both learn, and the head moves twice as fast.
+    """
+
+    freeze: bool = static(False)
+
+    def extend(self, params: Params, key: Array) -> Params:
+        def with_room(head: Params) -> Params:
+            return {**head, "new": _zeros(head), "copy": _zeros(head)}
+
+        return {**params, **{name: with_room(params[name]) for name in _HEADS}}
+
+    def effective(self, params: Params) -> Params:
+        return {**params, **{name: self._whole(params[name]) for name in _HEADS}}
+
+    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        fresh = context.fresh(context.key)
+        params = dict(learner.params)
+        for name in _HEADS:
+            drawn = {leaf: fresh[name][leaf] for leaf in _zeros(fresh[name])}
+            params[name] = {**self._whole(params[name]), "new": drawn, "copy": drawn}
+        return state, Learner(params, cleared(learner, last_layers(params, 1), context))
+
+    def _whole(self, head: Params) -> Params:
+        """The head in one, what is frozen without a gradient."""
+        rest = {name: leaf for name, leaf in head.items() if name not in ("new", "copy")}
+        new, copy = head["new"], jax.lax.stop_gradient(head["copy"])
+        injected = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in copy.values()]))
+
+        def whole(old: Array, new: Array, copy: Array) -> Array:
+            new = jnp.where(injected, new, jax.lax.stop_gradient(new))
+            if self.freeze:
+                old = jnp.where(injected, jax.lax.stop_gradient(old), old)
+            return old + (new - copy)  # in this order nothing is rounded right after an injection
+
+        return {**rest, **{name: whole(head[name], new[name], copy[name]) for name in new}}
+
+
+def _zeros(head: Params) -> Params:
+    return {name: jnp.zeros_like(head[name]) for name in ("kernel", "bias")}

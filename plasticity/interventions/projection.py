@@ -1,0 +1,100 @@
+"""Interventions that put the weights back into a set after every gradient step."""
+
+import math
+
+import jax.numpy as jnp
+import optax
+
+from plasticity.interventions.base import Array, Context, Intervention, Learner, State
+from plasticity.networks import Network, Params, map_hidden
+from plasticity.spec import setting
+
+
+class NormalizeAndProject(Intervention):
+    """Layer normalisation, and hidden weights put back to their initial norm (Lyle et al. 2024).
+
+    After every gradient step W <- W ||W_0|| / ||W|| for the kernel of each hidden layer, with
+    W_0 the lifetime's first one and Frobenius norms. A normalised layer computes the same with
+    W at any norm, so this holds the rate at which it learns and nothing else. Hidden layers have
+    no biases, which the normalisation's offset makes redundant; its scale and offset together
+    are put back to their common norm in the same way, the paper's reading for homogeneous
+    activations such as ReLU (for others it has a penalty instead). The heads are free.
+
+    A network that has another norm already, such as RMSNorm before it in the chain, keeps that.
+    The optimiser's moments stay as they are, and so does the learning rate, which the paper
+    anneals in its Atari experiments. What a shift has redrawn is projected at the next step.
+    """
+
+    def network(self, network: Network) -> Network:
+        return network if network.norm != "none" else network.replace(norm="layer_norm")
+
+    def extend(self, params: Params, key: Array) -> Params:
+        def without_bias(layer: Params) -> Params:
+            return {name: leaf for name, leaf in layer.items() if name != "bias"}
+
+        return map_hidden(without_bias, params)
+
+    def effective(self, params: Params) -> Params:
+        def with_bias(layer: Params) -> Params:
+            return {
+                **layer,
+                "bias": jnp.zeros_like(layer["kernel"], shape=layer["kernel"].shape[-1:]),
+            }
+
+        return map_hidden(with_bias, params)
+
+    def init(self, learner: Learner, context: Context) -> State:
+        """The norm of what each hidden layer has, and each of their normalisations."""
+        return {
+            torso: {
+                name: optax.tree.norm(layer)
+                for name, layer in learner.params[torso].items()
+                if name.startswith(("hidden_", "norm_"))
+            }
+            for torso in ("torso", "value_torso")
+            if torso in learner.params
+        }
+
+    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        params = dict(learner.params)
+        for torso, targets in state.items():
+            params[torso] = params[torso] | {
+                name: _of_norm(params[torso][name], target) for name, target in targets.items()
+            }
+        return state, learner._replace(params=params)
+
+
+class WeightClipping(Intervention):
+    """Clips weights and biases to `kappa` times their initial bound (Elsayed et al. 2024).
+
+    After every gradient step w <- min(max(w, -kappa s), kappa s) with s = 1 / sqrt(fan_in), for
+    kernel and bias of every linear layer, heads included. That is the bound of the uniform
+    distribution that this network's weights are drawn from. Scales and offsets of normalisations
+    are exempt, and the optimiser's moments stay as they are.
+
+    Attributes:
+      kappa: the bound, in units of that of the initial distribution; the authors' for PPO.
+    """
+
+    kappa: float = setting(3.0, gt=0)
+
+    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        return state, learner._replace(params=self._clipped(learner.params))
+
+    def _clipped(self, params: Params) -> Params:
+        """The tree with every linear layer in it clipped: whatever has a kernel."""
+        if not isinstance(params, dict):
+            return params
+        params = {name: self._clipped(part) for name, part in params.items()}
+        if "kernel" in params:
+            bound = self.kappa / math.sqrt(math.prod(params["kernel"].shape[:-1]))
+            for name in ("kernel", "bias"):
+                if name in params:
+                    params[name] = jnp.clip(params[name], -bound, bound)
+        return params
+
+
+def _of_norm(tree: Params, target: Array) -> Params:
+    """The tree at another norm; one of zeros as it is."""
+    norm = optax.tree.norm(tree)
+    return optax.tree.scale(target / jnp.where(norm > 0, norm, 1.0), tree)
