@@ -14,6 +14,7 @@ def view_of(params, apply, losses=None, batch=None, observations=None, **others)
     return View(
         params=params,
         apply=apply,
+        effective=lambda params: params,
         losses=losses,
         make_batch=lambda: batch,
         observations=observations,

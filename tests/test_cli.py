@@ -126,6 +126,13 @@ def test_classes_of_ones_own_work_by_their_import_paths(shell, tmp_path):
         ("network.activation=foo", "network.activation='foo': must be one of relu"),
         ("seed=-1", "seed=-1: must be a whole number >= 0"),
         ("seed=[1,1]", "seed=[1, 1]: must be a seed, or a list of different ones"),
+        ("intervention=[crelu,tanh]", "crelu+tanh': crelu and tanh both set activation"),
+        ("intervention=[kron,upgd]", "intervention='UPGD': must have Adam, which another"),
+        ("intervention=[adam_rel,kron]", "intervention='AdamRel': must have Adam, which another"),
+        (
+            "intervention=infer '+intervention.more={_target_: plasticity.interventions.InFeR}'",
+            "intervention='infer+more': must not have a method with parameters twice",
+        ),
         ("+intervention.x._target_=no.Such", "intervention.x._target_='no.Such': must be an"),
         ("+intervention.x._target_=pathlib.Path", "must be a kind of Intervention"),
         ("+agent.foo=3", "agent.foo=3: no such setting"),

@@ -143,6 +143,7 @@ def context_of(spec, network, interventions, key=0):
         update=jnp.int32(0),
         fresh=lambda key: module.init(key, jnp.zeros((1, SEEN)))["params"],
         apply=lambda params, x: module.apply({"params": params}, x),
+        effective=lambda params: params,
         optimizer=interventions.optimizer(ppo.optimizer(spec, jax.random.key(0))).build(),
     )
 

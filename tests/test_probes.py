@@ -67,6 +67,7 @@ def view(*activations, params=PARAMS, initial=PARAMS, round_start=PARAMS):
         observations=jnp.zeros((batch, 1)),
         key=jax.random.key(0),
         apply=lambda params, observations: output,
+        effective=lambda params: params,
         fresh=None,
         losses=None,
         make_batch=None,

@@ -333,6 +333,24 @@ def test_what_trains_under_injection(injectable, injected, freeze):
             same(got[torso], through[torso], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("freeze", [False, True])
+def test_what_is_frozen_stays_whatever_moves_it(injectable, injected, freeze):
+    """Would catch a copy that a penalty erodes, to which Adam gives steps of full length."""
+    life, _ = injected
+    part = PlasticityInjection(freeze)
+    for learner, in_use in ((life[0], False), (life[2], True)):
+        moved = jax.tree.map(lambda x: x + 1.0, learner.params)
+        context = injectable._replace(previous=learner.params)
+        _, after = part.after_step((), Learner(moved, learner.opt_state), context)
+        for head in HEADS:
+            frozen = {"copy"} | ({"kernel", "bias"} if in_use and freeze else set())
+            frozen |= set() if in_use else {"new"}
+            for name, leaf in after.params[head].items():
+                same(leaf, (learner.params if name in frozen else moved)[head][name])
+        for torso in set(moved) - set(HEADS):
+            same(after.params[torso], moved[torso])
+
+
 def test_frozen_injection_is_a_baseline_with_fresh_moments(injectable):
     """Would catch a frozen head that moves, or clipping that counts a gradient twice."""
     start = worn(injectable.fresh(jax.random.key(1)), injectable)

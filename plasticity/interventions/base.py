@@ -78,7 +78,10 @@ class Optimizer(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Transitions that PPO learns from, each array [B, ...]."""
+    """Transitions that PPO learns from, each array [B, ...].
+
+    Advantages are as they were estimated: PPO's loss normalises them in each minibatch.
+    """
 
     observation: Array
     action: Array
@@ -96,6 +99,7 @@ class Context(NamedTuple):
       update: PPO updates completed before this one; int32 [].
       fresh: draws parameters from their initial distribution, by key.
       apply: the network, of parameters and observations [B, ...].
+      effective: the parameters that it computes with, of those that are trained.
       optimizer: the update rule, built.
       rollout: the transitions of this update; None at the beginning and at a shift.
       rollout_params: the parameters that the rollout was made with; None where it is.
@@ -110,6 +114,7 @@ class Context(NamedTuple):
     update: Array
     fresh: Callable[[Array], Params]
     apply: Callable[[Params, Array], Output]
+    effective: Callable[[Params], Params]
     optimizer: optax.GradientTransformation
     rollout: Batch | None = None
     rollout_params: Params | None = None
@@ -137,8 +142,11 @@ class Intervention(Spec):
     def extend(self, params: Params, key: Array) -> Params:
         """Freshly drawn parameters with the method's own beside them, trained like the rest.
 
-        One that belongs to a layer goes into that layer's entry, under a name of its own. What
-        the method does without may be taken away, if `effective` puts something in its place.
+        One that belongs to the units of a hidden layer goes into that layer's entry, under a
+        name of its own, its last axis counting the units: what redraws a unit redraws its share.
+        One that belongs to a head goes into the head's entry, and all else into a dict of its
+        own beside the heads. What the method does without may be taken away, if `effective` puts
+        something in its place.
         """
         return params
 

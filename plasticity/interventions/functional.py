@@ -22,8 +22,9 @@ class InFeR(Intervention):
     network, and coefficient * sum over heads of (g(x; theta) - scale * g(x; theta_0))^2, a mean
     over the minibatch, is added to the loss. theta_0 are the parameters, those of the heads
     included, that the lifetime began with. The heads are drawn like any linear layer, are
-    "infer" among the parameters, and begin anew where a method redraws everything. With a torso
-    for policy and value each, they are on the policy's.
+    "infer" among the parameters, and begin anew where a method redraws the heads. What clears the
+    weights out of a unit leaves those into these heads alone. With a torso for policy and value
+    each, they are on the policy's.
 
     The paper has it on value-based agents for Atari, and its defaults are here: at the beginning
     the term may well be larger than PPO's whole loss, and clipping the gradient then leaves little
@@ -110,25 +111,26 @@ class ChurnReduction(Intervention):
 
     CHAIN, and C-CHAIN (Tang et al. 2025) in its continual form: adds
     coefficient * KL(pi_before || pi) + value * (V - V_before)^2 to the loss, means over a
-    reference batch. "before" is the network one gradient step ago, across updates but not across
-    shifts: the first step of a round has no term. The reference batch has the minibatch's size
+    reference batch. "before" is the network one gradient step ago, across updates (also where a
+    method has changed the network after one) but not across shifts: the first step of a round
+    has no term. The reference batch has the minibatch's size
     and is drawn from the whole rollout, independently of the minibatch; here with replacement.
 
     The authors' code for discrete actions has the cross-entropy in place of the KL divergence:
-    as pi_before is constant, the gradient is the same. Their coefficient follows the ratio of the
-    policy loss to that term over the last updates; here it is fixed. As for PPO in their code,
-    the value takes no part by default.
+    as pi_before is constant, the gradient is the same. Their coefficient is 1e4 times the ratio
+    of the policy loss to that term over the last updates; here it is fixed. As for PPO in their
+    code, the value takes no part by default.
 
     Costs a forward pass of the old network, and a forward and backward pass of the present one,
     on the reference batch at every gradient step: it nearly doubles an update.
 
     Attributes:
       coefficient: the weight of the policy's term; the default is what the authors' coefficient
-        begins at on the DeepMind Control suite.
+        begins at on ProcGen.
       value: the weight of the value's term.
     """
 
-    coefficient: float = setting(100.0, ge=0)
+    coefficient: float = setting(10.0, ge=0)
     value: float = setting(0.0, ge=0)
 
     def init(self, learner: Learner, context: Context) -> State:

@@ -1,5 +1,7 @@
 """Plasticity injection: fresh weights beside the learnt ones, without a change of the output."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +18,7 @@ from plasticity.networks import Params
 from plasticity.spec import static
 
 _HEADS = ("policy", "value")
+_LEAVES = ("kernel", "bias")
 
 
 class PlasticityInjection(Intervention):
@@ -28,12 +31,11 @@ class PlasticityInjection(Intervention):
     form is that of a baseline whose heads' moments begin anew.
 
     `new` and `copy` are in the head's entry of the parameters, zero and without a gradient until
-    the first injection; norms and clipping count what is in the entry. PPO's gradient does
-    not reach what is frozen; decays act on all three alike. The study's code detaches the copy's
-    output, so that its torso learns through old + new; here, as in the paper, it learns through
-    the whole head. At an injection the heads' moments begin at zero; Adam's count, and the
-    torso's moments, are left as they are. A method that moves weights without a gradient, as the
-    noise of `UPGD` does, brings the new heads into use before the first injection.
+    the first injection; norms and clipping count what is in the entry. What is frozen is put
+    back after every gradient step, whatever a penalty, a decay or noise has done to it. The
+    study's code detaches the copy's output, so that its torso learns through old + new; here, as
+    in the paper, it learns through the whole head. At an injection the heads' moments begin at
+    zero; Adam's count, and the torso's moments, are left as they are.
 
     Attributes:
       freeze: whether the old head stops learning at the first injection, as in the paper. If
@@ -51,6 +53,20 @@ class PlasticityInjection(Intervention):
     def effective(self, params: Params) -> Params:
         return {**params, **{name: self._whole(params[name]) for name in _HEADS}}
 
+    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+        assert context.previous is not None
+        params = dict(learner.params)
+        for name in _HEADS:
+            before, after = context.previous[name], params[name]
+            injected = _injected(before)
+            new = jax.tree.map(partial(jnp.where, injected), after["new"], before["new"])
+            params[name] = {**after, "new": new, "copy": before["copy"]}
+            if self.freeze:
+                params[name] |= {
+                    leaf: jnp.where(injected, before[leaf], after[leaf]) for leaf in _LEAVES
+                }
+        return state, learner._replace(params=params)
+
     def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
         fresh = context.fresh(context.key)
         params = dict(learner.params)
@@ -63,7 +79,7 @@ class PlasticityInjection(Intervention):
         """The head in one, what is frozen without a gradient."""
         rest = {name: leaf for name, leaf in head.items() if name not in ("new", "copy")}
         new, copy = head["new"], jax.lax.stop_gradient(head["copy"])
-        injected = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in copy.values()]))
+        injected = _injected(head)
 
         def whole(old: Array, new: Array, copy: Array) -> Array:
             new = jnp.where(injected, new, jax.lax.stop_gradient(new))
@@ -75,4 +91,9 @@ class PlasticityInjection(Intervention):
 
 
 def _zeros(head: Params) -> Params:
-    return {name: jnp.zeros_like(head[name]) for name in ("kernel", "bias")}
+    return {name: jnp.zeros_like(head[name]) for name in _LEAVES}
+
+
+def _injected(head: Params) -> Array:
+    """Whether there has been an injection: until then the copy is zero. bool []."""
+    return jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in head["copy"].values()]))

@@ -19,7 +19,7 @@ from plasticity.interventions.base import (
     State,
 )
 from plasticity.networks import Params
-from plasticity.spec import setting, static
+from plasticity.spec import SettingError, setting, static
 
 Factors = tuple[Array, ...]  # of one parameter, for each of its axes: [n, n], or a diagonal [n]
 
@@ -53,16 +53,22 @@ class AdamRel(Intervention):
     in the optimiser's state go on.
     """
 
+    def optimizer(self, optimizer: Optimizer) -> Optimizer:
+        return optimizer._replace(around=(*optimizer.around, self._around))
+
+    def _around(self, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+        state = jax.eval_shape(rule.init, {"kernel": jnp.zeros((1, 1))})
+        if not any(map(_is_adam, jax.tree.leaves(state, is_leaf=_is_adam))):
+            raise SettingError("intervention", "AdamRel", "must have Adam, which another replaces")
+        return rule
+
     def after_update(
         self, state: State, learner: Learner, context: Context
     ) -> tuple[State, Learner]:
         def anew(part: Any) -> Any:
-            adam = isinstance(part, optax.ScaleByAdamState)
-            return part._replace(count=jnp.zeros_like(part.count)) if adam else part
+            return part._replace(count=jnp.zeros_like(part.count)) if _is_adam(part) else part
 
-        opt_state = jax.tree.map(
-            anew, learner.opt_state, is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState)
-        )
+        opt_state = jax.tree.map(anew, learner.opt_state, is_leaf=_is_adam)
         return state, learner._replace(opt_state=opt_state)
 
 
@@ -322,6 +328,10 @@ class Kron(Intervention):
         damping = math.sqrt(jnp.finfo(jnp.float32).eps) * size
         new = fitted(qs, x + damping * noise, noise, self.rate)
         return tuple(jnp.where(size > 0, one, q) for one, q in zip(new, qs, strict=True))
+
+
+def _is_adam(part: Any) -> bool:
+    return isinstance(part, optax.ScaleByAdamState)
 
 
 def erfi(x: Array | float) -> Array:

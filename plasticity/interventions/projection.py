@@ -9,6 +9,8 @@ from plasticity.interventions.base import Array, Context, Intervention, Learner,
 from plasticity.networks import Network, Params, map_hidden
 from plasticity.spec import setting
 
+_TORSOS = ("torso", "value_torso")
+
 
 class NormalizeAndProject(Intervention):
     """Layer normalisation, and hidden weights put back to their initial norm (Lyle et al. 2024).
@@ -16,7 +18,8 @@ class NormalizeAndProject(Intervention):
     After every gradient step W <- W ||W_0|| / ||W|| for the kernel of each hidden layer, with
     W_0 the lifetime's first one and Frobenius norms. A normalised layer computes the same with
     W at any norm, so this holds the rate at which it learns and nothing else. Hidden layers have
-    no biases, which the normalisation's offset makes redundant; its scale and offset together
+    no biases, which the normalisation's offset makes redundant (where there is none, as with
+    RMSNorm, they stay and are projected along with the kernel); its scale and offset together
     are put back to their common norm in the same way, the paper's reading for homogeneous
     activations such as ReLU (for others it has a penalty instead). The heads are free.
 
@@ -29,17 +32,24 @@ class NormalizeAndProject(Intervention):
         return network if network.norm != "none" else network.replace(norm="layer_norm")
 
     def extend(self, params: Params, key: Array) -> Params:
-        def without_bias(layer: Params) -> Params:
-            return {name: leaf for name, leaf in layer.items() if name != "bias"}
+        def without_biases(torso: Params) -> Params:
+            offset = {
+                name.replace("norm_", "hidden_")
+                for name, layer in torso.items()
+                if name.startswith("norm_") and "bias" in layer
+            }
+            return {
+                name: _without_bias(layer) if name in offset else layer
+                for name, layer in torso.items()
+            }
 
-        return map_hidden(without_bias, params)
+        torsos = {name: without_biases(params[name]) for name in _TORSOS if name in params}
+        return {**params, **torsos}
 
     def effective(self, params: Params) -> Params:
         def with_bias(layer: Params) -> Params:
-            return {
-                **layer,
-                "bias": jnp.zeros_like(layer["kernel"], shape=layer["kernel"].shape[-1:]),
-            }
+            none = jnp.zeros_like(layer["kernel"], shape=layer["kernel"].shape[-1:])
+            return {"bias": none, **layer}
 
         return map_hidden(with_bias, params)
 
@@ -51,7 +61,7 @@ class NormalizeAndProject(Intervention):
                 for name, layer in learner.params[torso].items()
                 if name.startswith(("hidden_", "norm_"))
             }
-            for torso in ("torso", "value_torso")
+            for torso in _TORSOS
             if torso in learner.params
         }
 
@@ -92,6 +102,10 @@ class WeightClipping(Intervention):
                 if name in params:
                     params[name] = jnp.clip(params[name], -bound, bound)
         return params
+
+
+def _without_bias(layer: Params) -> Params:
+    return {name: leaf for name, leaf in layer.items() if name != "bias"}
 
 
 def _of_norm(tree: Params, target: Array) -> Params:

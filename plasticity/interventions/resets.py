@@ -22,8 +22,8 @@ class ResetAll(Intervention):
 class ResetFinal(Intervention):
     """Draws the policy's and the value's heads anew at each shift (Nikishin et al. 2022).
 
-    Their moments are cleared; the torso's, and Adam's count, are left as they are. The paper
-    resets at an interval: see `ResetLayers`.
+    Those that a method has added are drawn as well. Their moments are cleared; the torso's, and
+    Adam's count, are left as they are. The paper resets at an interval: see `ResetLayers`.
     """
 
     def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
@@ -177,9 +177,7 @@ def last_layers(params: Params, last: int) -> Params:
         return {name: all_of(layer, name.endswith(ends)) for name, layer in torso.items()}
 
     return {
-        name: of_torso(part)
-        if name in ("torso", "value_torso")
-        else all_of(part, name in ("policy", "value"))
+        name: of_torso(part) if name in ("torso", "value_torso") else all_of(part, last > 0)
         for name, part in params.items()
     }
 

@@ -33,13 +33,18 @@ class ReDo(Intervention):
         self, state: State, learner: Learner, context: Context
     ) -> tuple[State, Learner]:
         assert context.rollout is not None
+        observations = context.rollout.observation
         due = (context.update + 1) % self.every == 0
-        activations = context.apply(learner.params, context.rollout.observation).activations
-        dormant = {}
-        for layer, x in activations.items():
-            activity = _by_unit(jnp.mean(jnp.abs(x), axis=0), learner.params, layer).mean(axis=0)
-            dormant[layer] = due & (activity <= self.tau * jnp.mean(activity))
-        return state, recycle(learner, dormant, context)
+
+        def recycled() -> Learner:
+            dormant = {}
+            for layer, x in context.apply(learner.params, observations).activations.items():
+                activity = _by_unit(jnp.mean(jnp.abs(x), axis=0), learner.params, layer)
+                activity = activity.mean(axis=0)
+                dormant[layer] = activity <= self.tau * jnp.mean(activity)
+            return recycle(learner, dormant, context)
+
+        return state, jax.lax.cond(due, recycled, lambda: learner)
 
 
 class Usefulness(NamedTuple):
@@ -66,11 +71,13 @@ class ContinualBackprop(Intervention):
     age begin again at zero. A torso that policy and value share has w_out in both heads; where the
     activation widens, a unit's utility is the sum over what comes of it.
 
-    The mean activation is not handed on to the next layer's bias, which the 2021 paper has and
-    the published code leaves without effect. The defaults are those of its PPO, which had weight
-    decay beside it: see `L2`. Ages are gradient steps: in a life of fewer than `maturity`
-    nothing happens at all. A single run draws a network in the steps that replace a unit; stacked
-    runs draw one in every step, as `recycle` says, and so cost more.
+    The mean activation is not handed on to the next layer's bias, which the 2021 paper has and the
+    published code leaves without effect. Nor does that carry on what a layer owes: it replaces one
+    unit with that probability. A weight between two units replaced is zero here and drawn anew
+    there. The defaults are those of its PPO, which had weight decay beside it: see `L2`. Ages are
+    gradient steps: in a life of fewer than `maturity` nothing happens at all. What another method
+    redraws keeps its age and utility. A single run draws a network in the steps that replace a
+    unit; stacked runs draw one in every step, as `recycle` says, and so cost more.
 
     Attributes:
       replacement_rate: the share of the mature units replaced at each step.
@@ -93,9 +100,10 @@ class ContinualBackprop(Intervention):
     def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
         assert context.output is not None
         after, replaced = {}, {}
+        effective = context.effective(learner.params)
         for layer, x in context.output.activations.items():
             age = state[layer].age + 1
-            contribution = jnp.mean(jnp.abs(x), axis=0) * _outgoing(learner.params, layer)
+            contribution = jnp.mean(jnp.abs(x), axis=0) * _outgoing(effective, layer)
             now = _by_unit(contribution, learner.params, layer).sum(axis=0)
             utility = self.decay * state[layer].utility + (1 - self.decay) * now
             mature = age > self.maturity
@@ -140,7 +148,8 @@ class SelfNormalizedResets(Intervention):
     the percentile anew at long intervals, of silences other than 0.) The past is a histogram:
     a falls into a bin, at most a quarter as wide as it is long, and counts as that bin's
     beginning, so that a reset may come late but never early; 65,536 steps and more are one bin.
-    A reset ends a silence, which is entered like another; the rest of the past is kept.
+    A reset ends a silence, which is entered like another; the rest of the past is kept, also
+    where another method redraws the unit.
 
     What leads into the unit is drawn anew, norms and biases included; what leads out of it
     becomes zero; the optimiser's moments of all these are cleared. A single run draws a network

@@ -27,6 +27,7 @@ class View:
       observations: the probe batch, [B, ...], met under random actions; the same all round long.
       key: randomness for this moment.
       apply: the network, of parameters and observations [B, ...].
+      effective: the parameters that it computes with, of those that are trained.
       fresh: draws parameters from their initial distribution, by key.
       losses: PPO's loss of each of some transitions, of parameters and the transitions. [B].
       make_batch: makes `batch`.
@@ -39,6 +40,7 @@ class View:
     observations: Array
     key: Array
     apply: Callable[[Params, Array], Output]
+    effective: Callable[[Params], Params]
     fresh: Callable[[Array], Params]
     losses: Callable[[Params, Batch], Array]
     make_batch: Callable[[], Batch]

@@ -12,11 +12,11 @@ from plasticity.spec import setting, static
 class Trainability(Probe):
     """The loss that a copy reaches on random targets; low is trainable (Lyle et al. 2023).
 
-    The targets of the probe batch are a + sin(1e5 f(x)), with f a network drawn at random and a
-    the mean over the batch of what the copy says at first. Every output is trained, logits and
-    value alike, so that each torso is; the loss is the mean squared error over outputs and
-    batch, of which 0.5 or so is the variance of the targets. The random networks are the same
-    for every run and at every moment. "fresh" is the loss reached from the parameters that the
+    The targets of the probe batch are a + sin(1e5 f(x)), with f a network drawn at random and a the
+    mean over the batch of what the copy says at first. Every output is trained, logits and value
+    alike, so that each torso is; the loss is the mean squared error over outputs and batch, of
+    which 0.5 or so is the variance of the targets. The random networks are the same for every run
+    of an architecture and at every moment. "fresh" is the loss reached from the parameters that the
     lifetime began with: the paper's loss of plasticity is the difference of the two.
 
     Full-batch Adam from a fresh state. The paper has its agents' optimisers, 2000 steps and 10

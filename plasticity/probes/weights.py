@@ -46,14 +46,14 @@ class DistanceFromRoundStart(Probe):
 class SpectralNorm(Probe):
     """The largest singular value of each kernel; "all" is the largest of them.
 
-    Kernels as they are trained, with one row for each input (and position, if there are several:
-    as Miyato et al. (2018) have it, which is not the norm of the convolution).
+    Kernels as the network computes with them, with one row for each input (and position, if there
+    are several: as Miyato et al. (2018) have it, which is not the norm of the convolution).
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
         kernels = {
             name: layer["kernel"]
-            for name, layer in by_layer(view.params).items()
+            for name, layer in by_layer(view.effective(view.params)).items()
             if isinstance(layer, Mapping) and "kernel" in layer
         }
         largest = {

@@ -146,6 +146,7 @@ def context_of(run: Run, round: Array, update: Array) -> Context:
         update=update,
         fresh=fresh,
         apply=apply,
+        effective=run.intervention.effective,
         optimizer=run.intervention.optimizer(optimizer).build(),
     )
 
@@ -261,6 +262,7 @@ def measure(
             observations=observations,
             key=key_for(run, Stream.PROBE_DRAWS, state.update),
             apply=context.apply,
+            effective=context.effective,
             fresh=context.fresh,
             losses=losses,
             make_batch=batch,

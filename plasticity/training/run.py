@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from plasticity.agents import PPO, ppo
 from plasticity.envs.base import LEVELS_A_SEED, MAX_SEED, Env, Levels, Task
-from plasticity.interventions import Interventions
+from plasticity.interventions import Intervention, Interventions
 from plasticity.networks import Network
 from plasticity.probes import Probes
 from plasticity.shifts import Shifts
@@ -67,7 +67,13 @@ def check_run(run: Run) -> None:
     check(run)
     run.env.check()
     run.intervention.network(run.network).build(run.env.num_actions)
-    run.intervention.optimizer(ppo.optimizer(run.agent, jax.random.key(0)))
+    run.intervention.optimizer(ppo.optimizer(run.agent, jax.random.key(0))).build()
+    kinds = [type(part) for part in run.intervention.parts]
+    extending = [kind for kind in kinds if kind.extend is not Intervention.extend]
+    if len(set(extending)) < len(extending):
+        raise SettingError(
+            "intervention", run.intervention.name, "must not have a method with parameters twice"
+        )
     agent, schedule, levels = run.agent, run.schedule, run.env.num_levels
     if agent.batch_size >= 2**31:
         raise SettingError(
