@@ -19,6 +19,7 @@ from plasticity.interventions.base import (
     State,
 )
 from plasticity.networks import Params
+from plasticity.networks.linalg import after
 from plasticity.spec import SettingError, setting, static
 
 Factors = tuple[Array, ...]  # of one parameter, for each of its axes: [n, n], or a diagonal [n]
@@ -297,7 +298,11 @@ class Kron(Intervention):
 
         def fit() -> tuple[Factors, ...]:
             keys = jax.random.split(jax.random.fold_in(key, state.steps), len(tensors))
-            return tuple(map(self._fitted, keys, state.factors, tensors))
+            new: list[Factors] = []
+            for one, qs, x in zip(keys, state.factors, tensors, strict=True):
+                in_turn = tuple(after(q, new[-1][0]) for q in qs) if new else qs
+                new.append(self._fitted(one, in_turn, x))
+            return tuple(new)
 
         annealed = jnp.exp(-self.anneal * (steps - self.anneal_from))
         due = state.waited + 1 >= 1 / jnp.clip(annealed, self.min_probability, 1.0)

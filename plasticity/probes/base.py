@@ -1,7 +1,7 @@
 """What a probe is: a pure function of the network's state on a fixed batch of observations."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plasticity.networks import Output, Params
+from plasticity.networks.linalg import after
 from plasticity.spec import Parts, Spec, static
 
 Array = jax.Array
@@ -44,6 +45,7 @@ class View:
     fresh: Callable[[Array], Params]
     losses: Callable[[Params, Batch], Array]
     make_batch: Callable[[], Batch]
+    _decomposed: list[Array] = field(default_factory=list, init=False)
 
     @cached_property
     def output(self) -> Output:
@@ -59,9 +61,16 @@ class View:
     def singular_values(self) -> dict[str, Array]:
         """Of each hidden layer's activations on the probe batch, positions being rows. [d]."""
         return {
-            name: jnp.linalg.svd(x.reshape(-1, x.shape[-1]), compute_uv=False)
+            name: self.in_turn(singular_values, x.reshape(-1, x.shape[-1]))
             for name, x in self.output.activations.items()
         }
+
+    def in_turn(self, decompose: Callable[[Array], Array], matrix: Array) -> Array:
+        """`decompose(matrix)`, once all that were asked for before are done: see `after`."""
+        if self._decomposed:
+            matrix = after(matrix, self._decomposed[-1])
+        self._decomposed.append(decompose(matrix))
+        return self._decomposed[-1]
 
     @cached_property
     def batch(self) -> Batch:
@@ -78,6 +87,11 @@ class View:
     def sample(self, size: int) -> Batch:
         """`size` transitions of `batch`, drawn without replacement; all if there are fewer."""
         return self.take(jax.random.permutation(self.key, len(self.batch.action))[:size])
+
+
+def singular_values(matrix: Array) -> Array:
+    """The singular values of a matrix, the largest first."""
+    return jnp.linalg.svd(matrix, compute_uv=False)
 
 
 class Probe(Spec):

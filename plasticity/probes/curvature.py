@@ -54,4 +54,4 @@ class HessianEigenvalue(Probe):
         # Where directions run out, nothing may stand for an eigenvalue of zero.
         diagonal = jnp.where(alive > 0, diagonal, diagonal[0])
         tridiagonal = jnp.diag(diagonal) + jnp.diag(norm[:-1], 1) + jnp.diag(norm[:-1], -1)
-        return {"all": jnp.linalg.eigvalsh(tridiagonal)[-1]}
+        return {"all": view.in_turn(jnp.linalg.eigvalsh, tridiagonal)[-1]}

@@ -68,7 +68,7 @@ class GradientCovarianceRank(Probe):
     def __call__(self, view: View) -> dict[str, Array]:
         batch = view.sample(self.size)
         products = gram(lambda params: view.losses(params, batch)[:, None], view.params)
-        return {"all": spectral_rank(cosines(products))}
+        return {"all": spectral_rank(view.in_turn(jnp.linalg.eigvalsh, cosines(products)))}
 
 
 def gram(outputs: Callable[[Params], Array], params: Params) -> Array:
@@ -107,10 +107,10 @@ def mean_off_diagonal(products: Array) -> Array:
     return (jnp.sum(similar) - jnp.trace(similar)) / pairs
 
 
-def spectral_rank(products: Array) -> Array:
-    """The effective rank of a positive semidefinite matrix, of its eigenvalues."""
+def spectral_rank(eigenvalues: Array) -> Array:
+    """The effective rank of a positive semidefinite matrix, of its eigenvalues [n]."""
     # Rounding may leave some below zero.
-    return effective_rank(jnp.maximum(jnp.linalg.eigvalsh(products), 0.0))
+    return effective_rank(jnp.maximum(eigenvalues, 0.0))
 
 
 def _products(gradients: Params) -> Array:

@@ -37,4 +37,7 @@ class NTKRank(Probe):
 
         kernels = {"policy": gram(policy, view.params), "value": gram(value, view.params)}
         kernels["all"] = kernels["policy"] + kernels["value"]
-        return {name: spectral_rank(kernel) for name, kernel in kernels.items()}
+        return {
+            name: spectral_rank(view.in_turn(jnp.linalg.eigvalsh, kernel))
+            for name, kernel in kernels.items()
+        }

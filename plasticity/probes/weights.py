@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from plasticity.networks import by_layer, norms, root_mean_squares
-from plasticity.probes.base import Array, Probe, View
+from plasticity.probes.base import Array, Probe, View, singular_values
 
 
 class WeightNorm(Probe):
@@ -57,7 +57,7 @@ class SpectralNorm(Probe):
             if isinstance(layer, Mapping) and "kernel" in layer
         }
         largest = {
-            name: jnp.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), ord=2)
+            name: view.in_turn(singular_values, kernel.reshape(-1, kernel.shape[-1]))[0]
             for name, kernel in kernels.items()
         }
         return {**largest, "all": jnp.max(jnp.stack(list(largest.values())))}
