@@ -9,6 +9,7 @@ from shared import same
 
 from plasticity.networks import Network, by_layer, map_hidden, norms, root_mean_squares
 from plasticity.networks.initial import uniform
+from plasticity.networks.linalg import after
 
 OBSERVATION = (11, 11, 3)
 FAN_IN = {"hidden_0": 363, "hidden_1": 64, "policy": 48, "value": 48}
@@ -204,3 +205,13 @@ def test_measures_of_trees():
     assert {name: float(x) for name, x in norms(params).items()} == pytest.approx(known)
     known = {"hidden_0": 2.0, "policy": 4.0, "value": 0.0, "all": 2.5}
     assert {name: float(x) for name, x in root_mean_squares(params).items()} == pytest.approx(known)
+
+
+def test_after_waits_and_changes_nothing():
+    """Would catch an operand that changes with what it waits for, or a wait optimised away."""
+    x = jnp.arange(6.0).reshape(2, 3)
+    compiled = jax.jit(after).lower(x, x).compile()
+    for earlier in (1.0, np.inf, -np.inf, np.nan):
+        np.testing.assert_array_equal(compiled(x, jnp.full((2, 3), earlier)), x)
+    assert "parameter(1)" in compiled.as_text()
+    assert "compare" in compiled.as_text()
