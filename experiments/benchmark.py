@@ -103,6 +103,7 @@ def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> 
             for n, baseline in zip(agents, baselines, strict=True)
         ]
         table.add_row(method.name, *(f"{cell:.2f}" for cell in cells))
+        jax.clear_caches()  # programs of all methods together are more than a process can map
     return table
 
 
@@ -118,6 +119,7 @@ def cost_of_probes(plain: Run, default: Probes, agents: Sequence[int], seconds: 
             measure = partial(_measure, lives, probes.names)
             cells.append(ratio(measure, baseline.advance, seconds))
         table.add_row(name, *(f"{cell:.2f}" for cell in cells))
+        jax.clear_caches()
     return table
 
 

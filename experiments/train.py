@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import hydra
+import jax
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -22,6 +23,8 @@ def job(config: DictConfig) -> None:
     except KeyboardInterrupt:
         print(f"interrupted; what was finished is in {folder}", file=sys.stderr)
         raise
+    # A process can map the programs of some thirty jobs. They are still in the cache on disk.
+    jax.clear_caches()
     results.save(results.overview(frame), folder / "figures" / "overview")
     print(f"results in {folder}")
 

@@ -24,6 +24,13 @@ from plasticity.training.run import Run, Schedule
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """A process can map so many programs only; they are still in the cache on disk."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny_run():
     """Makes a run of a few hundred parameters and short rounds, with any fields changed."""

@@ -69,7 +69,7 @@ def run_of(intervention, seed=0, network=SMALL):
 
 @pytest.fixture(autouse=True)
 def _forget_programs():
-    """Each of these serves one test; together they would be more than a process can map."""
+    """As in conftest, but after each test: there are programs enough in each."""
     yield
     jax.clear_caches()
 

@@ -1,5 +1,7 @@
 """Each regulariser of the weights against its equation, in NumPy."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +17,14 @@ from plasticity.interventions import (
     Parseval,
     SpectralRegularization,
     Wasserstein,
+    WeightNormalization,
     chain,
 )
 from plasticity.networks import Network
 from plasticity.training import lifetime
+
+# All that these methods ask of a context: the network computes with what is trained.
+PLAIN = SimpleNamespace(effective=lambda params: params)
 
 
 def drawn(tiny_run, *interventions, **network):
@@ -32,7 +38,7 @@ def drawn(tiny_run, *interventions, **network):
 
 def pull(part, state, params):
     """The loss and its gradient."""
-    return jax.jit(jax.value_and_grad(lambda p: part.loss(state, p, None)))(params)
+    return jax.jit(jax.value_and_grad(lambda p: part.loss(state, p, PLAIN)))(params)
 
 
 KNOWN = {"a": jnp.array([3.0, 1.0, 2.0]), "b": {"c": jnp.array([[-1.0]])}}
@@ -50,7 +56,7 @@ START = {"a": jnp.array([1.0, 2.0, 5.0]), "b": {"c": jnp.array([[3.0]])}}
 )
 def test_squared_distances_of_known_numbers(part, value, a, c):
     """Would catch a half, a mean, a root, sorting across tensors, or forces left sorted."""
-    state = part.init(Learner(START, None), None)
+    state = part.init(Learner(START, None), PLAIN)
     loss, force = pull(part, state, KNOWN)
     assert float(loss) == pytest.approx(value)
     same(force, {"a": jnp.array(a, float), "b": {"c": jnp.array([[c]], float)}}, rtol=1e-6)
@@ -162,7 +168,7 @@ def test_spectral_regularization_follows_weights_that_move(spectral):
     part = SpectralRegularization(1.0)
     kernel = params["torso"]["hidden_1"]["kernel"]
     way = np.outer(np.cos(np.arange(16)), np.sin(np.arange(8))).astype(np.float32)
-    step = jax.jit(lambda state, params: part.after_step(state, Learner(params, None), None)[0])
+    step = jax.jit(lambda state, params: part.after_step(state, Learner(params, None), PLAIN)[0])
     for i in range(60):
         at = kernel + min(i, 40) / 40 * way
         torso = {**params["torso"], "hidden_1": {**params["torso"]["hidden_1"], "kernel": at}}
@@ -183,4 +189,22 @@ def test_spectral_regularization_of_nothing(spectral, power):
     loss, force = pull(part, state, nothing)
     assert float(loss) == 2 * 2 + 2 + 2 * (16 + 8)  # kernels, heads, scales: each is 1 away
     assert all(np.all(x == 0) for x in jax.tree.leaves(force))
-    same(part.after_step(state, Learner(nothing, None), None)[0], state)
+    same(part.after_step(state, Learner(nothing, None), PLAIN)[0], state)
+
+
+@pytest.mark.parametrize("part", [Parseval(), SpectralRegularization()])
+def test_what_counts_is_what_the_network_computes_with(tiny_run, part):
+    """Would catch a penalty on weights whose length says nothing, under weight normalisation."""
+    context, params = drawn(tiny_run, WeightNormalization())
+    longer = jax.tree.map(np.array, params)
+    longer["torso"]["hidden_0"]["kernel"] *= 10
+
+    @jax.jit
+    def terms():
+        learner = Learner(params, None)
+        state = part.init(learner, context)
+        return [part.loss(state, each, context) for each in (params, longer)]
+
+    one, other = terms()
+    assert float(one) > 0
+    assert float(other) == pytest.approx(float(one), rel=1e-5)
