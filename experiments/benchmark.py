@@ -141,12 +141,11 @@ def _agents(number: int) -> str:
 def _table(*columns: str, title: str) -> Table:
     """An empty table, numbers to the right, titled with what was measured and on what."""
     device = jax.devices()[0]
-    table = Table(
-        *columns,
-        title=f"{title}: {device.device_kind} x {len(jax.devices())}, {platform.machine()}, "
-        f"Python {platform.python_version()}, JAX {jax.__version__}",
-        box=box.MARKDOWN,
+    title = (
+        f"{title}: {device.device_kind} x {len(jax.devices())}, {platform.machine()}, "
+        f"Python {platform.python_version()}, JAX {jax.__version__}"
     )
+    table = Table(*columns, title=title, min_width=len(title), box=box.MARKDOWN)
     for column in table.columns[1:]:
         column.justify = "right"
     return table

@@ -39,7 +39,8 @@ class RegenerativeW2(Intervention):
 
     The entries of a tensor may trade places for nothing: what is held is their distribution, in
     the Wasserstein metric. One norm over all parameters together, not squared, as in the code
-    of Juliani & Ash (2024).
+    of Juliani & Ash (2024). Every tensor is sorted at every gradient step, which makes an update
+    several times as long on a CPU.
 
     Attributes:
       coefficient: the weight of the norm in the loss.
@@ -101,7 +102,7 @@ class Wasserstein(Intervention):
     two empirical distributions would be, so this is `L2Init` but for the entries' order, and
     never more than that. All trained parameters take part, each tensor by itself.
     `RegenerativeW2` is one norm over all tensors, not squared. Both sort every tensor at every
-    gradient step, which costs a CPU many times what the step itself does.
+    gradient step, which makes an update several times as long on a CPU.
 
     Attributes:
       coefficient: the weight of the squared distances; the default is that of `L2Init`.
