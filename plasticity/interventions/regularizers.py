@@ -3,15 +3,12 @@
 What is added to the loss is in the gradient that is clipped and that Adam rescales.
 """
 
-import functools
-import operator
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from plasticity.interventions.base import Array, Context, Intervention, Learner, Optimizer, State
-from plasticity.networks import Params, by_layer, connections
+from plasticity.networks import Params, at, by_layer, connections
 from plasticity.spec import setting, static
 
 
@@ -144,8 +141,8 @@ class Parseval(Intervention):
         terms = []
         params = context.effective(params)
         for layer in connections(params).values():
-            (kernel,) = (_at(params, path) for path in layer.incoming if path[-1] == "kernel")
-            width = _at(params, layer.outgoing[0]).shape[0]
+            (kernel,) = (at(params, path) for path in layer.incoming if path[-1] == "kernel")
+            width = at(params, layer.outgoing[0]).shape[0]
             away = kernel.T @ kernel - self.scale * jnp.eye(kernel.shape[-1])
             terms.append((64 / width) ** 2 * jnp.sum(jnp.square(away)))
         return self.coefficient * sum(terms, jnp.zeros(()))
@@ -244,10 +241,6 @@ def _ordinals(numbers: Array) -> Array:
     sign = jnp.asarray(1 << (numbers.dtype.itemsize * 8 - 1), kind)
     bits = jax.lax.bitcast_convert_type(numbers + 0.0, kind)  # of -0.0 and 0.0 the same
     return jnp.where(bits < sign, bits | sign, ~bits)
-
-
-def _at(params: Params, path: tuple[str, ...]) -> Array:
-    return functools.reduce(operator.getitem, path, params)
 
 
 def _linear(params: Params) -> dict[str, Params]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plasticity.interventions.base import Array, Context, Intervention, Learner, State, cleared
-from plasticity.networks import Params, connections
+from plasticity.networks import Params, at, connections
 from plasticity.spec import setting, static
 
 
@@ -226,7 +226,7 @@ class ReGraMa(Intervention):
 
         def of_units(layer: str) -> Array:
             kernels = [
-                _at(context.gradient, path)
+                at(context.gradient, path)
                 for path in connections(learner.params)[layer].incoming
                 if path[-1] == "kernel"
             ]
@@ -247,7 +247,7 @@ class ReGraMa(Intervention):
 
 def units_of(params: Params, layer: str) -> int:
     """How many units a hidden layer has: the outputs of its linear part."""
-    return int(_at(params, connections(params)[layer].incoming[0]).shape[-1])
+    return int(at(params, connections(params)[layer].incoming[0]).shape[-1])
 
 
 def recycle(
@@ -274,9 +274,9 @@ def recycle(
         redrawn = cut = nothing
         for layer, mask in chosen.items():
             for path in paths[layer].incoming:
-                redrawn = _set(redrawn, path, jnp.broadcast_to(mask, _at(nothing, path).shape))
+                redrawn = _set(redrawn, path, jnp.broadcast_to(mask, at(nothing, path).shape))
             for path in paths[layer].outgoing if outgoing else ():
-                shape = _at(nothing, path).shape
+                shape = at(nothing, path).shape
                 rows = jnp.tile(mask, shape[0] // mask.size)[:, None]
                 cut = _set(cut, path, jnp.broadcast_to(rows, shape))
 
@@ -299,14 +299,8 @@ def _by_unit(activations: Array, params: Params, layer: str) -> Array:
 
 def _outgoing(params: Params, layer: str) -> Array:
     """The sum of the absolute weights out of each of a layer's activations. [activations]."""
-    kernels = [_at(params, path) for path in connections(params)[layer].outgoing]
+    kernels = [at(params, path) for path in connections(params)[layer].outgoing]
     return jnp.sum(jnp.abs(jnp.concatenate(kernels, axis=1)), axis=1)
-
-
-def _at(tree: Params, path: tuple[str, ...]) -> Array:
-    for name in path:
-        tree = tree[name]
-    return tree
 
 
 def _set(tree: Params, path: tuple[str, ...], leaf: Array) -> Params:

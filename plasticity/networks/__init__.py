@@ -10,6 +10,7 @@ from plasticity.networks.actor_critic import (
 )
 from plasticity.networks.tree import (
     Connections,
+    at,
     by_layer,
     connections,
     map_hidden,
@@ -25,6 +26,7 @@ __all__ = [
     "Network",
     "Output",
     "Params",
+    "at",
     "by_layer",
     "connections",
     "map_hidden",

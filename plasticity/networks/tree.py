@@ -38,6 +38,13 @@ def map_hidden(change: Callable[[Params], Params], params: Params) -> Params:
     }
 
 
+def at(params: Params, path: tuple[str, ...]) -> Params:
+    """What is at a path of a parameter tree."""
+    for name in path:
+        params = params[name]
+    return params
+
+
 def norms(params: Params) -> dict[str, Array]:
     """The 2-norm of each layer, and of all together."""
     squares = {
@@ -89,9 +96,7 @@ def connections(params: Params) -> dict[str, Connections]:
 
 def _kernels(params: Params, entry: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The paths of all kernels in an entry of a parameter tree, at any depth."""
-    part = params
-    for name in entry:
-        part = part[name]
+    part = at(params, entry)
     if not isinstance(part, dict):
         return [entry] if entry[-1] == "kernel" else []
     return [path for name in part for path in _kernels(params, (*entry, name))]
