@@ -33,23 +33,11 @@ class ToyState(NamedTuple):
     steps: jax.Array
 
 
-class Toy(CompiledEnv):
+class Toy(Void, CompiledEnv):
     """Noise that is pushed by the action and pays when it agrees with it; five steps long.
 
     It compiles in no time and has no float32 of its own, so that lives in it can be in float64.
     """
-
-    @property
-    def name(self):
-        return "toy"
-
-    @property
-    def observation_shape(self):
-        return (6,)
-
-    @property
-    def num_actions(self):
-        return 3
 
     @property
     def min_episode_steps(self):
