@@ -15,7 +15,7 @@ from experiments.cli import fail, is_users, prepared
 from experiments.report import report
 from plasticity.results import ResultsError
 from plasticity.spec import SettingError
-from plasticity.training.folder import check_free
+from plasticity.training import is_finished
 
 
 class Study(Callback):
@@ -39,15 +39,14 @@ class Study(Callback):
             fail(error)
 
     def _check(self, config: DictConfig, jobs: Iterator[tuple[DictConfig, Path]]) -> None:
-        folders = []
+        jobs_there = 0
         try:
             if not isinstance(config.out, str) or not config.out:
                 raise SettingError("out", config.out, "must be a folder")
             for job, folder in jobs:
-                prepared(job)
-                check_free(folder)
-                folders.append(folder)
-            if not folders:
+                is_finished(prepared(job, folder))
+                jobs_there += 1
+            if not jobs_there:
                 raise SettingError("sweep", [], "must have at least one job")
         except Exception as error:
             # Anything else would be a warning to Hydra, and the job would start all the same.

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from plasticity.config import runs_from
 from plasticity.results import ResultsError
 from plasticity.spec import SettingError
-from plasticity.training import Run
+from plasticity.training import Job, Run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONFIG = "train"
@@ -30,8 +30,8 @@ OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_s
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: set to 1, tracebacks are shown whole
 
 
-def prepared(config: DictConfig) -> tuple[list[Run], dict[str, Any]]:
-    """The runs of a job's configuration, and the configuration itself as `config.yaml` keeps it.
+def prepared(config: DictConfig, folder: Path) -> Job:
+    """The job that a configuration defines, with its results in `folder`.
 
     Raises:
       SettingError: a setting cannot be used.
@@ -40,14 +40,14 @@ def prepared(config: DictConfig) -> tuple[list[Run], dict[str, Any]]:
         config, [str(key) for key in config if key not in ("hydra", "out")]
     )
     plain: Any = OmegaConf.to_container(study, resolve=True)
-    return runs_from(plain), plain
+    return Job(tuple(runs_from(plain)), folder, plain)
 
 
 def runs_of(*overrides: str) -> list[Run]:
     """The runs that the command line `overrides` would train."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return prepared(compose(CONFIG, list(overrides)))[0]
+        return list(prepared(compose(CONFIG, list(overrides)), Path()).runs)
 
 
 def command(main: Callable[[], Any]) -> None:

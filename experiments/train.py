@@ -17,7 +17,7 @@ from plasticity.training import train
 def job(config: DictConfig) -> None:
     """One job: its seeds train stacked in one program; its results go into Hydra's folder."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    runs, plain = prepared(config)
+    runs, _, plain = prepared(config, folder)
     try:
         frame = train(runs, folder, config=plain)
     except KeyboardInterrupt:

@@ -1,7 +1,16 @@
 """Lifetimes: what a run is, how it trains, and where its results go."""
 
-from plasticity.training.folder import load_params
+from plasticity.training.folder import Job, is_finished, load_params
 from plasticity.training.run import Run, Schedule, check_run
-from plasticity.training.runner import train
+from plasticity.training.runner import train, train_jobs
 
-__all__ = ["Run", "Schedule", "check_run", "load_params", "train"]
+__all__ = [
+    "Job",
+    "Run",
+    "Schedule",
+    "check_run",
+    "is_finished",
+    "load_params",
+    "train",
+    "train_jobs",
+]

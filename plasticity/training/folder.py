@@ -1,5 +1,6 @@
 """A run's folder: what is in it, and what its `meta.json` says of how it came about."""
 
+import contextlib
 import json
 import os
 import platform
@@ -10,33 +11,71 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import orbax.checkpoint as ocp
+import pandas as pd
 from omegaconf import OmegaConf
 
 from plasticity.results import table
 from plasticity.spec import SettingError
-from plasticity.training.lives import seeds_of
-from plasticity.training.recorder import Recorder
 from plasticity.training.run import Run
 
 PARAMS = "params"
 _PACKAGES = ("plasticity", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "minigrid")
 
 
-def check_free(path: Path) -> None:
-    """Raises `SettingError` if the folder cannot be made or written, or holds a run already."""
-    whole = path.absolute()
+class Job(NamedTuple):
+    """Runs whose results go into one folder.
+
+    Attributes:
+      runs: that differ in numbers only, such as seeds.
+      folder: where their results go.
+      config: what `config.yaml` says of them, in plain containers.
+    """
+
+    runs: tuple[Run, ...]
+    folder: Path
+    config: Mapping[str, Any]
+
+
+def is_finished(job: Job) -> bool:
+    """Whether the job's folder holds it already, finished.
+
+    Raises:
+      SettingError: the folder cannot be made or written, or holds anything else than this job,
+        finished or under way.
+    """
+    folder = job.folder
+    whole = folder.absolute()
     there = next(place for place in (whole, *whole.parents) if place.exists())
     if not there.is_dir():
-        raise SettingError("folder", str(path), f"must be a folder, but {there} is a file")
+        raise SettingError("folder", str(folder), f"must be a folder, but {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise SettingError("folder", str(path), f"must be writable, but {there} is not")
-    for name in (table.META, table.CONFIG, table.TABLE, PARAMS):
-        if (path / name).exists():
-            raise SettingError("folder", str(path), f"must not hold a run already; has {name}")
+        raise SettingError("folder", str(folder), f"must be writable, but {there} is not")
+    if not (folder / table.CONFIG).exists():
+        for name in (table.META, table.TABLE, PARAMS):
+            if (folder / name).exists():
+                raise SettingError("folder", str(folder), f"must hold no other run; has {name}")
+        return False
+    held = _flat(_read_config(folder / table.CONFIG))
+    for key, value in _flat(job.config).items():
+        if key not in held or held[key] != value:
+            has = f"{key}={held[key]!r}" if key in held else f"no {key}"
+            raise SettingError("folder", str(folder), f"must hold no other run; has one with {has}")
+    if more := held.keys() - _flat(job.config).keys():
+        raise SettingError("folder", str(folder), f"must hold no other run; has {min(more)}")
+    return read_meta(folder).get("status") == "finished"
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What `meta.json` in a run's folder says; empty if it is not there or cannot be read."""
+    try:
+        meta = json.loads((folder / table.META).read_text())
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
 
 
 def load_params(path: str | Path) -> Any:
@@ -53,36 +92,40 @@ def load_params(path: str | Path) -> Any:
 
 
 class RunFolder:
-    """The folder of a run under way. Leaving the block writes how the run ended.
+    """The folder of a job under way. Leaving the block writes how that ended.
 
     Args:
-      path: the folder, which must not hold a run.
-      runs: the stack of runs, [S].
-      config: what goes into `config.yaml`.
+      job: the job, new or unfinished.
+      together: how many runs train in its program, those of other jobs included.
+      update: PPO updates that have been completed already.
     """
 
-    def __init__(self, path: Path, runs: Run, config: Mapping[str, Any]) -> None:
-        self._path = path
-        self._config = config
+    def __init__(self, job: Job, together: int, update: int = 0) -> None:
+        self._job = job
+        run = job.runs[0]
+        updates = run.schedule.rounds * run.schedule.updates
         self._meta = {
-            "seeds": seeds_of(runs),
-            "updates": runs.schedule.rounds * runs.schedule.updates,
-            "env_steps": runs.schedule.rounds * runs.schedule.updates * runs.agent.batch_size,
+            "seeds": [run.seed for run in job.runs],
+            "updates": updates,
+            "env_steps": updates * run.agent.batch_size,
+            "trained_together": together,
+            "versions": {"python": platform.python_version(), **versions()},
+            "commit": _commit(),
+        }
+        self._session = {
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": [str(device.device_kind) for device in jax.devices()],
+            "from_update": update,
+            "device": sorted({str(device.device_kind) for device in jax.local_devices()}),
             "platform": jax.default_backend(),
             "machine": f"{platform.system()} {platform.machine()}",
-            "versions": {"python": platform.python_version()}
-            | {name: _version(name) for name in _PACKAGES},
-            "commit": _commit(),
         }
 
     def __enter__(self) -> Self:
-        check_free(self._path)
         self._clock = time.perf_counter()
+        self._earlier = read_meta(self._job.folder).get("sessions", [])
+        with table.replacing(self._job.folder / table.CONFIG) as temporary:
+            OmegaConf.save(OmegaConf.create(dict(self._job.config)), temporary)
         self._describe("running")
-        with table.replacing(self._path / table.CONFIG) as temporary:
-            OmegaConf.save(OmegaConf.create(dict(self._config)), temporary)
         return self
 
     def __exit__(
@@ -93,24 +136,50 @@ class RunFolder:
     ) -> None:
         if kind is None:
             self._describe("finished")
-        else:
+            return
+        with contextlib.suppress(OSError):  # which is likely what `error` says
             self._describe("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
 
-    def write_table(self, recorder: Recorder) -> None:
-        """Replaces the table by what has been recorded so far."""
-        table.write(recorder.frame(), self._path / table.TABLE)
+    def write_table(self, frame: pd.DataFrame) -> None:
+        """Replaces the table."""
+        table.write(frame, self._job.folder / table.TABLE)
 
     def write_params(self, params: Any) -> None:
-        """Writes the final parameters."""
+        """Writes the final parameters, as host arrays: a reader may lack the device."""
         with ocp.StandardCheckpointer() as checkpointer:
-            # As host arrays: the file must not remember a device that the reader may lack.
-            checkpointer.save((self._path / PARAMS).resolve(), jax.device_get(params))
+            checkpointer.save((self._job.folder / PARAMS).resolve(), params, force=True)
 
     def _describe(self, status: str) -> None:
-        took = round(time.perf_counter() - self._clock, 1)
-        with table.replacing(self._path / table.META) as temporary:
-            described = {"status": status, "wall_seconds": took, **self._meta}
+        session = {**self._session, "wall_seconds": round(time.perf_counter() - self._clock, 1)}
+        described = {"status": status, **self._meta, "sessions": [*self._earlier, session]}
+        with table.replacing(self._job.folder / table.META) as temporary:
             temporary.write_text(json.dumps(described, indent=2) + "\n")
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of the packages that a run depends on."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception:  # of YAML's and OmegaConf's many kinds
+        config = None
+    if not isinstance(config, dict):
+        raise SettingError("folder", str(path.parent), f"must hold no other run; has {path.name}")
+    return {str(key): value for key, value in config.items()}
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a configuration by their dotted keys; an empty mapping is a value."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{above}{name}.")
+        else:
+            flat[f"{above}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def _version(package: str) -> str | None:

@@ -5,8 +5,8 @@ Every array has a leading axis of runs, [S, ...].
 """
 
 import itertools
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from plasticity.agents.ppo import Metrics, Trajectory, log_prob_of
 from plasticity.envs.base import Task
 from plasticity.envs.host import HostEnv, HostEnvs, HostStep
 from plasticity.training import lifetime
+from plasticity.training.arrangement import Arrangement
 from plasticity.training.lifetime import RunState, Stream, Sums, key_for
-from plasticity.training.lives import begin, measure, next_round, over_runs, seeds_of, with_probes
+from plasticity.training.lives import seeds_of, with_probes
 from plasticity.training.rollout import Episodes
 from plasticity.training.run import Run
 
@@ -123,24 +124,33 @@ def _look(run: Run, state: RunState, observations: Array) -> Array:
     return jax.vmap(state.task.view)(observations)
 
 
-act = over_runs(_act, shared=2)
-look = over_runs(_look)
-improve = over_runs(_improve, donate_argnums=1)
-
-
 class HostLives:
-    """Lifetimes in environments on the host: a rollout there, then an update on the device."""
+    """Lifetimes in environments on the host: a rollout there, then an update on the device.
 
-    def __init__(self, runs: Run) -> None:
-        self._runs = runs
-        self.state: RunState = begin(runs)
+    Args:
+      runs: the stack, [S].
+      state: where they stand, at the end of a round; at the beginning if not given.
+      arrangement: how they are computed, on one device; the fastest way if not given.
+    """
+
+    restarts_anywhere: ClassVar[bool] = False  # what happens in an episode cannot be saved
+
+    def __init__(
+        self, runs: Run, state: RunState | None = None, arrangement: Arrangement | None = None
+    ) -> None:
+        self._arrangement = arrangement or Arrangement.of(1)
+        self._runs = self._arrangement.place(runs)
         self._trajectory: Trajectory | None = None  # of the last update
         self._crew = Crew(runs, runs.agent.num_envs)
         self._examiners = Crew(runs, runs.schedule.eval_episodes)
-        self._begin_round()
+        if state is None:
+            self.state: RunState = self._compiled(lifetime.begin)(self._runs)
+            self._begin_round()
+        else:
+            self.state = self._arrangement.place(state)
 
     def next_round(self) -> None:
-        self.state = next_round(self._runs, self.state)
+        self.state = self._compiled(lifetime.next_round, donate=1)(self._runs, self.state)
         self._begin_round()
 
     def advance(self, num_updates: int) -> Sums:
@@ -160,7 +170,9 @@ class HostLives:
     def measure(self, probes: Collection[str]) -> Metrics:
         assert self._trajectory is not None
         runs = with_probes(self._runs, probes)
-        return measure(runs, self.state, self._probe_batch, self._trajectory)
+        return self._compiled(lifetime.measure)(
+            runs, self.state, self._probe_batch, self._trajectory
+        )
 
     def close(self) -> None:
         self._crew.close()
@@ -168,7 +180,7 @@ class HostLives:
 
     def _begin_round(self) -> None:
         task, round = self.state.task, int(self.state.round[0])
-        self._probe_batch = look(self._runs, self.state, self._sample(task))
+        self._probe_batch = self._compiled(_look)(self._runs, self.state, self._sample(task))
         self._observation = self._crew.begin(task, Stream.ENVS, round)
         self._earned = np.zeros(self._observation.shape[:2], np.float32)
 
@@ -177,7 +189,7 @@ class HostLives:
         count, returns = np.zeros((2, len(earned)), np.float32)
         rows, last, cut_off = [], [], False
         for t in range(num_steps):
-            done = act(self._runs, self.state, self._observation, Stream.ROLLOUT, t)
+            done = self._act(self._observation, Stream.ROLLOUT, t)
             step, self._observation = self._crew.step(done.action)
             rows.append(
                 Trajectory(
@@ -198,7 +210,7 @@ class HostLives:
             returns += (earned * step.ended).sum(axis=1)
             earned[step.ended] = 0.0
         trajectory = jax.tree.map(lambda *steps: jnp.stack(steps, axis=1), *rows)
-        self.state, metrics, self._trajectory = improve(
+        self.state, metrics, self._trajectory = self._compiled(_improve, donate=1)(
             self._runs,
             self.state,
             trajectory,
@@ -209,6 +221,13 @@ class HostLives:
             jnp.ones(len(earned)), metrics, Episodes(jnp.asarray(count), jnp.asarray(returns))
         )
 
+    def _act(self, observation: np.ndarray, stream: Stream, step: int) -> Act:
+        act = self._compiled(_act, shared=2)
+        return act(self._runs, self.state, observation, stream, step)
+
+    def _compiled(self, function: Callable[..., Any], **how: int) -> Callable[..., Any]:
+        return self._arrangement.over_runs(function, **how)
+
     def _examine(self, task: Task, part: int) -> Array:
         """Mean returns of `eval_episodes` whole episodes of `task`. [S]."""
         update = int(self.state.update[0])
@@ -216,7 +235,7 @@ class HostLives:
         earned = np.zeros(observation.shape[:2], np.float32)
         under_way = np.ones(earned.shape, bool)
         for t in itertools.count():
-            done = act(self._runs, self.state, observation, Stream.EVALUATION, 2 * t + part)
+            done = self._act(observation, Stream.EVALUATION, 2 * t + part)
             step, observation = self._examiners.step(done.action)
             earned += step.reward * under_way
             under_way &= ~step.ended

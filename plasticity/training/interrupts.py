@@ -12,10 +12,13 @@ class Interrupts:
     An exception out of the middle of a compilation or a dispatch can take the process down with
     it, results and all. A second signal is not held back. Outside of the main thread, which
     alone can handle signals, the block changes nothing.
+
+    Attributes:
+      noted: whether a signal has come.
     """
 
     def __init__(self) -> None:
-        self._noted = False
+        self.noted = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,10 +38,10 @@ class Interrupts:
 
     def check(self) -> None:
         """Raises KeyboardInterrupt if a signal has come."""
-        if self._noted:
+        if self.noted:
             raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._noted:
+        if self.noted:
             raise KeyboardInterrupt
-        self._noted = True
+        self.noted = True

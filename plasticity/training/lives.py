@@ -1,11 +1,10 @@
 """A stack of lifetimes under way: what the runner drives, whatever the environments live on.
 
-Every array of a stack has a leading axis of runs, [S, ...]. The functions here are those of
-`lifetime` of the same names, compiled over that axis.
+Every array of a stack has a leading axis of runs, [S, ...].
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 
 from plasticity.agents.ppo import Metrics
 from plasticity.training import lifetime
+from plasticity.training.arrangement import Arrangement
 from plasticity.training.lifetime import RunState, Sums
 from plasticity.training.run import Run
 
@@ -41,35 +41,14 @@ def with_probes(runs: Run, names: Collection[str]) -> Run:
     return runs.replace(probes=runs.probes.only(names))
 
 
-def over_runs(function: Callable[..., Any], shared: int = 0, **options: Any) -> Callable[..., Any]:
-    """`function`, compiled, over the leading axis of all arguments but the last `shared`.
+class Lives(Protocol):
+    """A stack of lifetimes; `state` is where they stand.
 
-    A single run is computed without a batch axis, which is faster on a CPU.
+    What they return is [S, ...], or longer: what follows the first S is padding.
     """
 
-    def of_stack(runs: Run, *args: Any) -> Any:
-        if jnp.shape(runs.seed)[0] > 1:
-            own = len(args) - shared
-            return jax.vmap(function, (0, *[0] * own, *[None] * shared))(runs, *args)
-        first = jax.tree.map(lambda x: x[0], (runs, *args[: len(args) - shared]))
-        out = function(*first, *args[len(args) - shared :])
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], out)
-
-    return jax.jit(of_stack, **options)
-
-
-begin = over_runs(lifetime.begin)
-next_round = over_runs(lifetime.next_round, donate_argnums=1)
-advance = over_runs(lifetime.advance, shared=1, donate_argnums=1)
-evaluate = over_runs(lifetime.evaluate)
-probe_batch = over_runs(lifetime.probe_batch)
-measure = over_runs(lifetime.measure)
-
-
-class Lives(Protocol):
-    """A stack of lifetimes; `state` is where they stand."""
-
     state: RunState
+    restarts_anywhere: ClassVar[bool]  # or else only from the end of a round
 
     def next_round(self) -> None:
         """Takes them over the boundary to the next round."""
@@ -88,26 +67,48 @@ class Lives(Protocol):
 
 
 class CompiledLives:
-    """Lifetimes in compiled environments: one program a stretch."""
+    """Lifetimes in compiled environments: one program a stretch.
 
-    def __init__(self, runs: Run) -> None:
-        self._runs = runs
-        self.state: RunState = begin(runs)
-        self._probe_batch = probe_batch(runs, self.state)
+    Args:
+      runs: the stack, [S].
+      state: where they stand; at the beginning if not given.
+      arrangement: how they are computed; the fastest way if not given.
+    """
+
+    restarts_anywhere: ClassVar[bool] = True
+
+    def __init__(
+        self, runs: Run, state: RunState | None = None, arrangement: Arrangement | None = None
+    ) -> None:
+        self._arrangement = arrangement or Arrangement.of(len(seeds_of(runs)))
+        self._runs = self._arrangement.place(runs)
+        if state is None:
+            self.state: RunState = self._compiled(lifetime.begin)(self._runs)
+        else:
+            self.state = self._arrangement.place(state)
+        self._look()
 
     def next_round(self) -> None:
-        self.state = next_round(self._runs, self.state)
-        self._probe_batch = probe_batch(self._runs, self.state)
+        self.state = self._compiled(lifetime.next_round, donate=1)(self._runs, self.state)
+        self._look()
 
     def advance(self, num_updates: int) -> Sums:
+        advance = self._compiled(lifetime.advance, shared=1, donate=1)
         self.state, sums = advance(self._runs, self.state, num_updates)
         return sums
 
     def evaluate(self) -> Metrics:
-        return evaluate(self._runs, self.state)
+        return self._compiled(lifetime.evaluate)(self._runs, self.state)
 
     def measure(self, probes: Collection[str]) -> Metrics:
-        return measure(with_probes(self._runs, probes), self.state, self._probe_batch)
+        measured = with_probes(self._runs, probes)
+        return self._compiled(lifetime.measure)(measured, self.state, self._probe_batch)
 
     def close(self) -> None:
         pass
+
+    def _look(self) -> None:
+        self._probe_batch = self._compiled(lifetime.probe_batch)(self._runs, self.state)
+
+    def _compiled(self, function: Callable[..., Any], **how: int) -> Callable[..., Any]:
+        return self._arrangement.over_runs(function, **how)

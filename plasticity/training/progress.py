@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from plasticity.training.lives import seeds_of
+from plasticity.training.run import Run
+
 
 class Progress:
     """One line with the round, the return, environment steps a second and the time left.
@@ -53,6 +56,18 @@ class Progress:
         self._compiled = (self._began, 0)  # when the first stretch was done, and its updates
         self._done = 0
         self._earned = float("nan")
+
+    @classmethod
+    def of(cls, title: str, runs: Run, shown: bool = True) -> Self:
+        """The progress of a stack of runs."""
+        schedule = runs.schedule
+        return cls(
+            title,
+            rounds=schedule.rounds,
+            updates=schedule.rounds * schedule.updates,
+            steps_an_update=len(seeds_of(runs)) * runs.agent.batch_size,
+            shown=shown,
+        )
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
