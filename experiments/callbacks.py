@@ -1,7 +1,7 @@
 """What happens around the jobs of a Hydra run or sweep."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.cli import fail, is_users, prepared
+from experiments.cli import fail, is_users, job_of, prepared
 from experiments.report import report
 from plasticity.results import ResultsError
 from plasticity.spec import SettingError
-from plasticity.training import is_finished
+from plasticity.training import Job, is_finished
 
 
 class Study(Callback):
@@ -26,11 +26,11 @@ class Study(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(config, _job(config))
+        self._check(lambda: [prepared(config, Path(config.hydra.run.dir))])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.sweeper._target_.endswith("BasicSweeper"):
-            self._check(config, _jobs(config))
+            self._check(lambda: _jobs(config))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -38,15 +38,9 @@ class Study(Callback):
         except ResultsError as error:
             fail(error)
 
-    def _check(self, config: DictConfig, jobs: Iterator[tuple[DictConfig, Path]]) -> None:
-        jobs_there = 0
+    def _check(self, jobs: Callable[[], Iterable[Job]]) -> None:
         try:
-            if not isinstance(config.out, str) or not config.out:
-                raise SettingError("out", config.out, "must be a folder")
-            for job, folder in jobs:
-                is_finished(prepared(job, folder))
-                jobs_there += 1
-            if not jobs_there:
+            if not [is_finished(job) for job in jobs()]:
                 raise SettingError("sweep", [], "must have at least one job")
         except Exception as error:
             # Anything else would be a warning to Hydra, and the job would start all the same.
@@ -55,21 +49,13 @@ class Study(Callback):
             fail(error)
 
 
-def _job(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
-    """The configuration and the folder of a single run."""
-    yield config, Path(config.hydra.run.dir)
-
-
-def _jobs(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
-    """The configuration and the folder of each job of Hydra's own sweeper."""
+def _jobs(config: DictConfig) -> Iterator[Job]:
+    """The jobs of Hydra's own sweeper."""
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(
         [*params, *config.hydra.overrides.task]
     )
-    for batch in BasicSweeper.split_arguments(overrides, None):
-        for number, job in enumerate(batch):
-            one = loader.load_sweep_config(config, job)
-            OmegaConf.update(one, "hydra.job.num", number)
-            OmegaConf.update(one, "hydra.job.id", str(number))
-            yield one, Path(one.hydra.sweep.dir) / one.hydra.sweep.subdir
+    (each,) = BasicSweeper.split_arguments(overrides, None)
+    for number, job in enumerate(each):
+        yield job_of(loader, config, job, number)

@@ -1,16 +1,18 @@
 """What the entry points share: from a configuration to runs, and from an error to one line."""
 
+import contextlib
 import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -36,11 +38,27 @@ def prepared(config: DictConfig, folder: Path) -> Job:
     Raises:
       SettingError: a setting cannot be used.
     """
-    study = OmegaConf.masked_copy(
-        config, [str(key) for key in config if key not in ("hydra", "out")]
-    )
+    own = ("hydra", "out", "checkpoint_minutes")  # not of the study
+    if not isinstance(config.out, str) or not config.out:
+        raise SettingError("out", config.out, "must be a folder")
+    minutes = config.checkpoint_minutes
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes >= 0:
+        raise SettingError("checkpoint_minutes", minutes, "must be a number >= 0")
+    study = OmegaConf.masked_copy(config, [str(key) for key in config if key not in own])
     plain: Any = OmegaConf.to_container(study, resolve=True)
     return Job(tuple(runs_from(plain)), folder, plain)
+
+
+def job_of(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int) -> Job:
+    """The job of a sweep that `overrides` make of its configuration.
+
+    Raises:
+      SettingError: a setting cannot be used.
+    """
+    config = loader.load_sweep_config(sweep, list(overrides))
+    OmegaConf.update(config, "hydra.job.num", number)
+    OmegaConf.update(config, "hydra.job.id", str(number))
+    return prepared(config, Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir)
 
 
 def runs_of(*overrides: str) -> list[Run]:
@@ -59,6 +77,10 @@ def command(main: Callable[[], Any]) -> None:
     # A program compiled once, in this sweep or an earlier one, is not compiled again.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/plasticity/jax"))
+    # A device for each core, so that a stack is shared out among them. A process that has begun
+    # to compute already keeps those that it has.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", _cores())
     whole = os.environ.get(_FULL_ERROR)
     os.environ[_FULL_ERROR] = "1"  # so that Hydra lets errors through to here
     try:
@@ -72,6 +94,13 @@ def command(main: Callable[[], Any]) -> None:
     finally:
         if whole is None:
             del os.environ[_FULL_ERROR]
+
+
+def _cores() -> int:
+    """The processor's cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def is_users(error: Exception) -> bool:

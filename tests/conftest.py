@@ -10,6 +10,10 @@ _CACHE = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 
 import jax
+
+# Two, so that every stack is cut into shares; before anything asks for the devices.
+jax.config.update("jax_num_cpu_devices", 2)
+
 import jax.numpy as jnp
 import pytest
 from shared import Void

@@ -71,15 +71,18 @@ def test_a_sweep_ends_in_tables_a_figure_and_one_frame(shell, tmp_path, capsys):
         meta = json.loads((job / "meta.json").read_text())
         assert meta["status"] == "finished"
         assert meta["seeds"] == [3, 5]
+        assert [session["from_update"] for session in meta["sessions"]] == [0]
         assert {"jax", "flax", "optax", "python"} <= set(meta["versions"])
         assert load_params(job)["policy"]["kernel"].shape == (2, 8, 4)
         assert (job / "figures/overview.svg").exists()
 
-    # The same command once more is refused before anything runs, and nothing changes.
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*")}
-    assert shell(f"{line} out=sweep") == 2
-    assert "must not hold a run already" in capsys.readouterr().err
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*")}
+    # The same command once more finds all done: nothing but figures is written again.
+    files = [path for path in (tmp_path / "sweep").rglob("*") if path.is_file()]
+    kept = {p: p.stat().st_mtime_ns for p in files if p.parent.name != "figures"}
+    assert {"metrics.parquet", "meta.json", "config.yaml"} <= {path.name for path in kept}
+    assert any("params" in path.parts for path in kept)
+    assert shell(f"{line} out=sweep") == 0
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
     assert shell("sweep --last 1", entry=report.main) == 0
     assert shell("nowhere", entry=report.main) == 2
@@ -140,7 +143,7 @@ def test_classes_of_ones_own_work_by_their_import_paths(shell, tmp_path):
         ("env=minigrid env.wrappers=[]", "must be seen as a Box"),
         ("env=gymnasium env.id=Pendulum-v1", "must have discrete actions"),
         ("-m agent.learning_rate=0.1,-3", "agent.learning_rate=-3.0: must be"),
-        ("out=occupied", "folder='occupied': must not hold a run already; has config.yaml"),
+        ("out=occupied", "folder='occupied': must hold no other run; has config.yaml"),
         ("agent.clip=(", "error"),
         ("agent=5", "Config group override must be a string"),
         ("~agent", "agent=None: must be given"),
@@ -184,9 +187,11 @@ def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error.strip().splitlines()[-1] == f"interrupted; what was finished is in {tmp_path}/run"
+    said = f"interrupted; the same command goes on with what is in {tmp_path}/run"
+    assert error.strip().splitlines()[-1] == said
     assert "Traceback" not in error
-    assert json.loads((tmp_path / "run/meta.json").read_text())["status"] == "interrupted"
+    meta = json.loads((tmp_path / "run/meta.json").read_text())
+    assert (meta["status"], len(meta["sessions"])) == ("interrupted", 1)
     assert results.load(tmp_path / "run")["round"].max() >= 1
 
 

@@ -17,6 +17,7 @@ from plasticity.networks import Network
 from plasticity.shifts import Permute, Shifts
 from plasticity.spec import fields
 from plasticity.training import Run, Schedule, lifetime, lives
+from plasticity.training.arrangement import Arrangement
 
 METHODS = {method.name: method.kind for method in methods("intervention")}
 UPDATES = 20
@@ -74,8 +75,12 @@ def _forget_programs():
     jax.clear_caches()
 
 
-@lives.over_runs
-def live(run):
+def live(runs):
+    """What comes of a stack of runs side by side."""
+    return Arrangement((jax.local_devices()[0],), "batch").over_runs(live_one)(runs)
+
+
+def live_one(run):
     """Parameters at the end, the intervention's state, and when the run diverged."""
 
     def one(i, state):
@@ -116,5 +121,7 @@ def test_with_another_kind_of_network(name):
     """Would catch a method that knows one torso, one activation for each unit, or no norm."""
     network = Network(hidden=(8, 6, 4), shared=False, activation="crelu", norm="layer_norm")
     runs = lives.stack([run_of(chain(METHODS[name]()), network=network)])
-    after, begun = jax.eval_shape(live, runs), jax.eval_shape(lives.begin, runs)
+    after, begun = (
+        jax.eval_shape(jax.vmap(of_one), runs) for of_one in (live_one, lifetime.begin)
+    )
     assert after[:2] == (begun.learner.params, begun.intervention)

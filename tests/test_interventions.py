@@ -30,6 +30,7 @@ from plasticity.interventions import (
 from plasticity.networks import Network
 from plasticity.spec import SettingError
 from plasticity.training import lifetime, lives
+from plasticity.training.arrangement import Arrangement
 
 METHODS = {
     "warm_start": Interventions(),
@@ -424,12 +425,13 @@ COEFFICIENTS = [
 
 def live(runs):
     """Two updates, a shift and an update of a stack of runs, and the episodes' returns."""
-    state = lives.begin(runs)
-    state, first = lives.advance(runs, state, 2)
-    middle = jax.device_get(state)
-    state = lives.next_round(runs, state)
-    state, last = lives.advance(runs, state, 1)
-    return jax.device_get((middle, state, first, last))
+    arrangement = Arrangement((jax.local_devices()[0],), "batch")
+    together = lives.CompiledLives(runs, arrangement=arrangement)
+    first = together.advance(2)
+    middle = jax.device_get(together.state)
+    together.next_round()
+    last = together.advance(1)
+    return jax.device_get((middle, together.state, first, last))
 
 
 @pytest.fixture(scope="module")

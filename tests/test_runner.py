@@ -118,8 +118,25 @@ def test_the_folder_holds_what_was_returned(tmp_path):
     pd.testing.assert_frame_equal(results.load(tmp_path / "run"), frame)
     assert isinstance(pl.load_params(tmp_path / "run")["value"]["bias"], np.ndarray)
     assert OmegaConf.load(tmp_path / "run/config.yaml") == {"a": 1}
-    with pytest.raises(pl.SettingError, match="must not hold a run already"):
-        pl.train(RUN, tmp_path / "run")
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    """Would catch a finished run that is trained anew, or another that takes its place."""
+    first = pl.train(RUN, tmp_path / "run", config={"a": 1, "b": {"c": [1, 2]}}, progress=False)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    again = pl.train(RUN, tmp_path / "run", config={"a": 1, "b": {"c": (1, 2)}}, progress=False)
+    pd.testing.assert_frame_equal(first, again)
+    for config, said in [
+        ({"a": 2, "b": {"c": [1, 2]}}, "has one with a=1"),
+        ({"a": 1, "b": {"c": [1, 3]}}, r"has one with b\.c=\[1, 2\]"),
+        ({"a": 1, "b": {"c": [1, 2]}, "d": 3}, "has one with no d"),
+        ({"a": 1}, r"has b\.c"),
+        (None, "has one with no env"),
+    ]:
+        with pytest.raises(pl.SettingError, match=f"must hold no other run; {said}"):
+            pl.train(RUN, tmp_path / "run", config=config, progress=False)
+    assert before == {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_what_is_described_can_be_read_back(tmp_path):

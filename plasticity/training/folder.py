@@ -23,6 +23,7 @@ from plasticity.spec import SettingError
 from plasticity.training.run import Run
 
 PARAMS = "params"
+CHECKPOINTS = "checkpoints"
 _PACKAGES = ("plasticity", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "minigrid")
 
 

@@ -20,7 +20,7 @@ from plasticity.networks import Params
 from plasticity.results import table
 from plasticity.spec import TARGET, describe
 from plasticity.training.checkpoints import Checkpoints, Standing
-from plasticity.training.folder import Job, RunFolder, is_finished
+from plasticity.training.folder import CHECKPOINTS, Job, RunFolder, is_finished
 from plasticity.training.host_lives import HostLives
 from plasticity.training.interrupts import Interrupts
 from plasticity.training.lifetime import Sums
@@ -29,7 +29,6 @@ from plasticity.training.progress import Progress
 from plasticity.training.recorder import Recorder
 from plasticity.training.run import Run, check_run
 
-CHECKPOINTS = "checkpoints"
 CHECKPOINT_MINUTES = 10.0
 
 
