@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiments.cli import fail, is_users, job_of, prepared
+from experiments.cli import check_keeping, fail, is_users, job_of, prepared
 from experiments.report import report
 from plasticity.results import ResultsError
 from plasticity.spec import SettingError
@@ -26,11 +26,12 @@ class Study(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(lambda: [prepared(config, Path(config.hydra.run.dir))])
+        self._check(config, lambda: [prepared(config, Path(config.hydra.run.dir))])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.sweeper._target_.endswith("BasicSweeper"):
-            self._check(lambda: _jobs(config))
+        basic = config.hydra.sweeper._target_.endswith("BasicSweeper")
+        # What jobs another sweeper will ask for is not known; each is looked at as it comes.
+        self._check(config, (lambda: _jobs(config)) if basic else None)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -38,9 +39,10 @@ class Study(Callback):
         except ResultsError as error:
             fail(error)
 
-    def _check(self, jobs: Callable[[], Iterable[Job]]) -> None:
+    def _check(self, config: DictConfig, jobs: Callable[[], Iterable[Job]] | None) -> None:
         try:
-            if not [is_finished(job) for job in jobs()]:
+            check_keeping(config)
+            if jobs is not None and not [is_finished(job) for job in jobs()]:
                 raise SettingError("sweep", [], "must have at least one job")
         except Exception as error:
             # Anything else would be a warning to Hydra, and the job would start all the same.

@@ -29,7 +29,17 @@ CONFIG = "train"
 # In configs: the names of the parts of a group, "layer_norm+soft_shrink_perturb".
 OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_start", replace=True)
 
+_NOT_OF_THE_STUDY = ("hydra", "out", "checkpoint_minutes")
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: set to 1, tracebacks are shown whole
+
+
+def check_keeping(config: DictConfig) -> None:
+    """Raises `SettingError` if what says where and when to write cannot be used."""
+    if not isinstance(config.out, str) or not config.out:
+        raise SettingError("out", config.out, "must be a folder")
+    minutes = config.checkpoint_minutes
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes >= 0:
+        raise SettingError("checkpoint_minutes", minutes, "must be a number >= 0")
 
 
 def prepared(config: DictConfig, folder: Path) -> Job:
@@ -38,13 +48,9 @@ def prepared(config: DictConfig, folder: Path) -> Job:
     Raises:
       SettingError: a setting cannot be used.
     """
-    own = ("hydra", "out", "checkpoint_minutes")  # not of the study
-    if not isinstance(config.out, str) or not config.out:
-        raise SettingError("out", config.out, "must be a folder")
-    minutes = config.checkpoint_minutes
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes >= 0:
-        raise SettingError("checkpoint_minutes", minutes, "must be a number >= 0")
-    study = OmegaConf.masked_copy(config, [str(key) for key in config if key not in own])
+    study = OmegaConf.masked_copy(
+        config, [str(key) for key in config if key not in _NOT_OF_THE_STUDY]
+    )
     plain: Any = OmegaConf.to_container(study, resolve=True)
     return Job(tuple(runs_from(plain)), folder, plain)
 

@@ -195,17 +195,21 @@ def _show(jobs: Sequence[Job], groups: Sequence[Group]) -> None:
     """Says what will be trained, and how."""
     finished = len(jobs) - sum(len(group.jobs) for group in groups)
     print(
-        f"{len(jobs)} jobs: {len(groups)} program{'s' * (len(groups) != 1)} to train"
+        f"{_count(len(jobs), 'job')}: {_count(len(groups), 'program')} to train"
         + f", {finished} finished already" * (finished > 0)
     )
     for number, group in enumerate(groups, 1):
         memory = group.memory
         print(
-            f"  [{number}/{len(groups)}] {group.name}: {len(group.jobs)} jobs, "
-            f"{group.agents} agents"
+            f"  [{number}/{len(groups)}] {group.name}: {_count(len(group.jobs), 'job')}, "
+            f"{_count(group.agents, 'agent')}"
             + (f", about {math.ceil(memory / 1e6):,} MB" if memory is not None else ""),
             flush=True,
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _mean_return(job: Job) -> float:

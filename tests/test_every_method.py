@@ -121,7 +121,5 @@ def test_with_another_kind_of_network(name):
     """Would catch a method that knows one torso, one activation for each unit, or no norm."""
     network = Network(hidden=(8, 6, 4), shared=False, activation="crelu", norm="layer_norm")
     runs = lives.stack([run_of(chain(METHODS[name]()), network=network)])
-    after, begun = (
-        jax.eval_shape(jax.vmap(of_one), runs) for of_one in (live_one, lifetime.begin)
-    )
+    after, begun = (jax.eval_shape(jax.vmap(of_one), runs) for of_one in (live_one, lifetime.begin))
     assert after[:2] == (begun.learner.params, begun.intervention)
