@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -112,6 +113,7 @@ def train_all(
       SettingError: a folder holds something else.
       KeyboardInterrupt: after Ctrl-C or SIGTERM.
     """
+    _tidy(jobs, Path(sweep or "."))
     groups = plan(jobs, Path(sweep or "."), agents)
     failed: dict[Path, Exception] = {}
     if sweep is not None:
@@ -153,16 +155,25 @@ def _train(group: Group, title: str, minutes: float) -> None:
     jax.clear_caches()
 
 
+def _tidy(jobs: Sequence[Job], sweep: Path) -> None:
+    """Removes checkpoints of finished jobs, which a process killed at the very end may leave."""
+    finished = {job.folder.name for job in jobs if is_finished(job)}
+    for job in jobs:
+        if job.folder.name in finished:
+            shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
+    for listed in (sweep / STACKS).glob(f"*/{_JOBS}"):
+        if set(json.loads(listed.read_text())) <= finished:
+            shutil.rmtree(listed.parent, ignore_errors=True)
+
+
 def _under_way(jobs: Sequence[Job], sweep: Path) -> Iterator[Group]:
-    """The groups that have checkpoints and unfinished jobs."""
+    """The groups that have checkpoints, of which `_tidy` has left those with unfinished jobs."""
     by_name = {job.folder.name: job for job in jobs}
     for listed in sorted((sweep / STACKS).glob(f"*/{_JOBS}")):
         names = json.loads(listed.read_text())
         if not set(names) <= by_name.keys():
             continue
-        group = Group(tuple(by_name[name] for name in names), listed.parent)
-        if not all(is_finished(job) for job in group.jobs):
-            yield group
+        yield Group(tuple(by_name[name] for name in names), listed.parent)
 
 
 def _group(jobs: Sequence[Job], sweep: Path) -> Group:

@@ -239,10 +239,12 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, undisturbed, monkey
         nonlocal waited
         waited += at == "wait_until_finished" and self.latest_step() == 12
         if waited == 1 or (at == "save" and args[0] == 12):
-            (self.directory / "12.orbax-checkpoint-tmp").mkdir(exist_ok=True)
-            if waited:  # what had been written is not there
+            left = self.directory / "12.orbax-checkpoint-tmp"
+            if waited:
                 real(self)
-                (self.directory / "12").rename(self.directory / "12.orbax-checkpoint-tmp")
+                (self.directory / "12").rename(left)
+            else:
+                left.mkdir()
             raise error
         return real(self, *args, **kwargs)
 
@@ -260,6 +262,20 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, undisturbed, monkey
     train(folder)
     assert [session["from_update"] for session in meta_of(folder)["sessions"]] == [0, 6]
     is_as_undisturbed(folder, undisturbed)
+
+
+def test_a_last_checkpoint_that_fails_does_not_matter(tmp_path, undisturbed, monkeypatch):
+    """Would catch a finished run that ends in an error about what nobody needs any more."""
+    real = ocp.CheckpointManager.wait_until_finished
+
+    def fail(self):
+        real(self)
+        if self.latest_step() == 18:
+            raise ValueError(FULL)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+    train(tmp_path / "run")
+    is_as_undisturbed(tmp_path / "run", undisturbed)
 
 
 def test_environments_on_the_host_go_on_from_the_end_of_a_round(tmp_path, stop_every):
@@ -306,10 +322,11 @@ def test_killed_ten_times(tmp_path):
     undisturbed, folder = tmp_path / "undisturbed/run", tmp_path / "run"
     for path in (tmp_path / "warm/run", undisturbed):  # the first to have all compiled
         process, began = start(path), time.monotonic()
-        until(path / "meta.json", process)
+        until(path / "metrics.parquet", process)
         prepared = time.monotonic() - began
         if path != undisturbed:
-            until(path / "checkpoints/20", process)
+            while results.load(path)["update"].max() < 24:  # all that a round needs
+                time.sleep(0.05)
             process.kill()
         _, error = process.communicate(timeout=120)
         whole = time.monotonic() - began
@@ -326,9 +343,8 @@ def test_killed_ten_times(tmp_path):
     draw, killed = random.Random(0), 0
     for _ in range(9):
         process = start(folder)
-        # From imports to a share of the work, so that it lasts for all of them.
-        share = draw.uniform(-0.1, 0.25)
-        time.sleep(max(prepared + share * (whole - prepared), 0.5))
+        # From before the first checkpoint to a share of the work, so that it lasts for all.
+        time.sleep(draw.uniform(prepared - 1, prepared + 0.25 * (whole - prepared)))
         process.kill()
         _, error = process.communicate(timeout=60)
         assert process.returncode in (0, -signal.SIGKILL), error
@@ -339,5 +355,5 @@ def test_killed_ten_times(tmp_path):
     assert process.returncode == 0, error
     began = [session["from_update"] for session in meta_of(folder)["sessions"]]
     assert began == sorted(began)
-    assert began[-1] > 20
+    assert len({update for update in began if update > 0}) >= 3
     is_as_undisturbed(folder, undisturbed)

@@ -38,7 +38,7 @@ class Checkpoints:
     """The checkpoints of a stack, in a folder that one process at a time may use.
 
     They are written in the background, and a new one is there as a whole or not at all. The one
-    before it is kept.
+    before it is kept. When the block ends without an error the runs are done, and the folder goes.
 
     Args:
       folder: where; made if it does not exist.
@@ -79,11 +79,14 @@ class Checkpoints:
     ) -> None:
         try:
             # A checkpoint under way would be lost with the process.
-            if kind is None or issubclass(kind, KeyboardInterrupt):
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
                 self._wait()
         finally:
-            with contextlib.suppress(Exception):  # the error is being raised already
+            # An error is being raised already, or the runs are done and nobody needs it.
+            with contextlib.suppress(Exception):
                 self._manager.close()
+            if kind is None:
+                shutil.rmtree(self._folder, ignore_errors=True)
             self._lock.close()
 
     def save(self, standing: Standing, recorder: Recorder) -> None:
@@ -135,10 +138,6 @@ class Checkpoints:
             state=self._filled(arrays["state"]),
             pending=Sums(arrays["updates"], arrays["metrics"], Episodes(**arrays["episodes"])),
         )
-
-    def remove(self) -> None:
-        """Removes the folder, after the block."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _check(self, about: Any) -> None:
         for name, version in self._versions.items():

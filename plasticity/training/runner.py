@@ -5,6 +5,7 @@ No arithmetic of the study happens here beyond dividing sums by counts.
 
 import contextlib
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -85,7 +86,10 @@ def train(
         config = describe(runs[0], runs)
         del config[TARGET]
     job = Job(runs, Path(folder), config)
-    if not is_finished(job):
+    if is_finished(job):
+        # A process that was killed at the very end may have left them.
+        shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
+    else:
         train_jobs(
             [job],
             names=names,
@@ -150,7 +154,6 @@ def train_jobs(
         write()
         for folder, share in zip(folders, shares, strict=True):
             folder.write_params(jax.tree.map(lambda x, own=share: x[own], params))
-    kept.remove()
 
 
 def intervals_of(run: Run) -> dict[str, int]:
