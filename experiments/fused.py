@@ -98,7 +98,7 @@ def train_all(
     agents: int | None = None,
     minutes: float = 10,
 ) -> list[float | Exception]:
-    """Trains jobs, those of equal structure together.
+    """Trains jobs, those of equal structure together, and draws a figure of each.
 
     Args:
       jobs: the jobs; those that are finished are left alone.
@@ -153,6 +153,8 @@ def _train(group: Group, title: str, minutes: float) -> None:
         group.place.parent.rmdir()
     # A process can map the programs of some thirty groups. They are still in the cache on disk.
     jax.clear_caches()
+    for job in group.jobs:
+        results.save(results.overview(results.load(job.folder)), job.folder / "figures/overview")
 
 
 def _tidy(jobs: Sequence[Job], sweep: Path) -> None:

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from experiments.cli import CONFIG, CONFIGS, command, prepared
 from experiments.fused import train_all
-from plasticity import results
 
 
 @hydra.main(config_path=str(CONFIGS), config_name=CONFIG, version_base="1.3")
@@ -18,7 +17,6 @@ def job(config: DictConfig) -> float:
     (outcome,) = train_all([prepared(config, folder)], minutes=config.checkpoint_minutes)
     if isinstance(outcome, Exception):
         raise outcome
-    results.save(results.overview(results.load(folder)), folder / "figures" / "overview")
     print(f"results in {folder}")
     return outcome
 

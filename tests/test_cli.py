@@ -74,6 +74,7 @@ def test_a_sweep_ends_in_tables_a_figure_and_one_frame(shell, tmp_path, capsys):
         assert [session["from_update"] for session in meta["sessions"]] == [0]
         assert {"jax", "flax", "optax", "python"} <= set(meta["versions"])
         assert load_params(job)["policy"]["kernel"].shape == (2, 8, 4)
+        assert (job / "figures/overview.svg").exists()
 
     # The same command once more finds all done: nothing but figures is written again.
     files = [path for path in (tmp_path / "sweep").glob("*/**/*") if path.is_file()]
