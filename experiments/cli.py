@@ -79,14 +79,7 @@ def command(main: Callable[[], Any]) -> None:
 
     Ctrl-C ends it with status 130.
     """
-    warnings.showwarning = _say
-    # A program compiled once, in this sweep or an earlier one, is not compiled again.
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/plasticity/jax"))
-    # A device for each core, so that a stack is shared out among them. A process that has begun
-    # to compute already keeps those that it has.
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", _cores())
+    set_up()
     whole = os.environ.get(_FULL_ERROR)
     os.environ[_FULL_ERROR] = "1"  # so that Hydra lets errors through to here
     try:
@@ -102,11 +95,26 @@ def command(main: Callable[[], Any]) -> None:
             del os.environ[_FULL_ERROR]
 
 
+def set_up() -> None:
+    """What is done once in each process that trains, before JAX begins to compute."""
+    warnings.showwarning = _say
+    # A program compiled once, in this sweep or an earlier one, is not compiled again.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/plasticity/jax"))
+    # A device for each core, so that a stack is shared out among them. A process that has begun
+    # to compute already keeps those that it has.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", _cores())
+
+
 def _cores() -> int:
     """The processor's cores that this process may use."""
+    given = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        given = len(os.sched_getaffinity(0))
+    # What SLURM, and what Ray (or the user) grants, where that is not enforced.
+    granted = [os.environ.get(name, "") for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS")]
+    return min([given, *(int(number) for number in granted if number.isdigit())]) or 1
 
 
 def is_users(error: Exception) -> bool:

@@ -5,7 +5,8 @@ import math
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,9 @@ class Group(NamedTuple):
         return memory_of(run).of(self.agents, _at_once(self.agents))
 
 
-def plan(jobs: Sequence[Job], sweep: Path, agents: int | None = None) -> list[Group]:
+def plan(
+    jobs: Sequence[Job], sweep: Path, agents: int | None = None, here: bool = True
+) -> list[Group]:
     """The groups in which unfinished jobs train.
 
     A group that has been under way stays as it is, for its checkpoints are of all its jobs; so
@@ -66,8 +69,8 @@ def plan(jobs: Sequence[Job], sweep: Path, agents: int | None = None) -> list[Gr
     Args:
       jobs: of which some may be finished.
       sweep: the folder that theirs are in.
-      agents: at most so many in a group; as many as fit in memory if not given. A job is not
-        divided.
+      agents: at most so many in a group. A job is not divided.
+      here: whether they train on this machine, so that a group must fit in its memory.
     """
     groups = list(_under_way(jobs, sweep))
     taken = {job.folder for group in groups for job in group.jobs}
@@ -79,8 +82,8 @@ def plan(jobs: Sequence[Job], sweep: Path, agents: int | None = None) -> list[Gr
         alone = not isinstance(run.env, CompiledEnv) or (job.folder / CHECKPOINTS).exists()
         stackable.setdefault(job.folder if alone else jax.tree.structure(run), []).append(job)
     for alike in stackable.values():
-        fitting = _fitting(alike[0], agents)
         total = sum(len(job.runs) for job in alike)
+        fitting = _fitting(alike[0], agents) if here else agents or total
         share = math.ceil(total / math.ceil(total / fitting))
         chunk: list[Job] = []
         for job in alike:
@@ -97,6 +100,7 @@ def train_all(
     sweep: str | Path | None = None,
     agents: int | None = None,
     minutes: float = 10,
+    elsewhere: Callable[[Sequence[Group]], Mapping[Path, Exception]] | None = None,
 ) -> list[float | Exception]:
     """Trains jobs, those of equal structure together, and draws a figure of each.
 
@@ -105,6 +109,8 @@ def train_all(
       sweep: the folder that theirs are in; if not given there is one job, which is no sweep.
       agents: see `plan`.
       minutes: between checkpoints.
+      elsewhere: has groups trained by other processes, and returns what went wrong, by the
+        job's folder. If not given, they are trained one after the other in this process.
 
     Returns:
       The mean return over the lifetime of each job, or what it failed with.
@@ -113,29 +119,39 @@ def train_all(
       SettingError: a folder holds something else.
       KeyboardInterrupt: after Ctrl-C or SIGTERM.
     """
+    here = elsewhere is None
     _tidy(jobs, Path(sweep or "."))
-    groups = plan(jobs, Path(sweep or "."), agents)
-    failed: dict[Path, Exception] = {}
+    groups = plan(jobs, Path(sweep or "."), agents, here)
     if sweep is not None:
-        _show(jobs, groups)
-    for number, group in enumerate(groups, 1):
-        title = group.name if sweep is None else f"[{number}/{len(groups)}] {group.name}"
-        try:
-            _train(group, title, minutes)
-        except KeyboardInterrupt:
-            where = sweep or group.jobs[0].folder
-            print(f"interrupted; the same command goes on with what is in {where}", file=sys.stderr)
-            raise
-        except Exception as error:
-            if not is_users(error):
-                traceback.print_exc()
-            failed |= {job.folder: error for job in group.jobs}
+        _show(jobs, groups, here)
+    try:
+        failed = _train_here(groups, sweep, minutes) if elsewhere is None else elsewhere(groups)
+    except KeyboardInterrupt:
+        where = sweep or jobs[0].folder
+        print(f"interrupted; the same command goes on with what is in {where}", file=sys.stderr)
+        raise
     outcomes = [failed.get(job.folder) or _mean_return(job) for job in jobs]
     if failed and sweep is not None:
         print(f"{len(failed)} of {len(jobs)} jobs failed:", file=sys.stderr)
         for folder, why in failed.items():
             print(f"  {folder}: {one_line(why)}", file=sys.stderr)
     return outcomes
+
+
+def _train_here(
+    groups: Sequence[Group], sweep: str | Path | None, minutes: float
+) -> dict[Path, Exception]:
+    """Trains groups, and returns what went wrong, by the job's folder."""
+    failed: dict[Path, Exception] = {}
+    for number, group in enumerate(groups, 1):
+        title = group.name if sweep is None else f"[{number}/{len(groups)}] {group.name}"
+        try:
+            _train(group, title, minutes)
+        except Exception as error:
+            if not is_users(error):
+                traceback.print_exc()
+            failed |= {job.folder: error for job in group.jobs}
+    return failed
 
 
 def _train(group: Group, title: str, minutes: float) -> None:
@@ -149,12 +165,15 @@ def _train(group: Group, title: str, minutes: float) -> None:
         checkpoint_minutes=minutes,
         progress=Progress.of(title, runs),
     )
-    if group.place is not None and not any(group.place.parent.iterdir()):
-        group.place.parent.rmdir()
     # A process can map the programs of some thirty groups. They are still in the cache on disk.
     jax.clear_caches()
     for job in group.jobs:
-        results.save(results.overview(results.load(job.folder)), job.folder / "figures/overview")
+        try:
+            figure = results.overview(results.load(job.folder))
+        except results.ResultsError as error:  # as when no episode has ended
+            warnings.warn(f"{job.folder}: no figure: {error}", stacklevel=1)
+        else:
+            results.save(figure, job.folder / "figures/overview")
 
 
 def _tidy(jobs: Sequence[Job], sweep: Path) -> None:
@@ -204,15 +223,15 @@ def _at_once(agents: int) -> int:
     return len(arrangement.devices) if on_cpu else share
 
 
-def _show(jobs: Sequence[Job], groups: Sequence[Group]) -> None:
-    """Says what will be trained, and how."""
+def _show(jobs: Sequence[Job], groups: Sequence[Group], here: bool) -> None:
+    """Says what will be trained, and how; what memory it takes, if it takes this machine's."""
     finished = len(jobs) - sum(len(group.jobs) for group in groups)
     print(
         f"{_count(len(jobs), 'job')}: {_count(len(groups), 'program')} to train"
         + f", {finished} finished already" * (finished > 0)
     )
     for number, group in enumerate(groups, 1):
-        memory = group.memory
+        memory = group.memory if here else None
         print(
             f"  [{number}/{len(groups)}] {group.name}: {_count(len(group.jobs), 'job')}, "
             f"{_count(group.agents, 'agent')}"

@@ -1,14 +1,17 @@
 """Hydra's door to `experiments.fused`: a launcher must be in this namespace to be found."""
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from experiments import fused
 from experiments.cli import job_of
+from experiments.cluster import Cluster
+from experiments.fused import STACKS, train_all
 
 
 class FusedLauncher(Launcher):
@@ -16,29 +19,38 @@ class FusedLauncher(Launcher):
 
     Args:
       agents: at most so many in one program; as many as fit in memory if not given.
+      inner: a launcher that has each program trained as a job of a cluster; one after the other
+        in this process if not given.
     """
 
-    def __init__(self, agents: int | None = None) -> None:
-        self._agents = agents
+    def __init__(self, agents: int | None = None, inner: Launcher | None = None) -> None:
+        self._agents, self._inner = agents, inner
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Takes over what the jobs are composed from. What they do is known."""
-        self._loader, self._config = hydra_context.config_loader, config
+        self._context, self._config = hydra_context, config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Trains them and returns, of each, the mean return over its lifetime, or its error."""
         setup_globals()
+        config = self._config
         jobs = [
-            job_of(self._loader, self._config, overrides, number)
+            job_of(self._context.config_loader, config, overrides, number)
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
-        outcomes = fused.train_all(
-            jobs, self._config.hydra.sweep.dir, self._agents, self._config.checkpoint_minutes
-        )
+        sweep = Path(config.hydra.sweep.dir)
+        elsewhere = None
+        if self._inner is not None:
+            sweep = sweep.absolute()
+            jobs = [job._replace(folder=job.folder.absolute()) for job in jobs]
+            elsewhere = Cluster(self._inner, self._context, config, sweep, self._agents)
+        outcomes = train_all(jobs, sweep, self._agents, config.checkpoint_minutes, elsewhere)
+        with contextlib.suppress(OSError):  # not there, or with what can be gone on with
+            (sweep / STACKS).rmdir()
         return [
             JobReturn(
                 overrides=overrides,

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back until it is safe to stop."""
+"""Ctrl-C and what schedulers send, held back until it is safe to stop."""
 
 import signal
 import threading
@@ -7,23 +7,25 @@ from typing import Any, Self
 
 
 class Interrupts:
-    """Within the block a first SIGINT or SIGTERM is only noted; `check` raises it.
+    """Within the block a first SIGINT, SIGTERM or SIGUSR2 is only noted; `check` raises it.
+
+    SIGTERM and SIGUSR2 are what schedulers warn with before they take a machine away.
 
     An exception out of the middle of a compilation or a dispatch can take the process down with
     it, results and all. A second signal is not held back. Outside of the main thread, which
     alone can handle signals, the block changes nothing.
 
     Attributes:
-      noted: whether a signal has come.
+      noted: the signal that has come, None if there was none.
     """
 
     def __init__(self) -> None:
-        self.noted = False
+        self.noted: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -37,11 +39,11 @@ class Interrupts:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal has come."""
+        """Raises KeyboardInterrupt, with the signal in it, if one has come."""
         if self.noted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self.noted)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.noted:
-            raise KeyboardInterrupt
-        self.noted = True
+            raise KeyboardInterrupt(signal.Signals(number))
+        self.noted = signal.Signals(number)

@@ -65,8 +65,8 @@ def train(
         is of other versions. Nothing has been compiled or written then.
       ValueError: the runs are not of equal structure, there are none, or two share name and
         seed.
-      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the stretch of updates under way is done
-        and, where it can be, a checkpoint of it is written.
+      KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR2, once the stretch of updates under way
+        is done and, where it can be, a checkpoint of it is written.
     """
     runs = (runs,) if isinstance(runs, Run) else tuple(runs)
     for run in runs:
@@ -251,7 +251,7 @@ def _live(
                 recorder.add(update, jax.device_get(metrics), lives.state.diverged)
                 progress.show(round, update, metrics.get("train_return"), stop == schedule.updates)
                 waited = time.monotonic() - kept_at
-                wanted = interrupts.noted or waited > 60 * checkpoint_minutes > 0
+                wanted = interrupts.noted is not None or waited > 60 * checkpoint_minutes > 0
                 if stop == schedule.updates or (wanted and lives.restarts_anywhere):
                     keep(Standing(on_host(lives.state), pending))
                     kept_at = time.monotonic()
