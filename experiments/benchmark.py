@@ -1,8 +1,14 @@
-"""How fast it trains: `python -m experiments.benchmark`.
+"""How fast it trains, and how fast it could: `python -m experiments.benchmark`.
 
-Environment steps a second, training included, for the presets at several numbers of agents; what
-the probes cost at their default intervals; compile times apart. Each figure is the median of
-several stretches in one process; compare the rows of one table, not of two.
+Environment steps a second, training included, for the presets at several numbers of agents; the
+time of so many agents over that of one alone; what the probes cost at their default intervals;
+compile times apart; the peak of memory. Beside it the floor under the time of a step: the
+operations and bytes that it takes, counted, at the rates that the device reaches with nothing else
+to do, measured in the same process. For environments on the host, their own speed with random
+actions, and what the time of training goes to.
+
+Each row is measured in a process of its own, so that memory and compiling are its alone. Figures
+are medians of several stretches; compare the rows of one table, not of two.
 
 With `--methods`, what each intervention and each probe costs at the quickstart preset instead:
 the time of an update under the intervention over that without, stretches of the two in turn; and
@@ -10,30 +16,58 @@ the time of one measurement by the probe over that of an update.
 """
 
 import argparse
+import contextlib
+import math
 import platform
+import re
+import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from experiments.cli import command, runs_of
+from experiments.cli import command, one_line, runs_of
+from experiments.fused import Group
 from experiments.methods import methods
 from plasticity.agents import Metrics
+from plasticity.envs import Gymnasium, HostEnvs, HostStep
+from plasticity.envs.base import CompiledEnv
 from plasticity.interventions import Interventions
+from plasticity.networks import by_layer
 from plasticity.probes import Probes
-from plasticity.training import Run
+from plasticity.spec import fields
+from plasticity.training import Job, Run, lifetime
+from plasticity.training.arrangement import Arrangement
+from plasticity.training.host_lives import Crew, HostLives
+from plasticity.training.lifetime import Stream
 from plasticity.training.lives import CompiledLives, stack
+from plasticity.training.memory import available
 
 PRESETS = ("paper", "quickstart")
+HOST_PRESETS = ("minigrid",)
+MOST = "max"  # as many agents as fit
 REPEATS = 5  # stretches, of which the median counts
+_ON_CPU, _ON_GPU = (1, 4, 24), (1, 8, 64, 195, MOST)
+_LARGE = 2**26  # floats in all: more than caches hold
+_TRIES = 100  # short ones, so that in some nothing else runs
+_PASSES = 16  # at a time, in a loop whose length XLA knows
 _ERRORS = Console(stderr=True)
+
+Array = jax.Array
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -43,34 +77,329 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def measure(run: Run, agents: int, seconds: float) -> dict[str, float]:
-    """Speeds of `agents` copies of `run` trained together.
+# What a step takes at least
+
+
+class Count(NamedTuple):
+    """What one environment step takes, training included; or a device does in a second."""
+
+    operations: float  # of floating point
+    bytes: float
+
+    def per_second(self, rates: "Count") -> float:
+        """The environment steps a second that a device of these rates cannot exceed."""
+        return min(rates.operations / self.operations, rates.bytes / self.bytes)
+
+
+def count(run: Run) -> Count:
+    """What one environment step of a run takes at least, its share of the update included.
+
+    Operations are those of matrix products, a multiplication and an addition each: forward in the
+    rollout, forward for the values that are bootstrapped, forward and backward for each
+    transition in each epoch. There is no gradient with respect to an observation.
+
+    Bytes: for each gradient step parameters, gradient and Adam's two moments, all read and
+    written; the parameters read for each step of the rollout; each observation written once, and
+    read in each epoch. Activations need not leave a cache, nor need scalars of a transition count.
+
+    Environment, shuffling and what is done element by element are left out, as is all that an
+    intervention adds to the update.
+    """
+    assert isinstance(run.env, CompiledEnv)
+    ppo, params = run.agent, _params(run)
+    sizes = {name: math.prod(shape) for name, shape in _kernels(params).items()}
+    everything = sum(sizes.values())
+    seeing = sum(size for name, size in sizes.items() if name.endswith("hidden_0"))
+    shared = "value_torso" not in params
+    valuing = sum(
+        size
+        for name, size in sizes.items()
+        if (name != "policy" if shared else name.startswith("value"))
+    )
+    minibatches = ppo.batch_size // ppo.minibatch_size
+    learnt = ppo.num_epochs * minibatches * ppo.minibatch_size
+    bootstrapped = ppo.num_envs + ppo.batch_size * run.env.truncates
+    backward = everything + (everything - seeing)  # for the weights; for what they are applied to
+    operations = 2 * (
+        ppo.batch_size * everything + bootstrapped * valuing + learnt * (everything + backward)
+    )
+    parameters, observation = _bytes(params), 4 * math.prod(run.env.observation_shape)
+    moved = (
+        ppo.num_epochs * minibatches * 8 * parameters
+        + ppo.num_steps * parameters
+        + (ppo.batch_size + learnt) * observation
+    )
+    return Count(operations / ppo.batch_size, moved / ppo.batch_size)
+
+
+def rates(run: Run, agents: int, seconds: float) -> Count:
+    """The operations and bytes a second that all devices reach, in what `run` is made of.
+
+    Operations are of the products of a minibatch with the largest layer's weights, and back,
+    batched or in turn as training arranges so many agents. Bytes are of an addition to arrays
+    as large as a learner, or to ones larger than a cache, whichever is faster. In both the fastest
+    of many short stretches counts: what slows one down is not the device's limit.
+    """
+    params, devices = _params(run), len(jax.local_devices())
+    shares = max(agents, devices)  # a single agent leaves devices idle, which is no limit
+    shape = max(_kernels(params).values(), key=math.prod)
+    rows = jax.random.normal(jax.random.key(0), (shares, run.agent.minibatch_size, shape[0]))
+    # Orthonormal, so that however many products neither grow nor vanish.
+    weights = jax.nn.initializers.orthogonal()(jax.random.key(1), shape)
+    weights = jnp.broadcast_to(weights, (shares, *shape))
+    products = _rate(_back_and_forth, rows, weights, seconds=seconds)
+    operations = products * 4 * run.agent.minibatch_size * math.prod(shape)
+    moved = [
+        _rate(_add, array, seconds=seconds) * 2 * 4 * array.shape[1]
+        for array in (
+            jnp.zeros((shares, _bytes(params))),  # with gradient and moments, 4 bytes each
+            jnp.zeros((devices, _LARGE // devices)),
+        )
+    ]
+    return Count(operations, max(moved))
+
+
+def _rate(function: Callable[..., Array], *stacked: Array, seconds: float) -> float:
+    """How many times a second all devices do `function` for a run, its arrays being `stacked`."""
+    arrangement = Arrangement.of(len(stacked[0]))
+    arrays = arrangement.place(stacked)
+    repeat = arrangement.over_runs(function, shared=1)
+    jax.block_until_ready(repeat(*arrays, 1))
+    times = 1
+    while (took := timed(partial(repeat, *arrays, times))) < seconds / _TRIES:
+        times *= 2
+    tries = max(REPEATS, round(seconds / took))
+    best = min(timed(partial(repeat, *arrays, times)) for _ in range(tries))
+    return len(arrays[0]) * times * _PASSES / best
+
+
+def _back_and_forth(rows: Array, weights: Array, times: int) -> Array:
+    return _repeated(lambda rows: (rows @ weights) @ weights.T, rows, times)
+
+
+def _add(array: Array, times: int) -> Array:
+    return _repeated(lambda array: array + 1, array, times)
+
+
+def _repeated(function: Callable[[Array], Array], array: Array, times: int) -> Array:
+    def once(_: Any, array: Array) -> Array:
+        return jax.lax.optimization_barrier(function(array))  # or passes might be fused
+
+    def some(_: Any, array: Array) -> Array:
+        return jax.lax.fori_loop(0, _PASSES, once, array)
+
+    return jax.lax.fori_loop(0, times, some, array)
+
+
+def _params(run: Run) -> Any:
+    """The shapes of a run's parameters."""
+    return jax.eval_shape(lifetime.begin, run).learner.params
+
+
+def _kernels(params: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each layer's weights that rows are multiplied with."""
+    layers = by_layer(params).items()
+    return {name: layer["kernel"].shape for name, layer in layers if "kernel" in layer}
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+# Training
+
+
+class Speed(NamedTuple):
+    """What is measured of a number of agents that train together.
+
+    Attributes:
+      steps: environment steps a second of all agents, training included, probes not.
+      compiling: seconds, of the training program.
+      probes: the time of the probes at their interval over that of the training between.
+      memory: the most bytes that a device held; on a CPU the process, all that it loads included.
+      of_one: the time of an update over that of an agent alone.
+      step: what an environment step takes.
+      rates: what the devices do in a second.
+    """
+
+    steps: float
+    compiling: float
+    probes: float
+    memory: int
+    of_one: float
+    step: Count
+    rates: Count
+
+
+def measure(preset: str, agents: int, seconds: float) -> Speed:
+    """Measures so many agents of a preset trained together, seeds 0, 1, ..., in a fresh process.
 
     Args:
-      run: the run; seeds 0, 1, ... are trained.
+      preset: the experiment.
       agents: how many.
-      seconds: about how long to measure for.
-
-    Returns:
-      steps_per_second: environment steps of all agents, training included, probes not.
-      compile_seconds: of the training program.
-      probe_share: the time of the probes at their interval over that of the training between.
+      seconds: about how long to measure for, for each figure.
     """
-    runs = stack([run.replace(seed=seed) for seed in range(agents)])
-    lives = CompiledLives(runs)
+    run = runs_of(f"experiment={preset}")[0]
+    return Speed(
+        **_trained(run, agents, seconds),
+        step=count(run),
+        rates=rates(run, agents, seconds / 3),
+    )
+
+
+def _trained(run: Run, agents: int, seconds: float) -> dict[str, Any]:
+    """What of a `Speed` is measured by training; frees what it took."""
+    lives = CompiledLives(stack([run.replace(seed=seed) for seed in range(agents)]))
     compiled = timed(lambda: lives.advance(1))
     once = timed(lambda: lives.advance(1))
     stretch = max(1, round(seconds / REPEATS / once))
-    trained = [timed(lambda: lives.advance(stretch)) / stretch for _ in range(REPEATS)]
-    an_update = statistics.median(trained)
+    an_update = statistics.median(
+        timed(lambda: lives.advance(stretch)) / stretch for _ in range(REPEATS)
+    )
     lives.measure(run.probes.names)
     probed = [timed(lambda: lives.measure(run.probes.names)) for _ in range(REPEATS)]
     every = run.schedule.probe_every or run.schedule.updates
+    memory = _peak()  # before anything else is computed in this process
     return {
-        "steps_per_second": agents * run.agent.batch_size / an_update,
-        "compile_seconds": compiled - once,
-        "probe_share": statistics.median(probed) / (every * an_update),
+        "steps": agents * run.agent.batch_size / an_update,
+        "compiling": compiled - once,
+        "probes": statistics.median(probed) / (every * an_update),
+        "memory": memory,
+        "of_one": 1.0 if agents == 1 else ratio(lives.advance, _lives(run, 1).advance, seconds),
     }
+
+
+def _peak() -> int:
+    """The most bytes that one device held so far; on a CPU, that this process did."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        return max(each["peak_bytes_in_use"] for each in stats)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else 1024 * resident
+
+
+def most(preset: str) -> int:
+    """As many agents of a preset as fit into memory together, by estimate: a power of two."""
+    run = runs_of(f"experiment={preset}")[0]
+    room = available()
+
+    def fits(agents: int) -> bool:
+        memory = Group((Job((run,) * agents, Path(), {}),)).memory
+        return memory is not None and memory <= room
+
+    agents = 1
+    while fits(2 * agents) and agents < 2**16:
+        agents *= 2
+    return agents
+
+
+# Environments on the host
+
+
+class HostSpeed(NamedTuple):
+    """What is measured of one agent in environments on the host.
+
+    Attributes:
+      alone: environment steps a second with random actions.
+      steps: environment steps a second with training included.
+      environments: the share of the environments in the time of training.
+      policy: the share of the policy that acts in them, transfers included.
+      update: the share of the rest, which is PPO's update.
+    """
+
+    alone: float
+    steps: float
+    environments: float
+    policy: float
+    update: float
+
+
+class _Clock:
+    """`HostEnvs` that notes the time which they take, and the time between.
+
+    Attributes:
+      spent: seconds in them.
+      between: seconds before each step, since they last returned.
+    """
+
+    def __init__(self, envs: HostEnvs) -> None:
+        self._envs = envs
+        self.spent = self._left = 0.0
+        self.between: list[float] = []
+
+    def reset(self, levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        with self._clocked():
+            return self._envs.reset(levels, mask)
+
+    def step(self, actions: np.ndarray) -> HostStep:
+        self.between.append(time.perf_counter() - self._left)
+        with self._clocked():
+            return self._envs.step(actions)
+
+    def close(self) -> None:
+        self._envs.close()
+
+    @contextlib.contextmanager
+    def _clocked(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._left = time.perf_counter()
+        self.spent += self._left - began
+
+
+class _Clocked(Gymnasium):
+    """The environment with a clock."""
+
+    made: ClassVar[list[_Clock]] = []  # in the order made
+
+    def make(self, num_envs: int) -> HostEnvs:  # type: ignore[override]
+        self.made.append(_Clock(super().make(num_envs)))
+        return self.made[-1]
+
+
+def measure_host(preset: str, seconds: float) -> HostSpeed:
+    """Measures one agent of a preset whose environments live on the host, in a fresh process."""
+    run = runs_of(f"experiment={preset}")[0]
+    env = _Clocked(**{name: getattr(run.env, name) for name, _ in fields(run.env)})
+    runs, size = stack([run.replace(env=env)]), run.agent.batch_size
+    lives = HostLives(runs)
+    clock = env.made[0]  # of those that it trains in
+    crew = Crew(runs, run.agent.num_envs)
+    crew.begin(lives.state.task, Stream.ENVS, 0)
+    draw = np.random.default_rng(0)
+
+    def act(times: int) -> None:
+        shape = (times * run.agent.num_steps, 1, run.agent.num_envs)
+        for actions in draw.integers(env.num_actions, size=shape):
+            crew.step(actions)
+
+    alone = statistics.median(_stretches(act, seconds))
+    lives.advance(3)  # compiles the update, with episodes that are cut off and without
+    clock.spent = 0.0
+    clock.between.clear()
+    began = time.perf_counter()
+    trained = statistics.median(_stretches(lives.advance, seconds))
+    whole = time.perf_counter() - began
+    # What passes before a step is the policy's; but before the first of a rollout the update's too.
+    policy = statistics.median(clock.between) * len(clock.between)
+    lives.close()
+    crew.close()
+    return HostSpeed(
+        alone=size / alone,
+        steps=size / trained,
+        environments=clock.spent / whole,
+        policy=policy / whole,
+        update=1 - (clock.spent + policy) / whole,
+    )
+
+
+def _stretches(work: Callable[[int], Any], seconds: float) -> list[float]:
+    """Seconds that doing the work once takes, by stretches of about `seconds` in all."""
+    times = max(1, round(seconds / REPEATS / timed(lambda: work(1))))
+    return [timed(lambda: work(times)) / times for _ in range(REPEATS)]
+
+
+# What methods cost
 
 
 def ratio(work: Callable[[int], Any], baseline: Callable[[int], Any], seconds: float) -> float:
@@ -95,7 +424,9 @@ def ratio(work: Callable[[int], Any], baseline: Callable[[int], Any], seconds: f
 def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> Table:
     """The time of an update under each intervention over that under none."""
     baselines = [_lives(plain, n) for n in agents]
-    table = _table("intervention", *map(_agents, agents), title="Time of an update, none being 1")
+    table = _table(
+        "intervention", *map(_agents, agents), title=f"Time of an update, none being 1: {_name()}"
+    )
     for method in track(methods("intervention"), console=_ERRORS):
         run = plain.replace(intervention=Interventions.of(method.kind()))
         cells = [
@@ -110,7 +441,9 @@ def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> 
 def cost_of_probes(plain: Run, default: Probes, agents: Sequence[int], seconds: float) -> Table:
     """The time of a measurement by each probe, and by the default ones, over that of an update."""
     baselines = [_lives(plain, n) for n in agents]
-    table = _table("probe", *map(_agents, agents), title="Time of a measurement, in updates")
+    table = _table(
+        "probe", *map(_agents, agents), title=f"Time of a measurement, in updates: {_name()}"
+    )
     each = {method.name: Probes.of(method.kind()) for method in methods("probes")}
     for name, probes in track({"default": default, **each}.items(), console=_ERRORS):
         cells = []
@@ -138,60 +471,217 @@ def _agents(number: int) -> str:
     return f"{number} agent{'s' * (number > 1)}"
 
 
-def _table(*columns: str, title: str) -> Table:
-    """An empty table, numbers to the right, titled with what was measured and on what."""
-    device = jax.devices()[0]
-    title = (
-        f"{title}: {device.device_kind} x {len(jax.devices())}, {platform.machine()}, "
-        f"Python {platform.python_version()}, JAX {jax.__version__}"
+# The tables
+
+
+class Machine(NamedTuple):
+    """What is measured on, and what is measured there.
+
+    Attributes:
+      name: the device, how many of them, and versions.
+      gpu: whether that is a GPU.
+      rows: presets and numbers of agents.
+    """
+
+    name: str
+    gpu: bool
+    rows: list[tuple[str, int]]
+
+
+def machine(presets: Sequence[str], agents: Sequence[int | str] | None) -> Machine:
+    """This machine, and the rows for it.
+
+    Args:
+      presets: those of compiled environments.
+      agents: numbers, or `MOST`, which is left out where a number is as large; if not given,
+        what suits the device.
+    """
+    gpu = jax.default_backend() == "gpu"
+    agents = agents or (_ON_GPU if gpu else _ON_CPU)
+    numbers = sorted({n for n in agents if isinstance(n, int)})
+    rows = [(preset, n) for preset in presets for n in numbers]
+    if MOST in agents:
+        rows += [(preset, n) for preset in presets if (n := most(preset)) > max([0, *numbers])]
+    return Machine(_name(), gpu, sorted(rows, key=lambda row: presets.index(row[0])))
+
+
+def _name() -> str:
+    name = jax.devices()[0].device_kind
+    if name == "cpu" and (table := Path("/proc/cpuinfo")).exists():
+        models = re.findall(r"model name\s*: (.+)", table.read_text())
+        name = f"{models[0]}, cpu" if models else name
+    return (
+        f"{name} x {len(jax.devices())}, {platform.machine()}, Python {platform.python_version()}, "
+        f"JAX {jax.__version__}, jaxlib {version('jaxlib')}"
     )
-    table = Table(*columns, title=title, min_width=len(title), box=box.MARKDOWN)
+
+
+def training_table(here: Machine, speeds: dict[tuple[str, int], Speed | None]) -> Table:
+    """Speeds by preset and number of agents; None where that failed."""
+    missing = "" if here.gpu else "\nGPU: none on this machine, not measured"
+    table = _table(
+        *("preset", "agents", "steps/s", "steps/s an agent", "time / one agent's"),
+        *("of the floor", "probes", "compiling"),
+        "peak memory" if here.gpu else "peak memory of the process",
+        title=f"Training: {here.name}{missing}",
+    )
+    for (preset, agents), speed in speeds.items():
+        cells = (
+            ["failed"]
+            if speed is None
+            else [
+                f"{speed.steps:,.0f}",
+                f"{speed.steps / agents:,.0f}",
+                f"{speed.of_one:.2f}",
+                f"{speed.steps / speed.step.per_second(speed.rates):.0%}",
+                f"{speed.probes:.1%}",
+                f"{speed.compiling:.1f} s",
+                f"{speed.memory / 1e6:,.0f} MB",
+            ]
+        )
+        table.add_row(preset, str(agents), *cells)
+    return table
+
+
+def floor_table(name: str, speeds: dict[tuple[str, int], Speed | None]) -> Table:
+    """What the column `of the floor` was reckoned with."""
+    table = _table(
+        *("preset", "agents", "operations/step", "bytes/step", "GFLOP/s", "GB/s"),
+        *("floor, steps/s", "set by"),
+        title=f"Floor: {name}",
+    )
+    for (preset, agents), speed in speeds.items():
+        if speed is None:
+            continue
+        step, rates = speed.step, speed.rates
+        by_operations = rates.operations / step.operations < rates.bytes / step.bytes
+        table.add_row(
+            preset,
+            str(agents),
+            f"{step.operations:,.0f}",
+            f"{step.bytes:,.0f}",
+            f"{rates.operations / 1e9:,.0f}",
+            f"{rates.bytes / 1e9:,.0f}",
+            f"{step.per_second(rates):,.0f}",
+            "operations" if by_operations else "bytes",
+        )
+    return table
+
+
+def host_table(name: str, speeds: dict[str, HostSpeed | None]) -> Table:
+    """Speeds of environments on the host, by preset; None where that failed."""
+    table = _table(
+        *("preset", "agents", "steps/s, environments alone", "steps/s, training"),
+        *("environments", "policy", "update"),
+        title=f"Environments on the host: {name}",
+    )
+    for preset, speed in speeds.items():
+        cells = (
+            ["failed"]
+            if speed is None
+            else [
+                f"{speed.alone:,.0f}",
+                f"{speed.steps:,.0f}",
+                *(f"{share:.0%}" for share in (speed.environments, speed.policy, speed.update)),
+            ]
+        )
+        table.add_row(preset, "1", *cells)
+    return table
+
+
+def _table(*columns: str, title: str) -> Table:
+    """An empty table, numbers to the right."""
+    width = max(map(len, title.splitlines()))
+    table = Table(*columns, title=title, min_width=width, box=box.MARKDOWN)
     for column in table.columns[1:]:
         column.justify = "right"
     return table
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
+def _show(table: Table) -> None:
+    """Prints a table, whole where the terminal is too narrow for it."""
+    whole = Console(width=1000).measure(table).maximum
+    Console(width=max(Console().width, whole)).print(table)
+
+
+# The command line
+
+
+def alone(function: Callable[..., Any], *args: Any) -> Any:
+    """What `function` returns in a process of its own: nothing compiled, no memory held."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_there, function, *args).result()
+
+
+def _there(function: Callable[..., Any], *args: Any) -> Any:
+    jax.config.update("jax_enable_compilation_cache", False)  # or there is no compiling to time
+    results: list[Any] = []
+    command(lambda: results.append(function(*args)))
+    return results[0]
+
+
+def _tried(function: Callable[..., Any], preset: str, *args: Any) -> Any:
+    """A row, measured; None, with a line that says why, where that fails, as for want of memory."""
+    try:
+        return alone(function, preset, *args)
+    except Exception as error:
+        print(f"error: {preset}: {one_line(error)[:500]}", file=sys.stderr)
+        return None
+
+
+def _number(text: str) -> int | str:
+    if text == MOST:
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more, or {MOST}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text}: must be a number > 0")
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
-    parser.add_argument("--agents", nargs="+", type=_positive, default=[1, 4], metavar="N")
-    parser.add_argument("--seconds", type=float, default=10, help="time for each figure")
+    both = [*PRESETS, *HOST_PRESETS]
+    parser.add_argument("--presets", nargs="+", default=both, choices=both)
+    parser.add_argument(
+        "--agents", nargs="+", type=_number, metavar="N", help=f"numbers, or {MOST}: all that fit"
+    )
+    parser.add_argument("--seconds", type=_seconds, default=10, help="time for each figure")
     parser.add_argument(
         "--methods", action="store_true", help="what interventions and probes cost, instead"
     )
     arguments = parser.parse_args()
+    seconds = arguments.seconds
     if arguments.methods:
+        agents = arguments.agents or [1, 4]
+        if MOST in agents:
+            parser.error(f"argument --agents: {MOST}: must be a number with --methods")
         run = runs_of("experiment=quickstart")[0]
         plain = run.replace(intervention=Interventions(), probes=Probes())
-        agents, seconds = arguments.agents, arguments.seconds
-        Console().print(cost_of_interventions(plain, agents, seconds))
-        Console().print(cost_of_probes(plain, run.probes, agents, seconds))
+        _show(cost_of_interventions(plain, agents, seconds))
+        _show(cost_of_probes(plain, run.probes, agents, seconds))
         return
-    jax.config.update("jax_enable_compilation_cache", False)  # or there is no compiling to time
-    table = _table(
-        "preset", "agents", "steps/s", "steps/s an agent", "probes", "compiling", title="Training"
-    )
-    for preset in arguments.presets:
-        run = runs_of(f"experiment={preset}")[0]
-        for agents in arguments.agents:
-            speed = measure(run, agents, arguments.seconds)
-            table.add_row(
-                preset,
-                str(agents),
-                f"{speed['steps_per_second']:,.0f}",
-                f"{speed['steps_per_second'] / agents:,.0f}",
-                f"{speed['probe_share']:.1%}",
-                f"{speed['compile_seconds']:.1f} s",
-            )
-    Console().print(table)
+    # This process leaves the devices alone: what it held, no row could have.
+    presets = [preset for preset in PRESETS if preset in arguments.presets]
+    host = [preset for preset in HOST_PRESETS if preset in arguments.presets]
+    here = alone(machine, presets, arguments.agents)
+    work = [partial(_tried, measure, *row, seconds) for row in here.rows]
+    work += [partial(_tried, measure_host, preset, seconds) for preset in host]
+    measured = [one() for one in track(work, console=_ERRORS)]
+    if here.rows:
+        speeds = dict(zip(here.rows, measured, strict=False))
+        _show(training_table(here, speeds))
+        _show(floor_table(here.name, speeds))
+    if host:
+        _show(host_table(here.name, dict(zip(host, measured[len(here.rows) :], strict=True))))
+    if None in measured:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

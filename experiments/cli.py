@@ -29,8 +29,13 @@ CONFIG = "train"
 # In configs: the names of the parts of a group, "layer_norm+soft_shrink_perturb".
 OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_start", replace=True)
 
+_EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 _NOT_OF_THE_STUDY = ("hydra", "out", "checkpoint_minutes")
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: set to 1, tracebacks are shown whole
+
+
+class ClusterError(Exception):
+    """A job of a cluster did not finish."""
 
 
 def check_keeping(config: DictConfig) -> None:
@@ -119,7 +124,8 @@ def _cores() -> int:
 
 def is_users(error: Exception) -> bool:
     """Whether `error` is about what the user asked for, not a fault of the program."""
-    if isinstance(error, SettingError | ResultsError | HydraException | OmegaConfBaseException):
+    known = SettingError | ResultsError | HydraException | OmegaConfBaseException | ClusterError
+    if isinstance(error, known):
         return True
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     return isinstance(error, OSError) or f"{os.sep}hydra{os.sep}" in where
@@ -135,6 +141,9 @@ def one_line(error: Exception) -> str:
     """What is wrong, on one line: key, value and what is allowed where Hydra tells."""
     text = str(error)
     if missing := re.search(r"Could not (?:find|load) '(.+)/(.+)'", text):
+        if missing[1] == "hydra/launcher" and missing[2] in _EXTRAS:
+            extra = _EXTRAS[missing[2]]
+            return f"hydra/launcher: needs the extra: pip install 'plasticity[{extra}]'"
         group = CONFIGS / missing[1]
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE) or sorted(
             path.stem for path in group.glob("*.yaml")

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from experiments.cli import is_users, one_line, set_up
+from experiments.cli import ClusterError, is_users, one_line, set_up
 from experiments.fused import Group, train_all
 from plasticity.training import Job, is_finished
 
@@ -52,10 +51,10 @@ class Cluster:
         try:
             returned = self.launcher.launch([overrides] * len(groups), initial_job_idx=0)
         except Exception as error:
-            # One of them ended without an answer. What others do is seen in their folders.
-            if not is_users(error):
-                traceback.print_exc()
-            returned = [JobReturn(status=JobStatus.FAILED, _return_value=error)] * len(groups)
+            # One ended without an answer. Those after it may be training still.
+            lost = ClusterError(f"is waited for no longer, as {_first_lines(error)}")
+            lost.__cause__ = error
+            returned = [JobReturn(status=JobStatus.FAILED, _return_value=lost)] * len(groups)
         return {
             job.folder: _failure(answer, job)
             for group, answer in zip(groups, returned, strict=True)
@@ -113,5 +112,11 @@ def _failure(answer: JobReturn, job: Job) -> Exception:
     """Why a job is not finished."""
     said = answer._return_value
     if isinstance(said, Exception):
-        return said
-    return RuntimeError(said.get(job.folder, "not finished"))
+        return said if is_users(said) else ClusterError(_first_lines(said))
+    return ClusterError(said.get(job.folder, "was not trained"))
+
+
+def _first_lines(error: Exception) -> str:
+    """What went wrong, without the output that launchers put after it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {'; '.join(lines[:2])}"
