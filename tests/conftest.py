@@ -1,6 +1,8 @@
 """What every test shares: the CPU, no display, quick compilation, and a run small enough to try."""
 
 import os
+import shlex
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,8 +18,11 @@ jax.config.update("jax_num_cpu_devices", 2)
 
 import jax.numpy as jnp
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from shared import Void
 
+from experiments import train
+from experiments.cli import command
 from plasticity.agents import PPO
 from plasticity.envs.gather import Gather
 from plasticity.networks import Network
@@ -66,3 +71,23 @@ def context(tiny_run):
 def old(context):
     """Parameters as after some training: far from any initial draw."""
     return jax.tree.map(lambda x: 3 * x + 0.5, context.fresh(jax.random.key(1)))
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path):
+    """Runs a command line in this process, in an empty folder. Returns its exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # Hydra sets up logging anew, at which Abseil's handler closes pytest's capture of stderr.
+    monkeypatch.setattr("absl.logging.PythonHandler.close", lambda self: None)
+
+    def run(line: str, entry=train.job) -> int:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["train", *shlex.split(line)])
+        try:
+            command(entry)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run

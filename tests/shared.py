@@ -1,11 +1,15 @@
 """What tests of several files share."""
 
+import pickle
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hydra.core.utils import run_job
+from hydra.plugins.launcher import Launcher
+from omegaconf import open_dict
 
 from plasticity.envs.base import CompiledEnv, Env, Step
 
@@ -62,3 +66,38 @@ class Toy(Void, CompiledEnv):
 def same(one, other, rtol=0.0, atol=0.0):
     """Asserts that two trees agree, to the bit unless told otherwise."""
     jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), one, other)
+
+
+class InTurn(Launcher):
+    """A cluster of one: jobs one after the other here, as a scheduler hands them out.
+
+    Args:
+      lost: the number of a job that ends without an answer.
+    """
+
+    def __init__(self, lost=None):
+        self._lost = lost
+
+    def setup(self, *, hydra_context, task_function, config):
+        self._context, self._config = hydra_context, config
+        self._pickled = pickle.dumps(task_function)
+
+    def launch(self, job_overrides, initial_job_idx):
+        answers = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            if number == self._lost:
+                raise RuntimeError("Job 7 has not produced any output\n(CANCELLED)\nand its log")
+            config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
+            with open_dict(config):
+                config.hydra.job.num = number
+                config.hydra.job.id = f"job {number}"
+            answers.append(
+                run_job(
+                    hydra_context=self._context,
+                    task_function=pickle.loads(self._pickled),
+                    config=config,
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
+                )
+            )
+        return answers

@@ -10,11 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from test_readme import write_examples
 
-from experiments import report, train
-from experiments.cli import command, runs_of
+from experiments import report
+from experiments.cli import runs_of
 from plasticity import load_params, results
 
 ROOT = Path(__file__).parents[1]
@@ -22,26 +21,6 @@ TINY = (
     "schedule=smoke agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
     "env.episode_steps=10 network.hidden=[8,8] schedule.eval_episodes=2"
 )
-
-
-@pytest.fixture
-def shell(monkeypatch, tmp_path):
-    """Runs a command line in this process, in an empty folder. Returns its exit status."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    # Hydra sets up logging anew, at which Abseil's handler closes pytest's capture of stderr.
-    monkeypatch.setattr("absl.logging.PythonHandler.close", lambda self: None)
-
-    def run(line: str, entry=train.job) -> int:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["train", *shlex.split(line)])
-        try:
-            command(entry)
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
-
-    return run
 
 
 def test_a_sweep_ends_in_tables_a_figure_and_one_frame(shell, tmp_path, capsys):

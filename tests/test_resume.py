@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
+import test_runner
 from test_cli import ROOT, TINY
 
 import plasticity as pl
@@ -29,22 +30,7 @@ from plasticity.training.checkpoints import Checkpoints
 from plasticity.training.interrupts import Interrupts
 
 # Due after updates 3, 4 and 6 of a round: a log interval is under way at two of these stops.
-RUN = pl.Run(
-    env=pl.Gather(levels=3, episode_steps=10),
-    shift=pl.Shifts.of(pl.Permute()),
-    network=pl.Network(hidden=(8, 8)),
-    agent=pl.PPO(num_envs=2, num_steps=20, minibatch_size=20),
-    probes=pl.Probes.of(pl.DeadUnits(), pl.WeightNorm()),
-    schedule=pl.Schedule(
-        rounds=3,
-        updates=6,
-        log_every=4,
-        eval_every=0,
-        eval_episodes=2,
-        probe_every=3,
-        probe_batch=16,
-    ),
-)
+RUN = test_runner.RUN.replace(schedule=test_runner.RUN.schedule.replace(rounds=3, log_every=4))
 RUNS = [RUN.replace(seed=seed) for seed in range(3)]
 HOST_RUN = RUN.replace(env=Gymnasium(id="CartPole-v1"), probes=pl.Probes.of(pl.WeightNorm()))
 
@@ -97,7 +83,8 @@ def stop_every(monkeypatch):
         def check(self):
             nonlocal passed
             passed += 1
-            self.noted = in_time and passed % every == every - 1
+            due = in_time and passed % every == every - 1
+            self.noted = signal.SIGINT if due else None
             if passed % every == 0:
                 raise KeyboardInterrupt
 
