@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiments.cli import check_keeping, fail, is_users, job_of, prepared
+from experiments.cli import fail, is_users, job_of, keeping, prepared
 from experiments.report import report
 from plasticity.results import ResultsError
 from plasticity.spec import SettingError
@@ -41,7 +41,7 @@ class Study(Callback):
 
     def _check(self, config: DictConfig, jobs: Callable[[], Iterable[Job]] | None) -> None:
         try:
-            check_keeping(config)
+            keeping(config)
             if jobs is not None and not [is_finished(job) for job in jobs()]:
                 raise SettingError("sweep", [], "must have at least one job")
         except Exception as error:

@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from hydra import compose, initialize_config_dir
@@ -18,10 +18,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from plasticity.config import runs_from
+from plasticity.config import runs_from, trackers_from
 from plasticity.results import ResultsError
 from plasticity.spec import SettingError
-from plasticity.training import Job, Run
+from plasticity.training import Job, Run, Tracker
+from plasticity.training.runner import CHECKPOINT_MINUTES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONFIG = "train"
@@ -30,7 +31,7 @@ CONFIG = "train"
 OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_start", replace=True)
 
 _EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
-_NOT_OF_THE_STUDY = ("hydra", "out", "checkpoint_minutes")
+_NOT_OF_THE_STUDY = ("hydra", "out", "checkpoint_minutes", "tracking")
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: set to 1, tracebacks are shown whole
 
 
@@ -38,13 +39,31 @@ class ClusterError(Exception):
     """A job of a cluster did not finish."""
 
 
-def check_keeping(config: DictConfig) -> None:
-    """Raises `SettingError` if what says where and when to write cannot be used."""
+class Keeping(NamedTuple):
+    """What is kept of jobs while they are under way.
+
+    Attributes:
+      checkpoint_minutes: as in `plasticity.train`.
+      trackers: as there.
+    """
+
+    checkpoint_minutes: float = CHECKPOINT_MINUTES
+    trackers: tuple[Tracker, ...] = ()
+
+
+def keeping(config: DictConfig) -> Keeping:
+    """What a configuration says of it, and of where results go.
+
+    Raises:
+      SettingError: a setting cannot be used.
+    """
     if not isinstance(config.out, str) or not config.out:
         raise SettingError("out", config.out, "must be a folder")
     minutes = config.checkpoint_minutes
     if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes >= 0:
         raise SettingError("checkpoint_minutes", minutes, "must be a number >= 0")
+    tracking: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, "tracking"), resolve=True)
+    return Keeping(minutes, trackers_from(tracking))
 
 
 def prepared(config: DictConfig, folder: Path) -> Job:

@@ -13,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from experiments.cli import ClusterError, is_users, one_line, set_up
+from experiments.cli import ClusterError, Keeping, is_users, keeping, one_line, set_up
 from experiments.fused import Group, train_all
 from plasticity.training import Job, is_finished
 
@@ -42,7 +42,7 @@ class Cluster:
             return {}
         print(f"  each a job of {type(self.launcher).__name__}", flush=True)
         jobs = tuple(group.jobs for group in groups)
-        task = Task(jobs, self.sweep, self.agents, self.config.checkpoint_minutes)
+        task = Task(jobs, self.sweep, self.agents, keeping(self.config))
         self.launcher.setup(hydra_context=self.context, task_function=task, config=self.config)
         # Launchers compose the configuration anew in each job. It says nothing that is used, but
         # for the folder: with a time in its name it would become another one.
@@ -71,20 +71,20 @@ class Task:
       groups: the jobs of all groups.
       sweep: the folder that theirs are in.
       agents: see `fused.plan`.
-      minutes: between checkpoints.
+      keeping: what is kept while they train.
     """
 
     groups: tuple[tuple[Job, ...], ...]
     sweep: Path
     agents: int | None
-    minutes: float
+    keeping: Keeping
 
     def __call__(self, config: DictConfig) -> dict[Path, str]:
         """Trains, or goes on with, a group. Returns what went wrong, by the job's folder."""
         set_up()
         jobs = self.groups[HydraConfig.get().job.num]
         try:
-            outcomes = train_all(jobs, self.sweep, self.agents, self.minutes)
+            outcomes = train_all(jobs, self.sweep, self.agents, self.keeping)
         except KeyboardInterrupt as interrupt:
             _leave(*interrupt.args)
         return {

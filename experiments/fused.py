@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import pandas as pd
 
-from experiments.cli import is_users, one_line
+from experiments.cli import Keeping, is_users, one_line
 from plasticity import results
 from plasticity.envs.base import CompiledEnv
 from plasticity.results import table
@@ -99,7 +99,7 @@ def train_all(
     jobs: Sequence[Job],
     sweep: str | Path | None = None,
     agents: int | None = None,
-    minutes: float = 10,
+    keeping: Keeping = Keeping(),  # noqa: B008
     elsewhere: Callable[[Sequence[Group]], Mapping[Path, Exception]] | None = None,
 ) -> list[float | Exception]:
     """Trains jobs, those of equal structure together, and draws a figure of each.
@@ -108,7 +108,7 @@ def train_all(
       jobs: the jobs; those that are finished are left alone.
       sweep: the folder that theirs are in; if not given there is one job, which is no sweep.
       agents: see `plan`.
-      minutes: between checkpoints.
+      keeping: what is kept while they train.
       elsewhere: has groups trained by other processes, and returns what went wrong, by the
         job's folder. If not given, they are trained one after the other in this process.
 
@@ -125,7 +125,7 @@ def train_all(
     if sweep is not None:
         _show(jobs, groups, here)
     try:
-        failed = _train_here(groups, sweep, minutes) if elsewhere is None else elsewhere(groups)
+        failed = _train_here(groups, sweep, keeping) if elsewhere is None else elsewhere(groups)
     except KeyboardInterrupt:
         where = sweep or jobs[0].folder
         print(f"interrupted; the same command goes on with what is in {where}", file=sys.stderr)
@@ -139,14 +139,14 @@ def train_all(
 
 
 def _train_here(
-    groups: Sequence[Group], sweep: str | Path | None, minutes: float
+    groups: Sequence[Group], sweep: str | Path | None, keeping: Keeping
 ) -> dict[Path, Exception]:
     """Trains groups, and returns what went wrong, by the job's folder."""
     failed: dict[Path, Exception] = {}
     for number, group in enumerate(groups, 1):
         title = group.name if sweep is None else f"[{number}/{len(groups)}] {group.name}"
         try:
-            _train(group, title, minutes)
+            _train(group, title, keeping)
         except Exception as error:
             if not is_users(error):
                 traceback.print_exc()
@@ -154,7 +154,7 @@ def _train_here(
     return failed
 
 
-def _train(group: Group, title: str, minutes: float) -> None:
+def _train(group: Group, title: str, keeping: Keeping) -> None:
     if group.place is not None:
         with table.replacing(group.place / _JOBS) as temporary:
             temporary.write_text(json.dumps([job.folder.name for job in group.jobs]))
@@ -162,7 +162,7 @@ def _train(group: Group, title: str, minutes: float) -> None:
     train_jobs(
         group.jobs,
         group.place,
-        checkpoint_minutes=minutes,
+        **keeping._asdict(),
         progress=Progress.of(title, runs),
     )
     # A process can map the programs of some thirty groups. They are still in the cache on disk.

@@ -6,7 +6,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.cli import CONFIG, CONFIGS, command, prepared
+from experiments.cli import CONFIG, CONFIGS, command, keeping, prepared
 from experiments.fused import train_all
 
 
@@ -14,7 +14,7 @@ from experiments.fused import train_all
 def job(config: DictConfig) -> float:
     """One job: its seeds train stacked in one program; its results go into Hydra's folder."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    (outcome,) = train_all([prepared(config, folder)], minutes=config.checkpoint_minutes)
+    (outcome,) = train_all([prepared(config, folder)], keeping=keeping(config))
     if isinstance(outcome, Exception):
         raise outcome
     print(f"results in {folder}")

@@ -9,7 +9,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from experiments.cli import job_of
+from experiments.cli import job_of, keeping
 from experiments.cluster import Cluster
 from experiments.fused import STACKS, train_all
 
@@ -48,7 +48,7 @@ class FusedLauncher(Launcher):
             sweep = sweep.absolute()
             jobs = [job._replace(folder=job.folder.absolute()) for job in jobs]
             elsewhere = Cluster(self._inner, self._context, config, sweep, self._agents)
-        outcomes = train_all(jobs, sweep, self._agents, config.checkpoint_minutes, elsewhere)
+        outcomes = train_all(jobs, sweep, self._agents, keeping(config), elsewhere)
         with contextlib.suppress(OSError):  # not there, or with what can be gone on with
             (sweep / STACKS).rmdir()
         return [

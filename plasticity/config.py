@@ -1,4 +1,4 @@
-"""From a configuration, as Hydra composes it or `config.yaml` keeps it, to the runs it defines."""
+"""From a configuration, as Hydra composes it or `config.yaml` keeps it, to what it defines."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,8 +10,9 @@ from plasticity.interventions import Intervention, Interventions
 from plasticity.networks import Network
 from plasticity.probes import Probe, Probes
 from plasticity.shifts import Shift, Shifts
-from plasticity.spec import TARGET, Parts, SettingError, Spec, fields, locate
+from plasticity.spec import TARGET, Parts, SettingError, Spec, check, fields, locate
 from plasticity.training.run import Run, Schedule, check_run
+from plasticity.training.tracking import Tracker, Trackers
 
 S = TypeVar("S", bound=Spec)
 
@@ -53,6 +54,19 @@ def runs_from(config: Mapping[str, Any]) -> list[Run]:
     for one in runs:
         check_run(one)
     return runs
+
+
+def trackers_from(config: Mapping[str, Any]) -> tuple[Tracker, ...]:
+    """The trackers that a configuration's `tracking` holds by name.
+
+    Raises:
+      SettingError: for the first setting that cannot be used, or a package that is missing.
+    """
+    trackers: Trackers = _build_parts(config.get("tracking"), Trackers, Tracker, "tracking")
+    check(trackers, "tracking")
+    for tracker in trackers.parts:
+        tracker.check("tracking")
+    return trackers.parts
 
 
 def _build_parts(node: Any, kind: type[Parts[Any]], of: type[Spec], key: str) -> Any:

@@ -60,6 +60,11 @@ class Recorder:
             # One append, so that an interrupt finds whole moments.
             self._moments.append((update, np.asarray(numbers), values))
 
+    @property
+    def update(self) -> int:
+        """The last update that something is recorded of; 0 before there is any."""
+        return self._moments[-1][0] if self._moments else 0
+
     def frame(self, which: slice = slice(None), after: int = 0) -> pd.DataFrame:
         """The table so far, sorted as `results.load` gives it.
 

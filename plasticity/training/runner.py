@@ -29,6 +29,7 @@ from plasticity.training.lives import CompiledLives, Lives, seeds_of, stack
 from plasticity.training.progress import Progress
 from plasticity.training.recorder import Recorder
 from plasticity.training.run import Run, check_run
+from plasticity.training.tracking import Tracker, Tracking
 
 CHECKPOINT_MINUTES = 10.0
 
@@ -40,6 +41,7 @@ def train(
     config: Mapping[str, Any] | None = None,
     names: Sequence[str] | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    trackers: Sequence[Tracker] = (),
     progress: bool = True,
 ) -> pd.DataFrame:
     """Trains runs of equal structure as one program, and returns their results table.
@@ -55,6 +57,7 @@ def train(
         intervention's, if not given. Runs that share a seed need names of their own.
       checkpoint_minutes: minutes between two checkpoints, besides those at the ends of rounds;
         0 for these alone. Environments on the host can go on from the end of a round only.
+      trackers: who follows the rows besides; only where there is a folder.
       progress: whether to show progress on standard error.
 
     Returns:
@@ -94,6 +97,7 @@ def train(
             [job],
             names=names,
             checkpoint_minutes=checkpoint_minutes,
+            trackers=trackers,
             progress=_progress(stacked, progress),
         )
     return table.ordered(table.read(job.folder / table.TABLE))
@@ -105,6 +109,7 @@ def train_jobs(
     *,
     names: Sequence[str] | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    trackers: Sequence[Tracker] = (),
     progress: Progress | None = None,
 ) -> None:
     """Trains jobs whose runs are of equal structure as one program, from where they stand.
@@ -118,6 +123,7 @@ def train_jobs(
         folder of the first if not given.
       names: of each run in the tables; that of its job's folder if not given.
       checkpoint_minutes: as in `train`.
+      trackers: who follows the rows besides.
       progress: what is shown; nothing if not given.
 
     Raises:
@@ -137,9 +143,14 @@ def train_jobs(
         update = 0 if standing is None else int(standing.state.update[0])
         folders = [exits.enter_context(RunFolder(job, ends[-1], update)) for job in jobs]
 
+        tracking = exits.enter_context(
+            Tracking(trackers, jobs, lambda i, after: recorder.frame(shares[i], after), update)
+        )
+
         def write() -> None:
             for folder, share in zip(folders, shares, strict=True):
                 folder.write_table(recorder.frame(share))
+            tracking.feed(recorder.update, now=True)
 
         def keep(standing: Standing) -> None:
             write()
@@ -147,7 +158,15 @@ def train_jobs(
 
         progress = progress or _progress(stacked, shown=False)
         try:
-            params = _live(stacked, recorder, progress, keep, checkpoint_minutes, standing)
+            params = _live(
+                stacked,
+                recorder,
+                progress,
+                keep,
+                checkpoint_minutes,
+                standing,
+                recorded=lambda: tracking.feed(recorder.update),
+            )
         except KeyboardInterrupt:
             write()
             raise
@@ -195,6 +214,7 @@ def _live(
     keep: Callable[[Standing], None] = lambda standing: None,
     checkpoint_minutes: float = 0,
     standing: Standing | None = None,
+    recorded: Callable[[], None] = lambda: None,
 ) -> Params:
     """Takes a stack of runs through its rounds, or the rest of them.
 
@@ -205,6 +225,7 @@ def _live(
       keep: called with where the runs stand, at the ends of rounds and at intervals.
       checkpoint_minutes: the interval; 0 for none.
       standing: where the runs stand; at the beginning if not given.
+      recorded: called whenever something has been.
 
     Returns:
       The final parameters, as host arrays [S, ...].
@@ -249,6 +270,7 @@ def _live(
                     metrics |= lives.measure(probes)
                 update = (round - 1) * schedule.updates + stop
                 recorder.add(update, jax.device_get(metrics), lives.state.diverged)
+                recorded()
                 progress.show(round, update, metrics.get("train_return"), stop == schedule.updates)
                 waited = time.monotonic() - kept_at
                 wanted = interrupts.noted is not None or waited > 60 * checkpoint_minutes > 0
