@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmark import Count, count
+from experiments.speed import Count, count
 from plasticity.agents import PPO
 from plasticity.envs import CartPole, Gather
 from plasticity.networks import Network
