@@ -370,7 +370,7 @@ def measure_host(preset: str, seconds: float) -> HostSpeed:
             crew.step(actions)
 
     alone = statistics.median(_stretches(act, seconds))
-    lives.advance(3)  # compiles the update, with episodes that are cut off and without
+    lives.advance(3)  # compiles
     clock.spent = 0.0
     clock.between.clear()
     began = time.perf_counter()

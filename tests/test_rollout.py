@@ -318,7 +318,7 @@ def host():
                 life.next_round()
             params, task = jax.device_get((life.state.learner.params, life.state.task))
             _, metrics, episodes = jax.device_get(life.advance(1))
-            following = life._observation.copy()
+            following = np.concatenate([team._observation for team in life._teams])
             told.append(Rollout(metrics["trajectory"], following, params, task, episodes))
         life.close()
         return told
@@ -403,6 +403,33 @@ def test_a_host_run_does_not_depend_on_its_stack(host, pair):
     assert not np.array_equal(levels[0] - 40_000, levels[1] - 100_000)
 
 
+class Awaited:
+    """Something that is there after it was asked for so many times."""
+
+    def __init__(self, times):
+        self._times = times
+
+    def is_ready(self):
+        self._times -= 1
+        return self._times < 0
+
+
+def test_while_one_team_waits_another_goes_on():
+    """Would catch a team that is waited for while another one could go on, or an answer lost."""
+    told = []
+
+    def task(name, *delays):
+        for i, times in enumerate(delays):
+            yield Awaited(times)
+            told.append(f"{name}{i}")
+        return name
+
+    assert host_lives.in_turn([task("a", 2, 0), task("b", 0, 0, 0)]) == ["a", "b"]
+    assert told == ["b0", "b1", "a0", "b2", "a1"]
+    assert host_lives.in_turn([task("c", 9), task("d", 9)]) == ["c", "d"]  # all must wait
+    assert told[5:] == ["c0", "d0"]
+
+
 def test_host_evaluation_and_probe_batch(host):
     """Would catch evaluations on the wrong set, of parts of episodes, or probes that differ."""
     run = host_run(4)
@@ -416,7 +443,7 @@ def test_host_evaluation_and_probe_batch(host):
             for _ in range(4):
                 sums = {a + b for a in sums for b in possible}
             assert told[metric]["all"][s] * 4 in sums
-    batch = np.asarray(life._probe_batch) * 2**10
+    batch = np.concatenate([team._probe_batch for team in life._teams]) * 2**10
     assert batch.shape == (2, 64, 2)
     for s in range(2):
         assert set(np.unique(batch[s, :, 0])) == set(levels[s])

@@ -5,8 +5,8 @@ Every array has a leading axis of runs, [S, ...].
 """
 
 import itertools
-from collections.abc import Callable, Collection
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Collection, Generator, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from plasticity.training.rollout import Episodes
 from plasticity.training.run import Run
 
 Array = jax.Array
+T = TypeVar("T")
 
 
 def draws(runs: Run, stream: Stream, count: int = 0) -> list[np.random.Generator]:
@@ -87,6 +88,14 @@ class Act(NamedTuple):
     value: Array  # [n]
 
 
+class Told(NamedTuple):
+    """What came of it."""
+
+    reward: Array
+    terminated: Array
+    truncated: Array
+
+
 def _act(run: Run, state: RunState, observation: Array, stream: Array, step: Array) -> Act:
     seen = jax.vmap(state.task.view)(observation)
     output = lifetime.policy(run, state)(seen)
@@ -95,28 +104,44 @@ def _act(run: Run, state: RunState, observation: Array, stream: Array, step: Arr
     return Act(seen, action, log_prob_of(output.logits, action), output.value)
 
 
+def _value(run: Run, state: RunState, observation: Array) -> Array:
+    return lifetime.policy(run, state)(_look(run, state, observation)).value
+
+
 def _improve(
-    run: Run, state: RunState, trajectory: Trajectory, following: Array, last: Array | None
+    run: Run,
+    state: RunState,
+    acts: Sequence[Act],
+    told: Told,
+    cut_off: Sequence[Array],
+    following: Array,
 ) -> tuple[RunState, Metrics, Trajectory]:
-    """`lifetime.improve`, after the values that the host could not know are filled in.
+    """`lifetime.improve`, of a trajectory that is put together of what policy and host know.
 
     Args:
       run: the run.
       state: its state.
-      trajectory: [T, N, ...], `next_value` not yet filled in.
+      acts: what the policy did, for each of T steps [N, ...].
+      told: what came of it, [T, N].
+      cut_off: for each step [N] the value of the last observation of an episode, wherever it
+        was cut off; anything elsewhere.
       following: what the environments show after the last step, [N, ...], not yet viewed.
-      last: [T, N, ...], where an episode was cut off its last observation, not yet viewed;
-        None if none was.
 
     Returns:
-      State and metrics after the update, and the trajectory, filled in.
+      State and metrics after the update, and the trajectory.
     """
-    policy, view = lifetime.policy(run, state), jax.vmap(state.task.view)
-    next_value = jnp.concatenate([trajectory.value[1:], policy(view(following)).value[None]])
-    if last is not None:
-        value = policy(view(last.reshape(-1, *last.shape[2:]))).value.reshape(next_value.shape)
-        next_value = jnp.where(trajectory.truncated, value, next_value)
-    trajectory = trajectory._replace(next_value=next_value)
+    done: Act = jax.tree.map(lambda *steps: jnp.stack(steps), *acts)
+    next_value = jnp.concatenate([done.value[1:], _value(run, state, following)[None]])
+    trajectory = Trajectory(
+        observation=done.seen,
+        action=done.action,
+        log_prob=done.log_prob,
+        value=done.value,
+        next_value=jnp.where(told.truncated, jnp.stack(cut_off), next_value),
+        reward=told.reward,
+        terminated=told.terminated,
+        truncated=told.truncated,
+    )
     return *lifetime.improve(run, state, trajectory), trajectory
 
 
@@ -127,18 +152,81 @@ def _look(run: Run, state: RunState, observations: Array) -> Array:
 class HostLives:
     """Lifetimes in environments on the host: a rollout there, then an update on the device.
 
+    A stack of several runs is trained by two teams, each on a device of its own where there are
+    two. While one waits for its device, for actions or for an update, the other one's
+    environments go on. What a run comes to does not depend on that.
+
     Args:
       runs: the stack, [S].
       state: where they stand, at the end of a round; at the beginning if not given.
-      arrangement: how they are computed, on one device; the fastest way if not given.
     """
 
     restarts_anywhere: ClassVar[bool] = False  # what happens in an episode cannot be saved
 
-    def __init__(
-        self, runs: Run, state: RunState | None = None, arrangement: Arrangement | None = None
-    ) -> None:
-        self._arrangement = arrangement or Arrangement.of(1)
+    def __init__(self, runs: Run, state: RunState | None = None) -> None:
+        num_runs, devices = len(seeds_of(runs)), jax.local_devices()
+        half = -(-num_runs // 2)
+        shares = [slice(0, half), slice(half, num_runs)][: min(num_runs, 2)]
+        self._teams = [
+            Team(_part(runs, share), None if state is None else _part(state, share), device)
+            for share, device in zip(shares, itertools.cycle(devices))
+        ]
+
+    @property
+    def state(self) -> RunState:
+        return _joined([team.state for team in self._teams])
+
+    def next_round(self) -> None:
+        for team in self._teams:
+            team.next_round()
+
+    def advance(self, num_updates: int) -> Sums:
+        return _joined(in_turn([team.advance(num_updates) for team in self._teams]))
+
+    def evaluate(self) -> Metrics:
+        return _joined(in_turn([team.evaluate() for team in self._teams]))
+
+    def measure(self, probes: Collection[str]) -> Metrics:
+        return _joined([team.measure(probes) for team in self._teams])
+
+    def close(self) -> None:
+        for team in self._teams:
+            team.close()
+
+
+Waiting = Generator[Any, None, T]  # yields what it waits for, and returns what it came to
+
+
+def in_turn(tasks: Sequence[Waiting[T]]) -> list[T]:
+    """What tasks return. It goes on with one that need not wait, or that has waited longest."""
+    done: dict[int, T] = {}
+    waiting: list[tuple[int, Any]] = []
+
+    def go_on(number: int) -> None:
+        try:
+            waiting.append((number, next(tasks[number])))
+        except StopIteration as end:
+            done[number] = end.value
+
+    for number in range(len(tasks)):
+        go_on(number)
+    while waiting:
+        first = next((i for i, (_, awaited) in enumerate(waiting) if awaited.is_ready()), 0)
+        go_on(waiting.pop(first)[0])
+    return [done[number] for number in range(len(tasks))]
+
+
+class Team:
+    """Runs of a stack that go through their lifetimes side by side.
+
+    Args:
+      runs: the runs, [S].
+      state: where they stand, at the end of a round; at the beginning if not given.
+      device: what computes them.
+    """
+
+    def __init__(self, runs: Run, state: RunState | None, device: jax.Device) -> None:
+        self._arrangement = Arrangement.of(1)._replace(devices=(device,))
         self._runs = self._arrangement.place(runs)
         self._trajectory: Trajectory | None = None  # of the last update
         self._crew = Crew(runs, runs.agent.num_envs)
@@ -150,24 +238,28 @@ class HostLives:
             self.state = self._arrangement.place(state)
 
     def next_round(self) -> None:
+        """As `Lives` has it."""
         self.state = self._compiled(lifetime.next_round, donate=1)(self._runs, self.state)
         self._begin_round()
 
-    def advance(self, num_updates: int) -> Sums:
+    def advance(self, num_updates: int) -> Waiting[Sums]:
+        """As `Lives` has it."""
         total: Sums | None = None
         for _ in range(num_updates):
-            sums = self._one_update()
+            sums = yield from self._one_update()
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         assert total is not None
         return total
 
-    def evaluate(self) -> Metrics:
-        return {
-            "eval_train_return": {"all": self._examine(self.state.task, 0)},
-            "eval_test_return": {"all": self._examine(self.state.task.held_out(), 1)},
-        }
+    def evaluate(self) -> Waiting[Metrics]:
+        """As `Lives` has it."""
+        task = jax.device_get(self.state.task)
+        train = yield from self._examine(task, 0)
+        test = yield from self._examine(task.held_out(), 1)
+        return {"eval_train_return": {"all": train}, "eval_test_return": {"all": test}}
 
     def measure(self, probes: Collection[str]) -> Metrics:
+        """As `Lives` has it."""
         assert self._trajectory is not None
         runs = with_probes(self._runs, probes)
         return self._compiled(lifetime.measure)(
@@ -175,47 +267,41 @@ class HostLives:
         )
 
     def close(self) -> None:
+        """Frees what they hold."""
         self._crew.close()
         self._examiners.close()
 
     def _begin_round(self) -> None:
-        task, round = self.state.task, int(self.state.round[0])
+        task, round = jax.device_get((self.state.task, self.state.round))
         self._probe_batch = self._compiled(_look)(self._runs, self.state, self._sample(task))
-        self._observation = self._crew.begin(task, Stream.ENVS, round)
+        self._observation = self._crew.begin(task, Stream.ENVS, int(round[0]))
         self._earned = np.zeros(self._observation.shape[:2], np.float32)
 
-    def _one_update(self) -> Sums:
+    def _one_update(self) -> Waiting[Sums]:
         num_steps, earned = self._runs.agent.num_steps, self._earned
         count, returns = np.zeros((2, len(earned)), np.float32)
-        rows, last, cut_off = [], [], False
+        acts, steps, cut_off = [], [], []
         for t in range(num_steps):
-            done = self._act(self._observation, Stream.ROLLOUT, t)
-            step, self._observation = self._crew.step(done.action)
-            rows.append(
-                Trajectory(
-                    observation=done.seen,
-                    action=done.action,
-                    log_prob=done.log_prob,
-                    value=done.value,
-                    next_value=done.value,  # filled in by `improve`
-                    reward=jnp.asarray(step.reward),
-                    terminated=jnp.asarray(step.terminated),
-                    truncated=jnp.asarray(step.truncated),
-                )
-            )
-            last.append(step.observation)
-            cut_off |= bool(step.truncated.any())
+            act = self._act(self._observation, Stream.ROLLOUT, t)
+            yield act.action
+            step, self._observation = self._crew.step(act.action)
+            acts.append(act)
+            steps.append((step.reward, step.terminated, step.truncated))
+            valued = act.value  # stands for what is not asked for
+            if step.truncated.any():
+                valued = self._compiled(_value)(self._runs, self.state, step.observation)
+            cut_off.append(valued)
             earned += step.reward
             count += step.ended.sum(axis=1)
             returns += (earned * step.ended).sum(axis=1)
             earned[step.ended] = 0.0
-        trajectory = jax.tree.map(lambda *steps: jnp.stack(steps, axis=1), *rows)
         self.state, metrics, self._trajectory = self._compiled(_improve, donate=1)(
             self._runs,
             self.state,
-            trajectory,
+            acts,
+            Told(*(jnp.asarray(np.stack(each, axis=1)) for each in zip(*steps, strict=True))),
+            cut_off,
             self._observation,
-            np.stack(last, axis=1) if cut_off else None,
         )
         return Sums(
             jnp.ones(len(earned)), metrics, Episodes(jnp.asarray(count), jnp.asarray(returns))
@@ -228,20 +314,21 @@ class HostLives:
     def _compiled(self, function: Callable[..., Any], **how: int) -> Callable[..., Any]:
         return self._arrangement.over_runs(function, **how)
 
-    def _examine(self, task: Task, part: int) -> Array:
+    def _examine(self, task: Task, part: int) -> Waiting[Array]:
         """Mean returns of `eval_episodes` whole episodes of `task`. [S]."""
         update = int(self.state.update[0])
         observation = self._examiners.begin(task, Stream.EVALUATION, 2 * update + part)
         earned = np.zeros(observation.shape[:2], np.float32)
         under_way = np.ones(earned.shape, bool)
         for t in itertools.count():
-            done = self._act(observation, Stream.EVALUATION, 2 * t + part)
-            step, observation = self._examiners.step(done.action)
+            act = self._act(observation, Stream.EVALUATION, 2 * t + part)
+            yield act.action
+            step, observation = self._examiners.step(act.action)
             earned += step.reward * under_way
             under_way &= ~step.ended
             if not under_way.any():
-                return jnp.mean(jnp.asarray(earned), axis=1)
-        raise AssertionError
+                break
+        return jnp.asarray(np.mean(earned, axis=1))
 
     def _sample(self, task: Task) -> np.ndarray:
         """Observations met under uniformly random actions. [S, probe_batch, ...]."""
@@ -262,3 +349,13 @@ class HostLives:
                 for one, draw in zip(seen, draw_each, strict=True)
             ]
         )
+
+
+def _part(tree: Any, share: slice) -> Any:
+    """Some runs of a stack."""
+    return jax.tree.map(lambda x: x[share], tree)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Stacks as one, on the host."""
+    return jax.tree.map(lambda *each: np.concatenate([np.asarray(x) for x in each]), *parts)

@@ -42,13 +42,16 @@ def with_probes(runs: Run, names: Collection[str]) -> Run:
 
 
 class Lives(Protocol):
-    """A stack of lifetimes; `state` is where they stand.
+    """A stack of lifetimes.
 
     What they return is [S, ...], or longer: what follows the first S is padding.
     """
 
-    state: RunState
     restarts_anywhere: ClassVar[bool]  # or else only from the end of a round
+
+    @property
+    def state(self) -> RunState:
+        """Where they stand."""
 
     def next_round(self) -> None:
         """Takes them over the boundary to the next round."""
