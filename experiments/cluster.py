@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -94,7 +95,7 @@ class Task:
         }
 
 
-def _leave(number: signal.Signals = signal.SIGINT) -> None:
+def _leave(number: signal.Signals = signal.SIGINT) -> NoReturn:
     """Ends a job, whose checkpoint is written, so that its scheduler begins it again."""
     executor = os.environ.get("SUBMITIT_EXECUTOR")
     if executor is not None and number == signal.SIGUSR2:

@@ -158,7 +158,10 @@ def test_a_service_that_fails_is_left_with_one_warning(tmp_path):
     pd.testing.assert_frame_equal(frame, train(tmp_path / "other" / "run", runs=RUNS[:1]))
 
 
-def test_what_cannot_be_followed_is_refused_before_anything_is_written(monkeypatch):
+def test_what_cannot_be_followed_is_refused_before_anything_is_written(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="share a seed cannot be tracked"):
+        pl.train(RUNS[:1] * 2, tmp_path / "run", names=["a", "b"], trackers=[TensorBoard()])
+    assert not (tmp_path / "run").exists()
     target = "plasticity.training.tracking.WeightsAndBiases"
     with pytest.raises(SettingError, match=r"^tracking.wandb.mode='maybe': must be one of auto"):
         trackers_from({"tracking": {"wandb": {"_target_": target, "mode": "maybe"}}})

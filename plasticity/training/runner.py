@@ -66,8 +66,8 @@ def train(
     Raises:
       SettingError: a setting cannot be used, the folder holds anything else, or its checkpoint
         is of other versions. Nothing has been compiled or written then.
-      ValueError: the runs are not of equal structure, there are none, or two share name and
-        seed.
+      ValueError: the runs are not of equal structure, there are none, two share name and seed,
+        or a seed where there are trackers.
       KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR2, once the stretch of updates under way
         is done and, where it can be, a checkpoint of it is written.
     """
@@ -81,6 +81,8 @@ def train(
     names = names or [own_name] * len(runs)
     if len({(name, run.seed) for name, run in zip(names, runs, strict=True)}) < len(runs):
         raise ValueError("runs that share a seed must have names of their own: see `names`")
+    if trackers and len({run.seed for run in runs}) < len(runs):
+        raise ValueError("runs that share a seed cannot be tracked in one folder")
     if folder is None:
         recorder = Recorder(stacked, names)
         _live(stacked, recorder, _progress(stacked, progress))

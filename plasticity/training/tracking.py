@@ -91,6 +91,8 @@ class WeightsAndBiases(Tracker):
 class Tracking:
     """Feeds what is new in the tables of jobs under way to those who follow them.
 
+    One that is added to a job under way is not told of what was before.
+
     Args:
       trackers: who follows.
       jobs: who is followed.
