@@ -13,6 +13,7 @@ from plasticity.probes.units import (
     DormantUnits,
     GradientDormantUnits,
     InactiveFraction,
+    RolloutInactiveFraction,
     SaturatedFraction,
     SaturatedUnits,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "PolicyKL",
     "Probe",
     "Probes",
+    "RolloutInactiveFraction",
     "SaturatedFraction",
     "SaturatedUnits",
     "SpectralNorm",

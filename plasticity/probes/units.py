@@ -19,7 +19,7 @@ class DeadUnits(Probe):
     """The fraction of units that are zero on the whole batch."""
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return _of_activations(view, lambda x: jnp.all(x == 0, axis=0))
+        return _of_activations(view.output.activations, lambda x: jnp.all(x == 0, axis=0))
 
 
 class DormantUnits(Probe):
@@ -39,7 +39,7 @@ class DormantUnits(Probe):
             activity = jnp.mean(jnp.abs(x), axis=0)
             return activity <= self.tau * jnp.mean(activity)
 
-        return _of_activations(view, dormant)
+        return _of_activations(view.output.activations, dormant)
 
 
 class InactiveFraction(Probe):
@@ -49,7 +49,20 @@ class InactiveFraction(Probe):
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return _of_activations(view, lambda x: jnp.mean(x == 0, axis=0))
+        return _of_activations(view.output.activations, lambda x: jnp.mean(x == 0, axis=0))
+
+
+class RolloutInactiveFraction(Probe):
+    """How often an activation is zero, over transitions met by the policy.
+
+    Juliani & Ash (2024) report that of the last hidden layer, over the minibatches of an update,
+    as "dead units". The observations of `InactiveFraction` stay the same all round long; these
+    move with the policy.
+    """
+
+    def __call__(self, view: View) -> dict[str, Array]:
+        activations = view.apply(view.params, view.batch.observation).activations
+        return _of_activations(activations, lambda x: jnp.mean(x == 0, axis=0))
 
 
 class SaturatedUnits(Probe):
@@ -65,7 +78,9 @@ class SaturatedUnits(Probe):
     threshold: float = setting(0.99, ge=0, lt=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return _of_activations(view, lambda x: jnp.all(_saturated(x, self.threshold), axis=0))
+        return _of_activations(
+            view.output.activations, lambda x: jnp.all(_saturated(x, self.threshold), axis=0)
+        )
 
 
 class SaturatedFraction(Probe):
@@ -81,7 +96,9 @@ class SaturatedFraction(Probe):
     threshold: float = setting(0.99, ge=0, lt=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return _of_activations(view, lambda x: jnp.mean(_saturated(x, self.threshold), axis=0))
+        return _of_activations(
+            view.output.activations, lambda x: jnp.mean(_saturated(x, self.threshold), axis=0)
+        )
 
 
 class GradientDormantUnits(Probe):
@@ -131,11 +148,11 @@ def _saturated(x: Array, threshold: Array | float) -> Array:
     return (size > threshold) & (jnp.max(size) <= 1)
 
 
-def _of_activations(view: View, of_units: Callable[[Array], Array]) -> dict[str, Array]:
+def _of_activations(
+    activations: Mapping[str, Array], of_units: Callable[[Array], Array]
+) -> dict[str, Array]:
     """The mean of a measure of units, [B, units] -> [units], by layer and over all units."""
-    return _pooled(
-        {name: of_units(x.reshape(-1, x.shape[-1])) for name, x in view.output.activations.items()}
-    )
+    return _pooled({name: of_units(x.reshape(-1, x.shape[-1])) for name, x in activations.items()})
 
 
 def _pooled(units: Mapping[str, Array]) -> dict[str, Array]:

@@ -87,6 +87,7 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
         "srank": "Srank",
         "approximate_rank": "Approximate rank",
         "feature_rank": "Feature rank",
+        "rollout_inactive_fraction": "Inactive on rollouts (fraction)",
         "saturated_units": "Saturated units (fraction)",
         "saturated_fraction": "Saturated (fraction)",
         "gradient_dormant_units": "Gradient-dormant units (fraction)",
