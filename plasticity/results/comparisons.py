@@ -14,6 +14,7 @@ not work beside pandas 3; what is here gives the same numbers.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -208,9 +209,7 @@ def aggregates(
             resamples,
         )
         rows.append((name, *interval, *matrix.shape))
-    return pd.DataFrame(
-        rows, columns=["intervention", "value", "low", "high", "seeds", "shifts"]
-    )
+    return pd.DataFrame(rows, columns=["intervention", "value", "low", "high", "seeds", "shifts"])
 
 
 def probability_of_improvement(
@@ -274,12 +273,7 @@ def performance_profiles(
     rows = []
     for name, matrix in matrices(scores).items():
         for threshold in thresholds:
-            interval = _stratified(
-                lambda samples, least=threshold: np.mean(samples[0] > least, axis=(1, 2)),
-                [matrix],
-                confidence,
-                resamples,
-            )
+            interval = _stratified(partial(_exceed, threshold), [matrix], confidence, resamples)
             rows.append((name, threshold, *interval))
     return pd.DataFrame(rows, columns=["intervention", "threshold", "value", "low", "high"])
 
@@ -390,7 +384,7 @@ def matrices(scores: pd.DataFrame) -> dict[str, np.ndarray]:
     if scores["env"].nunique() != 1:
         found = ", ".join(sorted(scores["env"].unique())) or "none"
         raise ResultsError(f"scores of one env are aggregated, not of {found}; select one")
-    found = {}
+    each: dict[str, np.ndarray] = {}
     for name in order(scores):
         own = scores[scores["intervention"] == name]
         wide = own.pivot(index="seed", columns="shift", values="score")
@@ -399,8 +393,8 @@ def matrices(scores: pd.DataFrame) -> dict[str, np.ndarray]:
             raise ResultsError(
                 f"{name}: seed {seed} has no score under {shift}; expected one of each"
             )
-        found[name] = wide.to_numpy()
-    return found
+        each[name] = wide.to_numpy()
+    return each
 
 
 def _each_against(
@@ -429,6 +423,11 @@ def _quietly(test: Callable[..., Any], *samples: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return test(*samples)
+
+
+def _exceed(threshold: float, samples: Sequence[np.ndarray]) -> np.ndarray:
+    """The share above a threshold of arrays [R, S, H], [R]."""
+    return np.mean(samples[0] > threshold, axis=(1, 2))
 
 
 def _stratified(

@@ -1,0 +1,324 @@
+"""What Juliani & Ash (2024) found, and whether a run of the study finds it too.
+
+The rules were fixed before the runs that they judge. A claim is a conjunction of *parts*, each
+about one effect that is positive if the claim is right. An effect is a number for each seed; its
+interval is Student's, at 95 %. A part
+
+- *holds* if the whole interval is above zero,
+- *fails* if the whole interval is below zero,
+- is *undecided* otherwise, or where there is nothing to judge by.
+
+A claim holds if all its parts do, fails if any does, and is undecided otherwise; C3 and C5 say how
+they differ. "All parts" needs no correction for their number; "any part" can fail by chance, with
+a probability of 2.5 % for each that is true but without effect.
+
+Returns are those at the ends of rounds, less the same seed's at the end of the first: the study's
+normalised return. What a method comes to is its mean over the last three rounds. The *gap* is what
+`reset_all` comes to, less what `warm_start` does; a method *cures* the loss if it regains at least
+half of the gap. Where the gap is not above zero nothing was lost, and no cure can be judged.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from plasticity import results
+from plasticity.results import Interval, ResultsError
+
+LAST = 3
+SHIFTS = ("permute", "window", "expand")
+TRAIN, TEST = "train_return", "eval_test_return"
+METRICS = {
+    "weight_rms": "weight magnitude",
+    "gradient_norm": "gradient norm",
+    "rollout_inactive_fraction": "dead units",
+}
+BASELINE, CONTROL = "warm_start", "reset_all"
+BEST = "soft_shrink_perturb+layer_norm"
+
+HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
+
+
+class Part(NamedTuple):
+    """One effect that a claim is judged by.
+
+    Attributes:
+      claim: such as `"C1"`.
+      shift: under which, or `"all"`.
+      what: the effect in words; positive if the claim is right.
+      effect: its mean over seeds; for a correlation the coefficient, sign turned.
+      low: the interval's lower bound.
+      high: its upper bound.
+      seeds: how many; of points for a correlation.
+      verdict: holds, fails or undecided.
+    """
+
+    claim: str
+    shift: str
+    what: str
+    effect: float
+    low: float
+    high: float
+    seeds: int
+    verdict: str
+
+
+class Claim(NamedTuple):
+    """A claim, and what is found of it.
+
+    Attributes:
+      name: such as `"C1"`.
+      paper: what the paper says.
+      verdict: holds, fails, undecided, or `"not run"`.
+      here: what was found, in a few words.
+    """
+
+    name: str
+    paper: str
+    verdict: str
+    here: str
+
+
+def judge(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All claims that a results table can judge.
+
+    Args:
+      frame: of the study, of one env.
+
+    Returns:
+      A row for each claim, with the columns of `Claim`, and one for each part, with those of
+      `Part`.
+    """
+    claims, parts = [], []
+    for name, (paper, rule) in CLAIMS.items():
+        found = rule(frame)
+        verdict = _whole(name, found)
+        parts += found
+        claims.append(Claim(name, paper, verdict, _in_words(found)))
+    claims.append(Claim("C7", _C7, "not run", "needs Montezuma's Revenge"))
+    return pd.DataFrame(claims, columns=Claim._fields), pd.DataFrame(parts, columns=Part._fields)
+
+
+def loss(frame: pd.DataFrame) -> list[Part]:
+    """C1: end-of-round train return of the baseline falls, and ends below the control's."""
+    parts = []
+    for shift in SHIFTS:
+        ends = results.end_of_rounds(_of(frame, shift), TRAIN)
+        own = ends[ends["intervention"] == BASELINE].pivot(
+            index="seed", columns="round", values="change"
+        )
+        slopes = own.apply(lambda row: np.polyfit(row.index, row, 1)[0], axis=1)
+        parts.append(_part("C1", shift, "fall of warm_start, each round", -slopes))
+        parts.append(_part("C1", shift, "reset_all - warm_start", _gap(frame, shift, TRAIN)))
+    return parts
+
+
+def heads(frame: pd.DataFrame) -> list[Part]:
+    """C2: neither fresh heads nor injected ones regain half of the gap."""
+    return [
+        _part("C2", shift, f"half of the gap - gain of {name}", -_beyond_half(frame, shift, name))
+        if _lost(frame, shift)
+        else _open("C2", shift, f"gain of {name}: nothing was lost")
+        for name in ("reset_final", "plasticity_injection")
+        for shift in SHIFTS
+    ]
+
+
+def crelu(frame: pd.DataFrame) -> list[Part]:
+    """C3: CReLU's gain over the baseline; some parts are to hold, and some not.
+
+    A part fails, too, where a gain that may be none is less than half of the gap.
+    """
+    parts = []
+    for shift in SHIFTS:
+        part = _part("C3", shift, f"crelu - {BASELINE}", _gain(frame, shift, "crelu", TRAIN))
+        no_cure = student(_beyond_half(frame, shift, "crelu")).high < 0
+        if part.verdict == UNDECIDED and _lost(frame, shift) and no_cure:
+            part = part._replace(what=f"{part.what}; less than half of the gap", verdict=FAILS)
+        parts.append(part)
+    return parts
+
+
+def regenerative(frame: pd.DataFrame) -> list[Part]:
+    """C4: each of five methods regains at least half of the gap, under each shift."""
+    names = ("shrink_perturb", "soft_shrink_perturb", "regenerative_l2", "l2_norm", "layer_norm")
+    return [
+        _part("C4", shift, f"gain of {name} - half of the gap", _beyond_half(frame, shift, name))
+        if _lost(frame, shift)
+        else _open("C4", shift, f"gain of {name}: nothing was lost")
+        for name in names
+        for shift in SHIFTS
+    ]
+
+
+def best(frame: pd.DataFrame) -> list[Part]:
+    """C5: layer_norm's gain in test return is not consistent; soft_shrink_perturb with it is best.
+
+    The first three parts turn `layer_norm`'s gain in test return around: one of them is enough.
+    The others are what the combination gains over the baseline; one fails, besides, where another
+    method is above it by a paired test corrected for the number of methods (Holm, 5 %).
+    """
+    parts = [
+        _part(
+            "C5", shift, "test: warm_start - layer_norm", -_gain(frame, shift, "layer_norm", TEST)
+        )
+        for shift in SHIFTS
+    ]
+    for metric, word in ((TRAIN, "train"), (TEST, "test")):
+        for shift in SHIFTS:
+            part = _part(
+                "C5", shift, f"{word}: {BEST} - warm_start", _gain(frame, shift, BEST, metric)
+            )
+            tests = results.paired_tests(_final(frame, shift, metric), against=BEST)
+            above = tests[(tests["difference"] > 0) & (tests["p_corrected"] < 0.05)]
+            if len(above):
+                names = ", ".join(above["intervention"])
+                part = part._replace(what=f"{part.what}; below {names}", verdict=FAILS)
+            parts.append(part)
+    return parts
+
+
+def metrics(frame: pd.DataFrame) -> list[Part]:
+    """C6: the fall of the train return goes with three metrics, over methods and shifts.
+
+    A point is a method under a shift; intervals are Fisher's, widened for the number of metrics.
+    """
+    points = results.metric_points(frame, TRAIN, list(METRICS))
+    parts = []
+    for name, word in METRICS.items():
+        both = points[[name, TRAIN]].dropna()
+        what = f"correlation of {word} with the fall"
+        if len(both) < 4 or both[name].nunique() < 2 or both[TRAIN].nunique() < 2:
+            parts.append(_open("C6", "all", what))
+            continue
+        found = scipy.stats.pearsonr(-both[TRAIN], both[name])
+        low, high = found.confidence_interval(1 - 0.05 / len(METRICS))
+        parts.append(
+            Part("C6", "all", what, found.statistic, low, high, len(both), _verdict(low, high))
+        )
+    return parts
+
+
+_C7 = "In Montezuma's Revenge both regenerative methods beat the RND baseline."
+
+CLAIMS: dict[str, tuple[str, Callable[[pd.DataFrame], list[Part]]]] = {
+    "C1": (
+        "Under each shift the warm-started agent's end-of-round train return falls with the "
+        "rounds and ends below reset_all's.",
+        loss,
+    ),
+    "C2": ("reset_final and plasticity_injection do not cure it.", heads),
+    "C3": ("crelu helps in some conditions only.", crelu),
+    "C4": (
+        "shrink_perturb, soft_shrink_perturb, regenerative_l2, l2_norm and layer_norm hold the "
+        "train return up under all shifts.",
+        regenerative,
+    ),
+    "C5": (
+        "layer_norm alone is not consistent on test return; soft_shrink_perturb+layer_norm is "
+        "best or tied for best on train and test.",
+        best,
+    ),
+    "C6": ("Weight magnitude, gradient norm and dead units move with the loss.", metrics),
+}
+
+
+def _whole(name: str, parts: Sequence[Part]) -> str:
+    """The verdict on a claim from those on its parts."""
+    if name == "C3":
+        kinds = {part.verdict for part in parts}
+        if HOLDS in kinds and FAILS in kinds:
+            return HOLDS
+        # In all alike, whichever way: it is not a matter of conditions.
+        return FAILS if kinds in ({HOLDS}, {FAILS}) else UNDECIDED
+    if name == "C5":
+        test_alone, combined = parts[: len(SHIFTS)], parts[len(SHIFTS) :]
+        alone = {part.verdict for part in test_alone}
+        first = HOLDS if HOLDS in alone else FAILS if alone == {FAILS} else UNDECIDED
+        return _all([first, _all(part.verdict for part in combined)])
+    return _all(part.verdict for part in parts)
+
+
+def _all(verdicts: Iterable[str]) -> str:
+    kinds = set(verdicts)
+    return FAILS if FAILS in kinds else HOLDS if kinds == {HOLDS} else UNDECIDED
+
+
+def _verdict(low: float, high: float) -> str:
+    return HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
+
+
+def _in_words(parts: Sequence[Part]) -> str:
+    counts = [(sum(p.verdict == kind for p in parts), kind) for kind in (HOLDS, FAILS, UNDECIDED)]
+    told = ", ".join(f"{count} {kind}" for count, kind in counts if count)
+    return f"of {len(parts)} parts: {told}"
+
+
+def _part(claim: str, shift: str, what: str, effects: pd.Series) -> Part:
+    interval = student(effects)
+    verdict = _verdict(interval.low, interval.high)
+    return Part(claim, shift, what, *interval, int(effects.count()), verdict)
+
+
+def _open(claim: str, shift: str, what: str) -> Part:
+    return Part(claim, shift, what, np.nan, np.nan, np.nan, 0, UNDECIDED)
+
+
+def student(values: pd.Series, confidence: float = 0.95) -> Interval:
+    """The mean of values with its t-interval; without bounds for fewer than two."""
+    known = values.dropna()
+    if len(known) < 2:
+        return Interval(float(known.mean()), np.nan, np.nan)
+    reach = scipy.stats.t.ppf((1 + confidence) / 2, len(known) - 1) * known.sem()
+    mean = float(known.mean())
+    return Interval(mean, float(mean - reach), float(mean + reach))
+
+
+def _of(frame: pd.DataFrame, shift: str) -> pd.DataFrame:
+    """The rows of a shift.
+
+    Raises:
+      ResultsError: there are none.
+    """
+    rows = frame[frame["shift"] == shift]
+    if rows.empty:
+        raise ResultsError(f"shift {shift}: not in the table; the study has {', '.join(SHIFTS)}")
+    return rows
+
+
+def _final(frame: pd.DataFrame, shift: str, metric: str) -> pd.DataFrame:
+    """What each seed comes to: its normalised return over the last rounds."""
+    rows = _of(frame, shift)
+    rounds = sorted(rows["round"].unique())[-LAST:]
+    return results.scores(rows, metric, rounds=rounds)
+
+
+def _comes_to(frame: pd.DataFrame, shift: str, name: str, metric: str) -> pd.Series:
+    final = _final(frame, shift, metric)
+    own = final[final["intervention"] == name]
+    if own.empty:
+        raise ResultsError(f"intervention {name}: not in the table, under {shift}")
+    return own.set_index("seed")["score"]
+
+
+def _gain(frame: pd.DataFrame, shift: str, name: str, metric: str) -> pd.Series:
+    """By how much a method exceeds the baseline, for each seed."""
+    own, base = (_comes_to(frame, shift, one, metric) for one in (name, BASELINE))
+    return own - base
+
+
+def _gap(frame: pd.DataFrame, shift: str, metric: str) -> pd.Series:
+    return _gain(frame, shift, CONTROL, metric)
+
+
+def _lost(frame: pd.DataFrame, shift: str) -> bool:
+    """Whether there is a loss that could be cured."""
+    return student(_gap(frame, shift, TRAIN)).low > 0
+
+
+def _beyond_half(frame: pd.DataFrame, shift: str, name: str) -> pd.Series:
+    """What a method regains beyond half of the gap, for each seed."""
+    return _gain(frame, shift, name, TRAIN) - _gap(frame, shift, TRAIN) / 2
