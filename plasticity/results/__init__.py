@@ -22,6 +22,14 @@ from plasticity.results.comparisons import (
     scores,
     t_tests,
 )
+from plasticity.results.figures import (
+    correlation_figure,
+    intervals_figure,
+    levels_figure,
+    profiles_figure,
+    rounds_figure,
+    warm_start_figure,
+)
 from plasticity.results.plots import (
     METRIC_NAMES,
     STYLE,
@@ -70,6 +78,7 @@ __all__ = [
     "bootstrap_mean",
     "by_round",
     "concat",
+    "correlation_figure",
     "correlations",
     "curve",
     "difference",
@@ -77,6 +86,8 @@ __all__ = [
     "empty",
     "end_of_rounds",
     "interquartile_mean",
+    "intervals_figure",
+    "levels_figure",
     "line_styles",
     "linear_model",
     "lines_by_round",
@@ -88,7 +99,9 @@ __all__ = [
     "performance_profiles",
     "print_summary",
     "probability_of_improvement",
+    "profiles_figure",
     "read",
+    "rounds_figure",
     "save",
     "scores",
     "summary",
@@ -96,5 +109,6 @@ __all__ = [
     "tell_apart",
     "tidy",
     "varying",
+    "warm_start_figure",
     "write",
 ]

@@ -143,7 +143,8 @@ _SLOTS = tuple(
     for i, color in enumerate(_COLORS)
 )
 
-# The styles that never change. Add to these to fix the style of one's own intervention.
+# The styles that never change: those of the study's methods. Add to these to fix the style of
+# one's own intervention.
 STYLES: dict[str, LineStyle] = {
     "warm_start": LineStyle("#222222", (0, (4, 1.5)), "s"),
     "reset_all": LineStyle("#858585", (0, (6, 1.5, 1, 1.5)), "d"),
@@ -153,6 +154,11 @@ STYLES: dict[str, LineStyle] = {
     "soft_shrink_perturb": _SLOTS[3],
     "l2_norm": _SLOTS[4],
     "reset_final": _SLOTS[5],
+    "soft_shrink_perturb+layer_norm": _SLOTS[6],
+    "regenerative_l2+layer_norm": _SLOTS[7],
+    "plasticity_injection": _SLOTS[8],
+    "crelu": _SLOTS[9],
+    "redo": _SLOTS[10],
 }
 
 
@@ -216,7 +222,7 @@ def lines_by_round(
     values = by_round(frame, metric, layer, how)
     warn_of([*shared_seeds(frame), *left_out(frame)])
     with plt.rc_context(STYLE):
-        axes = _new_figure((6.0, 4.4)).add_subplot() if ax is None else ax
+        axes = new_figure((6.0, 4.4)).add_subplot() if ax is None else ax
         _draw(axes, frame, values, "round", confidence, seeds)
         _finish_rounds(axes, metric, layer)
         if ax is None:
@@ -258,14 +264,14 @@ def curve(
     values = select(frame, metric, layer)
     warn_of([*shared_seeds(frame), *left_out(frame)])
     with plt.rc_context(STYLE):
-        axes = _new_figure((9.0, 4.4)).add_subplot() if ax is None else ax
+        axes = new_figure((9.0, 4.4)).add_subplot() if ax is None else ax
         for boundary in frame.groupby("round")["update"].max().sort_index().iloc[:-1]:
             axes.axvline(
                 boundary, color="#BBBBBB", linewidth=0.8, linestyle=":", zorder=0, label="_shift"
             )
         _draw(axes, frame, values, "update", confidence, seeds)
         axes.set(xlabel="PPO updates", ylabel=_label(metric, layer))
-        _finish(axes)
+        finish(axes)
         if ax is None:
             _legend(axes, frame, confidence, seeds)
     return axes
@@ -296,7 +302,7 @@ def overview(frame: pd.DataFrame) -> Figure:
     metrics = [RETURN, *(name for name in PANELS if name in known)]
     mosaic, size = LAYOUTS[len(metrics) - 1]
     with plt.rc_context(STYLE):
-        figure = _new_figure(size)
+        figure = new_figure(size)
         panels = figure.subplot_mosaic(mosaic)
         for letter, metric in zip(sorted(panels), metrics, strict=True):
             ax = panels[letter]
@@ -309,7 +315,7 @@ def overview(frame: pd.DataFrame) -> Figure:
             if letter != "A" and place is not None and not place.is_last_row():
                 ax.set_xlabel("")
         figure.align_ylabels()
-        figure.suptitle(f"{_readable(env)}, shift: {_readable(shift)}, {_count_seeds(frame)}")
+        figure.suptitle(f"{readable(env)}, shift: {readable(shift)}, {count_seeds(frame)}")
         _legend(panels["A"], frame)
     return figure
 
@@ -391,7 +397,7 @@ def _draw(
         )
 
 
-def _new_figure(size: tuple[float, float]) -> Figure:
+def new_figure(size: tuple[float, float]) -> Figure:
     """A figure that a notebook displays when it is a cell's value, and only then.
 
     Through pyplot, which is what teaches the notebook to display figures, and then let go of.
@@ -409,7 +415,7 @@ def _figure(ax: Axes) -> Figure:
     return figure
 
 
-def _finish(ax: Axes) -> None:
+def finish(ax: Axes) -> None:
     """Fixes what matplotlib would otherwise look up when it draws, outside of the style."""
     ax.tick_params(labelsize=8, width=0.8, length=3, color="#222222")
     ax.grid(True, axis="y", color="#E6E6E6", linewidth=0.6)
@@ -420,12 +426,12 @@ def _finish_rounds(ax: Axes, metric: str, layer: str = "all") -> None:
     """Names the axes of a metric by round, and finishes them."""
     ax.set(xlabel="Round", ylabel=_label(metric, layer))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _finish(ax)
+    finish(ax)
 
 
 def _legend(ax: Axes, frame: pd.DataFrame, confidence: float = 0.95, seeds: bool = True) -> None:
     """Adds the legend of the axes below all axes of the figure, titled with what is drawn."""
-    title = count = _count_seeds(frame)
+    title = count = count_seeds(frame)
     if count != "1 seed":
         title = f"Mean over {count}, with {100 * confidence:g} % bootstrap interval (band)"
         title += " and each seed (thin)" if seeds else ""
@@ -442,22 +448,22 @@ def _labels(frame: pd.DataFrame) -> dict[str, str]:
     seeds = frame.groupby("intervention")["seed"].nunique()
     diverged = divergences(frame).groupby("intervention")["seed"].nunique()
     notes = {name: f" ({count} of {seeds[name]} diverged)" for name, count in diverged.items()}
-    return {name: _readable(name) + notes.get(name, "") for name in seeds.index}
+    return {name: readable(name) + notes.get(name, "") for name in seeds.index}
 
 
 def _label(metric: str, layer: str) -> str:
     """The name of a metric, with its unit, for an axis."""
-    name = METRIC_NAMES.get(metric, _readable(metric).capitalize())
-    return name if layer == "all" else f"{name}, {_readable(layer)}"
+    name = METRIC_NAMES.get(metric, readable(metric).capitalize())
+    return name if layer == "all" else f"{name}, {readable(layer)}"
 
 
-def _readable(name: str) -> str:
+def readable(name: str) -> str:
     """`layer_norm+l2_norm` -> `layer norm + l2 norm`; settings after it stay as they are."""
     kind, space, settings = name.partition(" ")
     return kind.replace("_", " ").replace("+", " + ") + space + settings
 
 
-def _count_seeds(frame: pd.DataFrame) -> str:
+def count_seeds(frame: pd.DataFrame) -> str:
     """`4 seeds`, or `3 to 4 seeds` where interventions differ."""
     counts = frame.groupby("intervention")["seed"].nunique()
     few, many = int(counts.min()), int(counts.max())

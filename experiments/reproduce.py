@@ -1,0 +1,216 @@
+"""Reproduces the study of Juliani & Ash (2024): `python -m experiments.reproduce smoke`.
+
+Trains what is unfinished of a size (`smoke`, `cpu`, `paper`), then draws every figure, writes
+every table, and judges every claim. Given a folder in place of a size, it does the latter with
+what is in there. All of it goes into the study's folder:
+
+- `figures/`: PNG and SVG, each with what it shows as CSV;
+- `tables/`: tests, aggregates, the linear model, and the claims with all that they are judged by.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from experiments import claims
+from experiments.callbacks import Study
+from experiments.cli import CONFIGS, command, fail, is_users
+from experiments.train import job
+from plasticity import results
+from plasticity.envs import Gather
+from plasticity.envs.gather import SIZE, START
+from plasticity.results import table
+
+SIZES = sorted(path.stem for path in (CONFIGS / "experiment/reproduce").glob("*.yaml"))
+SIZES.remove("study")
+RETURNS = ("train_return", "eval_test_return")
+METRICS = (
+    "policy_entropy",
+    "weight_rms",
+    "update_size",
+    "gradient_norm",
+    "rollout_inactive_fraction",
+)
+
+
+class Drawn(NamedTuple):
+    """A figure of the study.
+
+    Attributes:
+      name: of its files.
+      figure: the figure.
+      data: what it shows.
+    """
+
+    name: str
+    figure: Figure
+    data: pd.DataFrame
+
+
+def reproduce(folder: Path, console: Console | None = None) -> None:
+    """Draws, tabulates and judges the study in a folder, and prints the verdicts.
+
+    Raises:
+      ResultsError: there is nothing to load, or a part of the study is missing.
+    """
+    frame = results.load(folder)
+    for drawn in figures(frame):
+        results.save(drawn.figure, folder / "figures" / drawn.name)
+        _write(drawn.data, folder / "figures" / f"{drawn.name}.csv")
+    judged, parts = claims.judge(frame)
+    for name, data in {**tables(frame), "claims": judged, "claims_parts": parts}.items():
+        _write(data, folder / "tables" / f"{name}.csv")
+    _show(judged, parts, console or Console())
+    print(f"figures in {folder / 'figures'}, tables in {folder / 'tables'}")
+
+
+def figures(frame: pd.DataFrame) -> Iterator[Drawn]:
+    """Every figure of the study, as its number in the paper and what it shows.
+
+    Args:
+      frame: a results table of the study.
+    """
+    yield _levels(range(4))
+    pair = frame["intervention"].isin([claims.BASELINE, claims.CONTROL])
+    yield Drawn(
+        "2_warm_start",
+        results.warm_start_figure(frame),
+        frame[pair & frame["metric"].isin([*RETURNS, "episodes"]) & (frame["layer"] == "all")],
+    )
+    points = _points(frame)
+    yield Drawn("3_correlations", results.correlation_figure(points, METRICS, RETURNS), points)
+    scores = pd.concat(
+        [final(frame, metric).assign(metric=metric) for metric in RETURNS], ignore_index=True
+    )
+    yield Drawn("4_intervals", results.intervals_figure(scores), scores)
+    for number, metrics in (("5", RETURNS), ("A", METRICS)):
+        for metric in metrics:
+            yield Drawn(
+                f"{number}_rounds_{metric}",
+                results.rounds_figure(frame, metric),
+                results.end_of_rounds(frame, metric),
+            )
+    train = scores[scores["metric"] == RETURNS[0]]
+    low, high = train["score"].min(), train["score"].max()
+    profiles = results.performance_profiles(train, np.linspace(low, high, 41))
+    yield Drawn(
+        "A_profiles",
+        results.profiles_figure(profiles, "Change of the train return since round 1"),
+        profiles,
+    )
+
+
+def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Every table of the study, by name.
+
+    Args:
+      frame: a results table of the study.
+    """
+    found: dict[str, pd.DataFrame] = {}
+    points = _points(frame)
+    for metric in RETURNS:
+        over_rounds = results.scores(frame, metric)
+        last = final(frame, metric)
+        found |= {
+            # As the paper has them: changes averaged over all rounds, seeds unpaired.
+            f"t_tests_{metric}": results.t_tests(over_rounds, claims.CONTROL),
+            f"paired_vs_reset_all_{metric}": results.paired_tests(last, claims.CONTROL),
+            f"paired_vs_warm_start_{metric}": results.paired_tests(last, claims.BASELINE),
+            f"interquartile_means_{metric}": results.aggregates(last),
+            f"improvement_over_warm_start_{metric}": results.probability_of_improvement(last),
+            f"correlations_{metric}": results.correlations(points, metric, METRICS),
+            f"linear_model_{metric}": results.linear_model(points, metric, METRICS),
+        }
+    return found
+
+
+def final(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The study's normalised return at the end of the last round, for each seed."""
+    return results.scores(frame, metric, rounds=[int(frame["round"].max())])
+
+
+class Reproduction(Study):
+    """Draws, tabulates and judges the study at the end of its sweep."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            reproduce(Path(config.hydra.sweep.dir))
+        except Exception as error:
+            # Hydra would make a warning of it.
+            if not is_users(error):
+                raise SystemExit(error) from error
+            fail(error)
+
+
+def _levels(numbers: Sequence[int]) -> Drawn:
+    """Example levels of Gather."""
+    levels = [tuple(map(np.asarray, Gather().level(number))) for number in numbers]
+    cells = [
+        (number, row, column, int(walls[row, column]), int(objects[row, column]))
+        for number, (walls, objects) in zip(numbers, levels, strict=True)
+        for row, column in np.ndindex(walls.shape)
+    ]
+    data = pd.DataFrame(cells, columns=["level", "row", "column", "wall", "object"])
+    return Drawn("1_levels", results.levels_figure(levels, divmod(START, SIZE)), data)
+
+
+def _points(frame: pd.DataFrame) -> pd.DataFrame:
+    points = results.metric_points(frame, RETURNS[0], METRICS)
+    test = results.metric_points(frame, RETURNS[1], [])
+    return points.merge(test, on=["env", "shift", "intervention"])
+
+
+def _write(data: pd.DataFrame, path: Path) -> None:
+    with table.replacing(path) as temporary:
+        data.to_csv(temporary, index=False)
+
+
+def _show(judged: pd.DataFrame, parts: pd.DataFrame, console: Console) -> None:
+    """Prints the claims, and the parts that each is judged by."""
+    colors = {claims.HOLDS: "green", claims.FAILS: "red"}
+    each = Table("claim", "shift", "effect", "mean [95 %]", "seeds", "verdict")
+    for part in parts.itertuples():
+        interval = f"{part.effect:+.2f} [{part.low:+.2f}, {part.high:+.2f}]" if part.seeds else "-"
+        color = colors.get(part.verdict, "")
+        each.add_row(
+            part.claim, part.shift, part.what, interval, str(part.seeds), part.verdict, style=color
+        )
+    console.print(each)
+    whole = Table("claim", "the paper says", "here", "of its parts")
+    for claim in judged.itertuples():
+        color = colors.get(claim.verdict, "")
+        whole.add_row(
+            claim.name,
+            claim.paper,
+            f"[{color}]{claim.verdict}[/]" if color else claim.verdict,
+            claim.here,
+        )
+    console.print(whole)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", help=f"a size ({', '.join(SIZES)}), or a folder of results")
+    parser.add_argument(
+        "overrides", nargs="*", help="of the size's configuration, as of experiments.train"
+    )
+    arguments = parser.parse_args()
+    if arguments.what in SIZES:
+        sys.argv[1:] = [f"experiment=reproduce/{arguments.what}", *arguments.overrides]
+        job()
+    else:
+        reproduce(Path(arguments.what))
+
+
+if __name__ == "__main__":
+    command(main)
