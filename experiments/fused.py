@@ -4,9 +4,11 @@ import json
 import math
 import shutil
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +50,12 @@ class Group(NamedTuple):
         """What they have in common."""
         run = self.jobs[0].runs[0]
         return f"{run.env.name} {run.shift.name} {run.intervention.name}"
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of all of them together."""
+        run = self.jobs[0].runs[0]
+        return self.agents * run.schedule.rounds * run.schedule.updates * run.agent.batch_size
 
     @property
     def memory(self) -> int | None:
@@ -143,6 +151,7 @@ def _train_here(
 ) -> dict[Path, Exception]:
     """Trains groups, and returns what went wrong, by the job's folder."""
     failed: dict[Path, Exception] = {}
+    began = time.monotonic()
     for number, group in enumerate(groups, 1):
         title = group.name if sweep is None else f"[{number}/{len(groups)}] {group.name}"
         try:
@@ -151,6 +160,10 @@ def _train_here(
             if not is_users(error):
                 traceback.print_exc()
             failed |= {job.folder: error for job in group.jobs}
+        if later := groups[number:]:
+            pace = sum(one.steps for one in groups[:number]) / (time.monotonic() - began)
+            left = timedelta(seconds=round(sum(one.steps for one in later) / pace))
+            print(f"{_count(len(later), 'program')} to go, about {left}", file=sys.stderr)
     return failed
 
 

@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import claims
 from experiments.callbacks import Study
 from experiments.cli import CONFIGS, command, fail, is_users
 from experiments.train import job
 from plasticity import results
-from plasticity.envs import Gather
+from plasticity.envs import Gather, Level
 from plasticity.envs.gather import SIZE, START
 from plasticity.results import table
 
@@ -69,7 +70,8 @@ def reproduce(folder: Path, console: Console | None = None) -> None:
     judged, parts = claims.judge(frame)
     for name, data in {**tables(frame), "claims": judged, "claims_parts": parts}.items():
         _write(data, folder / "tables" / f"{name}.csv")
-    _show(judged, parts, console or Console())
+    _show(judged, console or Console())
+    print(f"every effect in {folder / 'tables/claims_parts.csv'}")
     print(f"figures in {folder / 'figures'}, tables in {folder / 'tables'}")
 
 
@@ -153,7 +155,7 @@ class Reproduction(Study):
 
 def _levels(numbers: Sequence[int]) -> Drawn:
     """Example levels of Gather."""
-    levels = [tuple(map(np.asarray, Gather().level(number))) for number in numbers]
+    levels = [_on_host(Gather().level(number)) for number in numbers]
     cells = [
         (number, row, column, int(walls[row, column]), int(objects[row, column]))
         for number, (walls, objects) in zip(numbers, levels, strict=True)
@@ -161,6 +163,10 @@ def _levels(numbers: Sequence[int]) -> Drawn:
     ]
     data = pd.DataFrame(cells, columns=["level", "row", "column", "wall", "object"])
     return Drawn("1_levels", results.levels_figure(levels, divmod(START, SIZE)), data)
+
+
+def _on_host(level: Level) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(level.walls), np.asarray(level.objects)
 
 
 def _points(frame: pd.DataFrame) -> pd.DataFrame:
@@ -174,27 +180,14 @@ def _write(data: pd.DataFrame, path: Path) -> None:
         data.to_csv(temporary, index=False)
 
 
-def _show(judged: pd.DataFrame, parts: pd.DataFrame, console: Console) -> None:
-    """Prints the claims, and the parts that each is judged by."""
+def _show(judged: pd.DataFrame, console: Console) -> None:
+    """Prints the claims."""
     colors = {claims.HOLDS: "green", claims.FAILS: "red"}
-    each = Table("claim", "shift", "effect", "mean [95 %]", "seeds", "verdict")
-    for part in parts.itertuples():
-        interval = f"{part.effect:+.2f} [{part.low:+.2f}, {part.high:+.2f}]" if part.seeds else "-"
-        color = colors.get(part.verdict, "")
-        each.add_row(
-            part.claim, part.shift, part.what, interval, str(part.seeds), part.verdict, style=color
-        )
-    console.print(each)
-    whole = Table("claim", "the paper says", "here", "of its parts")
+    shown = Table("claim", "the paper says", "here", "of its parts")
     for claim in judged.itertuples():
-        color = colors.get(claim.verdict, "")
-        whole.add_row(
-            claim.name,
-            claim.paper,
-            f"[{color}]{claim.verdict}[/]" if color else claim.verdict,
-            claim.here,
-        )
-    console.print(whole)
+        verdict = Text(claim.verdict, style=colors.get(claim.verdict, ""))
+        shown.add_row(claim.name, claim.paper, verdict, claim.here)
+    console.print(shown)
 
 
 def main() -> None:

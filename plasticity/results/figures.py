@@ -100,6 +100,11 @@ def correlation_figure(
     """
     names = order(points)
     styles, shifts = line_styles(names), shifts_of(points)
+    # Colours come again with other dashes; without lines, they do as rings.
+    faces = {
+        name: style.color if style.linestyle == "-" or name in REFERENCES else "none"
+        for name, style in styles.items()
+    }
     marks = dict(zip(shifts, "osD^vPX", strict=False))
     with plt.rc_context(STYLE):
         figure = new_figure((2.3 * len(metrics) + 0.4, 2.4 * len(targets) + 1.5))
@@ -113,7 +118,7 @@ def correlation_figure(
                         some[target],
                         marks.get(shift, "o"),
                         color=styles[name].color,
-                        markerfacecolor="none" if "+" in name else None,
+                        markerfacecolor=faces[name],
                         markersize=4.5,
                         label=f"_{name} {shift}",
                     )
@@ -137,7 +142,7 @@ def correlation_figure(
                     linestyle="",
                     marker="o",
                     color=styles[name].color,
-                    markerfacecolor="none" if "+" in name else styles[name].color,
+                    markerfacecolor=faces[name],
                     label=readable(name),
                 )
                 for name in names
