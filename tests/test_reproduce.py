@@ -1,0 +1,281 @@
+"""The study: its verdicts on tables whose answers are known, its figures by what they draw."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from experiments import claims
+from experiments.reproduce import METRICS, RETURNS, figures, reproduce, tables
+from experiments.tune import choice
+from plasticity import results
+
+METHODS = (
+    "warm_start",
+    "reset_all",
+    "reset_final",
+    "plasticity_injection",
+    "shrink_perturb",
+    "soft_shrink_perturb",
+    "regenerative_l2",
+    "l2_norm",
+    "layer_norm",
+    "crelu",
+    "redo",
+    "soft_shrink_perturb+layer_norm",
+    "regenerative_l2+layer_norm",
+)
+CURES = {*METHODS[4:9], "reset_all", *METHODS[-2:]}
+SHIFTS = ("permute", "window", "expand")
+ROUNDS = 5
+
+
+def fall(name, shift, metric):
+    """What a method loses in each round, in a world in which the paper is right."""
+    if metric == "eval_test_return" and name == "layer_norm" and shift == "window":
+        return 0.4
+    if name == "crelu":
+        return 0.0 if shift == "permute" else 0.3
+    return 0.0 if name in CURES else 0.3
+
+
+def study(fall=fall, seeds=4, tied=0.5):
+    """A results table of the whole study, of which every return falls as `fall` says.
+
+    All metrics rise by `tied` times what the train return has lost.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    for shift in SHIFTS:
+        for name in METHODS:
+            for seed in range(seeds):
+                for r in range(1, ROUNDS + 1):
+                    noise = rng.normal(0, 0.01, 2 + len(METRICS))
+                    lost = [fall(name, shift, metric) * (r - 1) for metric in RETURNS]
+                    values = [2 - x for x in lost] + [1 + tied * lost[0]] * len(METRICS)
+                    for metric, value in zip((*RETURNS, *METRICS), values + noise, strict=True):
+                        rows.append((name, shift, seed, r, metric, value))
+    columns = ["intervention", "shift", "seed", "round", "metric", "value"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return results.tidy(
+        frame.assign(
+            run=frame["shift"] + "-" + frame["intervention"],
+            env="gather",
+            layer="all",
+            update=10 * frame["round"],
+            env_steps=640 * frame["round"],
+        )
+    )
+
+
+STUDY = study()
+
+
+def verdicts(frame):
+    return claims.judge(frame)[0].set_index("name")["verdict"].to_dict()
+
+
+def test_where_the_paper_is_right_every_claim_holds():
+    """Would catch a sign that is turned, and parts that are never judged."""
+    found = verdicts(STUDY)
+    assert found == {f"C{i}": "holds" for i in range(1, 7)} | {"C7": "not run"}
+
+
+def test_where_it_is_wrong_claims_fail():
+    """Would catch a verdict that cannot be anything else."""
+    turned = verdicts(study(lambda *what: 0.3 - fall(*what), tied=-0.5))
+    assert turned["C1"] == turned["C5"] == turned["C6"] == "fails"
+    # What is not lost cannot be cured.
+    assert turned["C2"] == turned["C4"] == "undecided"
+
+    cured_by_heads = study(lambda name, *what: 0 if name == "reset_final" else fall(name, *what))
+    assert verdicts(cured_by_heads)["C2"] == "fails"
+    always = study(lambda name, *what: 0 if name == "crelu" else fall(name, *what))
+    assert verdicts(always)["C3"] == "fails"
+    no_norm = study(lambda name, *what: 0.3 if name == "l2_norm" else fall(name, *what))
+    assert verdicts(no_norm)["C4"] == "fails"
+    assert verdicts(no_norm)["C1"] == "holds"
+
+
+def test_one_seed_or_mere_noise_decides_nothing():
+    assert set(verdicts(study(seeds=1)).values()) <= {"undecided", "holds", "fails", "not run"}
+    of_seeds = {name: verdicts(study(seeds=1))[name] for name in ("C1", "C2", "C3", "C4")}
+    assert set(of_seeds.values()) == {"undecided"}
+    noise = verdicts(study(lambda *what: 0.0, seeds=3))
+    assert "holds" not in {noise[name] for name in ("C1", "C2", "C4")}
+
+
+def test_effects_and_intervals_are_students():
+    parts = claims.judge(STUDY)[1]
+    part = parts[(parts["claim"] == "C1") & (parts["shift"] == "window")].iloc[1]
+    assert part["what"] == "reset_all - warm_start"
+    train = STUDY[(STUDY["metric"] == "train_return") & (STUDY["shift"] == "window")]
+    wide = train.pivot(index="seed", columns=["intervention", "round"], values="value")
+    change = {
+        name: (wide[name][[3, 4, 5]].mean(axis=1) - wide[name][1])
+        for name in ("reset_all", "warm_start")
+    }
+    d = change["reset_all"] - change["warm_start"]
+    reach = 3.182446 * d.std(ddof=1) / 2  # t of 3 degrees of freedom; the root of 4 seeds
+    assert part["effect"] == pytest.approx(d.mean())
+    assert part["low"] == pytest.approx(d.mean() - reach)
+    assert part["high"] == pytest.approx(d.mean() + reach)
+
+
+def test_a_part_that_is_missing_is_named():
+    with pytest.raises(results.ResultsError, match="shift expand: not in the table"):
+        claims.judge(STUDY[STUDY["shift"] != "expand"])
+    with pytest.raises(results.ResultsError, match="intervention crelu: not in the table"):
+        claims.judge(STUDY[STUDY["intervention"] != "crelu"])
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return {one.name: one for one in figures(STUDY)}
+
+
+def test_every_figure_is_drawn(drawn):
+    names = ["1_levels", "2_warm_start", "3_correlations", "4_intervals"]
+    names += [f"5_rounds_{metric}" for metric in RETURNS]
+    names += [*(f"A_rounds_{metric}" for metric in METRICS), "A_profiles"]
+    assert list(drawn) == names
+    assert all(len(one.data) for one in drawn.values())
+
+
+def test_the_warm_start_figure_shows_both_returns_by_update_and_round(drawn):
+    axes = np.array(drawn["2_warm_start"].figure.axes).reshape(4, 3)
+    assert [ax.get_title() for ax in axes[0]] == ["Permute", "Window", "Expand"]
+    for line in axes:
+        for ax in line:
+            shown = {line.get_label() for line in ax.lines if not line.get_label().startswith("_")}
+            assert shown == {"warm start", "reset all"}
+    # The mean over seeds, at the ends of rounds.
+    (mean,) = (line for line in axes[2, 0].lines if line.get_label() == "warm start")
+    rows = STUDY[
+        (STUDY["shift"] == "permute")
+        & (STUDY["metric"] == "train_return")
+        & (STUDY["intervention"] == "warm_start")
+    ]
+    np.testing.assert_allclose(mean.get_ydata(), rows.groupby("round")["value"].mean())
+    assert len([line for line in axes[0, 0].lines if line.get_label() == "_shift"]) == ROUNDS - 1
+
+
+def test_the_interval_figure_places_every_method(drawn):
+    one = drawn["4_intervals"]
+    axes = np.array(one.figure.axes).reshape(2, 3)
+    names = [label.get_text() for label in axes[0, 0].get_yticklabels()]
+    assert len(names) == len(METHODS)
+    assert names[:2] == ["warm start", "reset all"]
+    data = one.data[(one.data["metric"] == "train_return") & (one.data["shift"] == "window")]
+    for place, name in enumerate(names):
+        own = data[data["intervention"] == name.replace(" + ", "+").replace(" ", "_")]["score"]
+        at = [line for line in axes[0, 1].lines if np.all(np.asarray(line.get_ydata()) == place)]
+        seeds, bar, mean = (np.atleast_1d(line.get_xdata()) for line in at)
+        np.testing.assert_allclose(seeds, own)
+        assert mean[0] == pytest.approx(own.mean())
+        assert bar[0] <= mean[0] <= bar[1]
+
+
+def test_the_round_figures_have_references_everywhere_and_each_method_once(drawn):
+    axes = np.array(drawn["5_rounds_train_return"].figure.axes).reshape(3, 4)
+    for line in axes:
+        shown = [
+            [line.get_label() for line in ax.lines if not line.get_label().startswith("_")]
+            for ax in line
+        ]
+        assert all({"warm start", "reset all"} <= set(some) for some in shown)
+        others = [n for some in shown for n in some if n not in ("warm start", "reset all")]
+        assert len(others) == len(set(others)) == len(METHODS) - 2
+
+
+def test_the_correlation_figure_has_a_point_for_each_method_and_shift(drawn):
+    one = drawn["3_correlations"]
+    axes = np.array(one.figure.axes).reshape(len(RETURNS), len(METRICS))
+    for target, line in zip(RETURNS, axes, strict=True):
+        for metric, ax in zip(METRICS, line, strict=True):
+            *points, fit = ax.lines
+            assert len(points) == 39
+            found = {(p.get_xdata().item(), p.get_ydata().item()) for p in points}
+            assert found == set(zip(one.data[metric], one.data[target], strict=True))
+            slope, intercept = np.polyfit(one.data[metric], one.data[target], 1)
+            np.testing.assert_allclose(
+                fit.get_ydata(), intercept + slope * fit.get_xdata(), atol=1e-9
+            )
+            assert "R² = " in ax.get_title()
+
+
+def test_no_two_methods_look_alike(drawn):
+    styles = results.line_styles(METHODS)
+    assert len(set(styles.values())) == len(METHODS)
+    points = drawn["3_correlations"].figure.axes[0].lines[:-1]
+    looks = {
+        (to_hex(p.get_color()), p.get_markerfacecolor() == "none", p.get_marker()) for p in points
+    }
+    assert len(looks) == 39
+
+
+def test_the_tables_are_complete():
+    found = tables(STUDY)
+    assert len(found["t_tests_train_return"]) == 3 * (len(METHODS) - 1)
+    assert set(found["paired_vs_warm_start_eval_test_return"]["intervention"]) == {
+        *METHODS[1:],
+    }
+    assert len(found["interquartile_means_train_return"]) == len(METHODS)
+    assert list(found["linear_model_train_return"]["term"]) == ["const", *METRICS]
+
+
+@pytest.fixture(scope="module")
+def smoke(shell, tmp_path_factory):
+    """The smallest study that there can be, by the command that a user types."""
+    folder = tmp_path_factory.mktemp("study")
+    answer = shell(
+        "python -m experiments.reproduce smoke schedule.rounds=2 schedule.updates=2 "
+        f"agent.num_envs=4 agent.minibatch_size=100 network.hidden=[8,8] out={folder}/out"
+    )
+    return answer, folder / "out"
+
+
+def test_one_command_trains_draws_and_judges(smoke):
+    answer, folder = smoke
+    assert answer.returncode == 0, answer.stderr
+    assert "39 jobs: 39 programs" in answer.stdout.replace("38 programs", "39 programs")
+    frame = results.load(folder)
+    assert set(frame["intervention"]) == set(METHODS)
+    assert set(frame["shift"]) == set(SHIFTS)
+    for name in ("1_levels", "2_warm_start", "3_correlations", "4_intervals", "A_profiles"):
+        for suffix in (".png", ".svg", ".csv"):
+            assert (folder / "figures" / f"{name}{suffix}").stat().st_size > 0
+    judged = pd.read_csv(folder / "tables/claims.csv")
+    assert list(judged["name"]) == [f"C{i}" for i in range(1, 8)]
+
+
+def test_a_folder_is_judged_again_without_training(smoke, tmp_path):
+    _, folder = smoke
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("figures", "tables", "params"))
+    reproduce(copy)
+    for name in ("claims.csv", "paired_vs_reset_all_train_return.csv"):
+        assert (copy / "tables" / name).read_text() == (folder / "tables" / name).read_text()
+
+
+def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path):
+    for i, (rate, shape) in enumerate({0.1: [9, 1, 1], 0.2: [0, 3, 3], 0.3: [0, 2, 2]}.items()):
+        frame = STUDY[(STUDY["intervention"] == "l2_norm") & (STUDY["round"] <= 3)]
+        frame = frame[(frame["metric"] == "train_return") & (frame["shift"] == "permute")]
+        folder = Path(tmp_path) / f"{i}_l2_norm"
+        results.write(
+            frame.assign(value=frame["round"].map(dict(enumerate(shape, 1)))),
+            folder / "metrics.parquet",
+        )
+        (folder / "config.yaml").write_text(f"intervention:\n  l2_norm:\n    decay: {rate}\n")
+    found = choice(tmp_path)
+    # The first round does not count, nor does a fall from it.
+    assert list(found["intervention.l2_norm.decay"]) == [0.2, 0.3, 0.1]
+    assert list(found["value"]) == [3, 2, 1]
+    shutil.rmtree(tmp_path / "1_l2_norm")
+    shutil.rmtree(tmp_path / "2_l2_norm")
+    with pytest.raises(results.ResultsError, match="no setting varies"):
+        choice(tmp_path)
