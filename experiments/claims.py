@@ -39,7 +39,7 @@ METRICS = {
 BASELINE, CONTROL = "warm_start", "reset_all"
 BEST = "soft_shrink_perturb+layer_norm"
 
-HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
+HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "undecided", "not run"
 
 
 class Part(NamedTuple):
@@ -72,8 +72,8 @@ class Claim(NamedTuple):
     Attributes:
       name: such as `"C1"`.
       paper: what the paper says.
-      verdict: holds, fails, undecided, or `"not run"`.
-      here: what was found, in a few words.
+      verdict: holds, fails, undecided or not run.
+      here: what was found, in a few words, or why it was not run.
     """
 
     name: str
@@ -83,78 +83,134 @@ class Claim(NamedTuple):
 
 
 def judge(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All claims that a results table can judge.
+    """All claims, as a results table shows them.
 
     Args:
-      frame: of the study, of one env.
+      frame: of the study, of one env. A claim about methods or shifts that it lacks is `not run`.
 
     Returns:
       A row for each claim, with the columns of `Claim`, and one for each part, with those of
       `Part`.
     """
-    claims, parts = [], []
+    claims, parts, outcomes = [], [], Outcomes(frame)
     for name, (paper, rule) in CLAIMS.items():
-        found = rule(frame)
-        verdict = _whole(name, found)
+        try:
+            found = rule(outcomes)
+        except ResultsError as error:
+            claims.append(Claim(name, paper, NOT_RUN, str(error)))
+            continue
         parts += found
-        claims.append(Claim(name, paper, verdict, _in_words(found)))
-    claims.append(Claim("C7", _C7, "not run", "needs Montezuma's Revenge"))
+        claims.append(Claim(name, paper, _whole(name, found), _in_words(found)))
+    claims.append(Claim("C7", _C7, NOT_RUN, "needs Montezuma's Revenge"))
     return pd.DataFrame(claims, columns=Claim._fields), pd.DataFrame(parts, columns=Part._fields)
 
 
-def loss(frame: pd.DataFrame) -> list[Part]:
+class Outcomes:
+    """What each method comes to, as the rules look at it.
+
+    Args:
+      frame: a results table of the study, of one env.
+
+    Its methods raise ResultsError where the table lacks a shift, a method or a metric.
+    """
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+        self._scores: dict[tuple[str, str], pd.DataFrame] = {}
+
+    def under(self, shift: str) -> pd.DataFrame:
+        """The rows of a shift."""
+        rows = self.frame[self.frame["shift"] == shift]
+        if rows.empty:
+            raise ResultsError(f"shift {shift}: not in the table")
+        return rows
+
+    def scores(self, shift: str, metric: str) -> pd.DataFrame:
+        """The normalised return over the last rounds, of each method and seed."""
+        if (shift, metric) not in self._scores:
+            rows = self.under(shift)
+            rounds = sorted(rows["round"].unique())[-LAST:]
+            self._scores[shift, metric] = results.scores(rows, metric, rounds=rounds)
+        return self._scores[shift, metric]
+
+    def of(self, shift: str, name: str, metric: str) -> pd.Series:
+        """The same of one method, by seed."""
+        scores = self.scores(shift, metric)
+        own = scores[scores["intervention"] == name]
+        if own.empty:
+            raise ResultsError(f"intervention {name}: not in the table, under {shift}")
+        return own.set_index("seed")["score"]
+
+    def gain(self, shift: str, name: str, metric: str = TRAIN) -> pd.Series:
+        """By how much a method exceeds the baseline, for each seed."""
+        return self.of(shift, name, metric) - self.of(shift, BASELINE, metric)
+
+    def gap(self, shift: str) -> pd.Series:
+        """What the baseline lost, for each seed."""
+        return self.gain(shift, CONTROL)
+
+    def lost(self, shift: str) -> bool:
+        """Whether there is a loss that could be cured."""
+        return student(self.gap(shift)).low > 0
+
+    def beyond_half(self, shift: str, name: str) -> pd.Series:
+        """What a method regains beyond half of the gap, for each seed."""
+        return self.gain(shift, name) - self.gap(shift) / 2
+
+
+def loss(outcomes: Outcomes) -> list[Part]:
     """C1: end-of-round train return of the baseline falls, and ends below the control's."""
     parts = []
     for shift in SHIFTS:
-        ends = results.end_of_rounds(_of(frame, shift), TRAIN)
+        ends = results.end_of_rounds(outcomes.under(shift), TRAIN)
         own = ends[ends["intervention"] == BASELINE].pivot(
             index="seed", columns="round", values="change"
         )
         slopes = own.apply(lambda row: np.polyfit(row.index, row, 1)[0], axis=1)
         parts.append(_part("C1", shift, "fall of warm_start, each round", -slopes))
-        parts.append(_part("C1", shift, "reset_all - warm_start", _gap(frame, shift, TRAIN)))
+        parts.append(_part("C1", shift, "reset_all - warm_start", outcomes.gap(shift)))
     return parts
 
 
-def heads(frame: pd.DataFrame) -> list[Part]:
+def heads(outcomes: Outcomes) -> list[Part]:
     """C2: neither fresh heads nor injected ones regain half of the gap."""
     return [
-        _part("C2", shift, f"half of the gap - gain of {name}", -_beyond_half(frame, shift, name))
-        if _lost(frame, shift)
+        _part("C2", shift, f"half of the gap - gain of {name}", -outcomes.beyond_half(shift, name))
+        if outcomes.lost(shift)
         else _open("C2", shift, f"gain of {name}: nothing was lost")
         for name in ("reset_final", "plasticity_injection")
         for shift in SHIFTS
     ]
 
 
-def crelu(frame: pd.DataFrame) -> list[Part]:
+def crelu(outcomes: Outcomes) -> list[Part]:
     """C3: CReLU's gain over the baseline; some parts are to hold, and some not.
 
     A part fails, too, where a gain that may be none is less than half of the gap.
     """
     parts = []
     for shift in SHIFTS:
-        part = _part("C3", shift, f"crelu - {BASELINE}", _gain(frame, shift, "crelu", TRAIN))
-        no_cure = student(_beyond_half(frame, shift, "crelu")).high < 0
-        if part.verdict == UNDECIDED and _lost(frame, shift) and no_cure:
+        part = _part("C3", shift, f"crelu - {BASELINE}", outcomes.gain(shift, "crelu"))
+        no_cure = student(outcomes.beyond_half(shift, "crelu")).high < 0
+        if part.verdict == UNDECIDED and outcomes.lost(shift) and no_cure:
             part = part._replace(what=f"{part.what}; less than half of the gap", verdict=FAILS)
         parts.append(part)
     return parts
 
 
-def regenerative(frame: pd.DataFrame) -> list[Part]:
+def regenerative(outcomes: Outcomes) -> list[Part]:
     """C4: each of five methods regains at least half of the gap, under each shift."""
     names = ("shrink_perturb", "soft_shrink_perturb", "regenerative_l2", "l2_norm", "layer_norm")
     return [
-        _part("C4", shift, f"gain of {name} - half of the gap", _beyond_half(frame, shift, name))
-        if _lost(frame, shift)
+        _part("C4", shift, f"gain of {name} - half of the gap", outcomes.beyond_half(shift, name))
+        if outcomes.lost(shift)
         else _open("C4", shift, f"gain of {name}: nothing was lost")
         for name in names
         for shift in SHIFTS
     ]
 
 
-def best(frame: pd.DataFrame) -> list[Part]:
+def best(outcomes: Outcomes) -> list[Part]:
     """C5: layer_norm's gain in test return is not consistent; soft_shrink_perturb with it is best.
 
     The first three parts turn `layer_norm`'s gain in test return around: one of them is enough.
@@ -163,16 +219,16 @@ def best(frame: pd.DataFrame) -> list[Part]:
     """
     parts = [
         _part(
-            "C5", shift, "test: warm_start - layer_norm", -_gain(frame, shift, "layer_norm", TEST)
+            "C5", shift, "test: warm_start - layer_norm", -outcomes.gain(shift, "layer_norm", TEST)
         )
         for shift in SHIFTS
     ]
     for metric, word in ((TRAIN, "train"), (TEST, "test")):
         for shift in SHIFTS:
             part = _part(
-                "C5", shift, f"{word}: {BEST} - warm_start", _gain(frame, shift, BEST, metric)
+                "C5", shift, f"{word}: {BEST} - warm_start", outcomes.gain(shift, BEST, metric)
             )
-            tests = results.paired_tests(_final(frame, shift, metric), against=BEST)
+            tests = results.paired_tests(outcomes.scores(shift, metric), against=BEST)
             above = tests[(tests["difference"] > 0) & (tests["p_corrected"] < 0.05)]
             if len(above):
                 names = ", ".join(above["intervention"])
@@ -181,12 +237,12 @@ def best(frame: pd.DataFrame) -> list[Part]:
     return parts
 
 
-def metrics(frame: pd.DataFrame) -> list[Part]:
+def metrics(outcomes: Outcomes) -> list[Part]:
     """C6: the fall of the train return goes with three metrics, over methods and shifts.
 
     A point is a method under a shift; intervals are Fisher's, widened for the number of metrics.
     """
-    points = results.metric_points(frame, TRAIN, list(METRICS))
+    points = results.metric_points(outcomes.frame, TRAIN, list(METRICS))
     parts = []
     for name, word in METRICS.items():
         both = points[[name, TRAIN]].dropna()
@@ -204,7 +260,7 @@ def metrics(frame: pd.DataFrame) -> list[Part]:
 
 _C7 = "In Montezuma's Revenge both regenerative methods beat the RND baseline."
 
-CLAIMS: dict[str, tuple[str, Callable[[pd.DataFrame], list[Part]]]] = {
+CLAIMS: dict[str, tuple[str, Callable[[Outcomes], list[Part]]]] = {
     "C1": (
         "Under each shift the warm-started agent's end-of-round train return falls with the "
         "rounds and ends below reset_all's.",
@@ -275,50 +331,3 @@ def student(values: pd.Series, confidence: float = 0.95) -> Interval:
     reach = scipy.stats.t.ppf((1 + confidence) / 2, len(known) - 1) * known.sem()
     mean = float(known.mean())
     return Interval(mean, float(mean - reach), float(mean + reach))
-
-
-def _of(frame: pd.DataFrame, shift: str) -> pd.DataFrame:
-    """The rows of a shift.
-
-    Raises:
-      ResultsError: there are none.
-    """
-    rows = frame[frame["shift"] == shift]
-    if rows.empty:
-        raise ResultsError(f"shift {shift}: not in the table; the study has {', '.join(SHIFTS)}")
-    return rows
-
-
-def _final(frame: pd.DataFrame, shift: str, metric: str) -> pd.DataFrame:
-    """What each seed comes to: its normalised return over the last rounds."""
-    rows = _of(frame, shift)
-    rounds = sorted(rows["round"].unique())[-LAST:]
-    return results.scores(rows, metric, rounds=rounds)
-
-
-def _comes_to(frame: pd.DataFrame, shift: str, name: str, metric: str) -> pd.Series:
-    final = _final(frame, shift, metric)
-    own = final[final["intervention"] == name]
-    if own.empty:
-        raise ResultsError(f"intervention {name}: not in the table, under {shift}")
-    return own.set_index("seed")["score"]
-
-
-def _gain(frame: pd.DataFrame, shift: str, name: str, metric: str) -> pd.Series:
-    """By how much a method exceeds the baseline, for each seed."""
-    own, base = (_comes_to(frame, shift, one, metric) for one in (name, BASELINE))
-    return own - base
-
-
-def _gap(frame: pd.DataFrame, shift: str, metric: str) -> pd.Series:
-    return _gain(frame, shift, CONTROL, metric)
-
-
-def _lost(frame: pd.DataFrame, shift: str) -> bool:
-    """Whether there is a loss that could be cured."""
-    return student(_gap(frame, shift, TRAIN)).low > 0
-
-
-def _beyond_half(frame: pd.DataFrame, shift: str, name: str) -> pd.Series:
-    """What a method regains beyond half of the gap, for each seed."""
-    return _gain(frame, shift, name, TRAIN) - _gap(frame, shift, TRAIN) / 2

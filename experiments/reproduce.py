@@ -10,7 +10,9 @@ what is in there. All of it goes into the study's folder:
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,26 +114,33 @@ def figures(frame: pd.DataFrame) -> Iterator[Drawn]:
 
 
 def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Every table of the study, by name.
+    """Every table of the study, by name; without those that a part of a study is not enough for.
 
     Args:
       frame: a results table of the study.
+
+    Warns:
+      UserWarning: a table is left out.
     """
     found: dict[str, pd.DataFrame] = {}
     points = _points(frame)
     for metric in RETURNS:
-        over_rounds = results.scores(frame, metric)
         last = final(frame, metric)
-        found |= {
+        makers: dict[str, Callable[[], pd.DataFrame]] = {
             # As the paper has them: changes averaged over all rounds, seeds unpaired.
-            f"t_tests_{metric}": results.t_tests(over_rounds, claims.CONTROL),
-            f"paired_vs_reset_all_{metric}": results.paired_tests(last, claims.CONTROL),
-            f"paired_vs_warm_start_{metric}": results.paired_tests(last, claims.BASELINE),
-            f"interquartile_means_{metric}": results.aggregates(last),
-            f"improvement_over_warm_start_{metric}": results.probability_of_improvement(last),
-            f"correlations_{metric}": results.correlations(points, metric, METRICS),
-            f"linear_model_{metric}": results.linear_model(points, metric, METRICS),
+            "t_tests": partial(results.t_tests, results.scores(frame, metric), claims.CONTROL),
+            "paired_vs_reset_all": partial(results.paired_tests, last, claims.CONTROL),
+            "paired_vs_warm_start": partial(results.paired_tests, last, claims.BASELINE),
+            "interquartile_means": partial(results.aggregates, last),
+            "improvement_over_warm_start": partial(results.probability_of_improvement, last),
+            "correlations": partial(results.correlations, points, metric, METRICS),
+            "linear_model": partial(results.linear_model, points, metric, METRICS),
         }
+        for name, make in makers.items():
+            try:
+                found[f"{name}_{metric}"] = make()
+            except results.ResultsError as error:
+                warnings.warn(f"{name}_{metric}: left out, {error}", stacklevel=2)
     return found
 
 
