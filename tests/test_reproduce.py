@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from experiments import claims
-from experiments.reproduce import METRICS, RETURNS, figures, main, tables
+from experiments.reproduce import main
 from experiments.tune import choice
 from plasticity import results
+from plasticity.results import claims
+from plasticity.results.study import METRICS, RETURNS, figures, tables
 
 METHODS = (
     "warm_start",
@@ -57,14 +58,14 @@ def study(fall=fall, seeds=4, tied=0.5):
                     lost = [fall(name, shift, metric) * (r - 1) for metric in RETURNS]
                     values = [2 - x for x in lost] + [1 + tied * lost[0]] * len(METRICS)
                     for metric, value in zip((*RETURNS, *METRICS), values + noise, strict=True):
-                        rows.append((name, shift, seed, r, metric, value))
-    columns = ["intervention", "shift", "seed", "round", "metric", "value"]
+                        metric, _, layer = metric.partition("/")
+                        rows.append((name, shift, seed, r, metric, layer or "all", value))
+    columns = ["intervention", "shift", "seed", "round", "metric", "layer", "value"]
     frame = pd.DataFrame(rows, columns=columns)
     return results.tidy(
         frame.assign(
             run=frame["shift"] + "-" + frame["intervention"],
             env="gather",
-            layer="all",
             update=10 * frame["round"],
             env_steps=640 * frame["round"],
         )
@@ -139,9 +140,9 @@ def drawn():
 
 
 def test_every_figure_is_drawn(drawn):
-    names = ["1_levels", "2_warm_start", "3_correlations", "4_intervals"]
+    names = ["2_warm_start", "3_correlations", "4_intervals"]
     names += [f"5_rounds_{metric}" for metric in RETURNS]
-    names += [*(f"A_rounds_{metric}" for metric in METRICS), "A_profiles"]
+    names += [*(f"A_rounds_{metric.split('/')[0]}" for metric in METRICS), "A_profiles"]
     assert list(drawn) == names
     assert all(len(one.data) for one in drawn.values())
 

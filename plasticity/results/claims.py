@@ -25,18 +25,21 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from plasticity import results
-from plasticity.results import Interval, ResultsError
+from plasticity.results.comparisons import end_of_rounds, metric_points, paired_tests, scores
+from plasticity.results.statistics import REFERENCES, Interval
+from plasticity.results.table import ResultsError
 
 LAST = 3
 SHIFTS = ("permute", "window", "expand")
 TRAIN, TEST = "train_return", "eval_test_return"
+# The paper's "dead units" are those of the last hidden layer.
+DEAD_UNITS = "rollout_inactive_fraction/hidden_1"
 METRICS = {
     "weight_rms": "weight magnitude",
     "gradient_norm": "gradient norm",
-    "rollout_inactive_fraction": "dead units",
+    DEAD_UNITS: "dead units",
 }
-BASELINE, CONTROL = "warm_start", "reset_all"
+BASELINE, CONTROL = REFERENCES
 BEST = "soft_shrink_perturb+layer_norm"
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "undecided", "not run"
@@ -130,7 +133,7 @@ class Outcomes:
         if (shift, metric) not in self._scores:
             rows = self.under(shift)
             rounds = sorted(rows["round"].unique())[-LAST:]
-            self._scores[shift, metric] = results.scores(rows, metric, rounds=rounds)
+            self._scores[shift, metric] = scores(rows, metric, rounds=rounds)
         return self._scores[shift, metric]
 
     def of(self, shift: str, name: str, metric: str) -> pd.Series:
@@ -162,7 +165,7 @@ def loss(outcomes: Outcomes) -> list[Part]:
     """C1: end-of-round train return of the baseline falls, and ends below the control's."""
     parts = []
     for shift in SHIFTS:
-        ends = results.end_of_rounds(outcomes.under(shift), TRAIN)
+        ends = end_of_rounds(outcomes.under(shift), TRAIN)
         own = ends[ends["intervention"] == BASELINE].pivot(
             index="seed", columns="round", values="change"
         )
@@ -228,7 +231,7 @@ def best(outcomes: Outcomes) -> list[Part]:
             part = _part(
                 "C5", shift, f"{word}: {BEST} - warm_start", outcomes.gain(shift, BEST, metric)
             )
-            tests = results.paired_tests(outcomes.scores(shift, metric), against=BEST)
+            tests = paired_tests(outcomes.scores(shift, metric), against=BEST)
             above = tests[(tests["difference"] > 0) & (tests["p_corrected"] < 0.05)]
             if len(above):
                 names = ", ".join(above["intervention"])
@@ -242,7 +245,7 @@ def metrics(outcomes: Outcomes) -> list[Part]:
 
     A point is a method under a shift; intervals are Fisher's, widened for the number of metrics.
     """
-    points = results.metric_points(outcomes.frame, TRAIN, list(METRICS))
+    points = metric_points(outcomes.frame, TRAIN, list(METRICS))
     parts = []
     for name, word in METRICS.items():
         both = points[[name, TRAIN]].dropna()
