@@ -39,7 +39,11 @@ class Progress:
         shown: bool = True,
         console: Console | None = None,
     ) -> None:
-        self._console = console or Console(stderr=True, quiet=not shown)
+        # Notebooks get plain lines: what is live there would be kept with the outputs.
+        plain = False if Console().is_jupyter else None
+        self._console = console or Console(
+            stderr=True, quiet=not shown, force_jupyter=plain, force_terminal=plain
+        )
         self._title, self._rounds, self._updates = title, rounds, updates
         self._steps_an_update = steps_an_update
         self._bar = Bar(

@@ -1,0 +1,99 @@
+"""Packs the results of many runs into a small folder: `python -m experiments.ship FROM TO`.
+
+`metrics.parquet` holds the aggregates over layers, and the last hidden layer, of every metric, as
+the float32 that they were measured in; `provenance.json` says how they came about: commits,
+versions, devices, wall time, and the configuration, of which each run's own part is beside it.
+`results.load(TO)` gives the table.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from experiments.cli import command
+from plasticity import results
+from plasticity.results import table
+from plasticity.results.claims import DEAD_UNITS
+from plasticity.training.folder import read_meta
+
+OWN = ("shift", "intervention")  # what differs between the runs of a study
+
+
+def ship(source: Path, target: Path) -> None:
+    """Packs the finished runs in a folder into another one.
+
+    Raises:
+      ResultsError: there is no finished run, or their settings differ in more than `OWN`.
+    """
+    folders = sorted(path.parent for path in source.glob(f"*/{table.META}"))
+    metas = {folder: read_meta(folder) for folder in folders}
+    finished = [folder for folder, meta in metas.items() if meta.get("status") == "finished"]
+    if not finished:
+        raise results.ResultsError(f"{source}: holds no finished run; expected the jobs of a sweep")
+    own, common = {}, None
+    for folder in finished:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / table.CONFIG))
+        meta = metas[folder]
+        own[folder.name] = {key: config.pop(key) for key in OWN} | {
+            "commit": meta["commit"],
+            "wall_seconds": round(sum(one["wall_seconds"] for one in meta["sessions"]), 1),
+            "device": sorted({name for one in meta["sessions"] for name in one["device"]}),
+            "machine": meta["sessions"][-1]["machine"],
+            "trained_together": meta["trained_together"],
+            "versions": meta["versions"],
+        }
+        if common not in (None, config):
+            raise results.ResultsError(f"{folder}: other settings than the runs before it")
+        common = config
+    shared = {
+        key: value
+        for key, value in next(iter(own.values())).items()
+        if key not in (*OWN, "wall_seconds") and all(run[key] == value for run in own.values())
+    }
+    provenance = {
+        **shared,
+        "unfinished": [folder.name for folder in folders if folder not in finished],
+        "wall_seconds": round(sum(run["wall_seconds"] for run in own.values())),
+        "config": common,
+        "runs": {
+            name: {key: value for key, value in run.items() if key not in shared}
+            for name, run in own.items()
+        },
+    }
+    frame = results.load(*finished)
+    layer = DEAD_UNITS.partition("/")[2]
+    kept = frame[frame["layer"].isin(["all", layer])]
+    with table.replacing(target / table.TABLE) as temporary:
+        _pack(kept, temporary)
+    with table.replacing(target / "provenance.json") as temporary:
+        temporary.write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def _pack(frame: pd.DataFrame, path: Path) -> None:
+    """Writes a results table small: half of a float64 that was a float32 is zeros."""
+    numbers = {"seed": "int32", "round": "int32", "update": "int32", "value": "float32"}
+    frame.astype(numbers).to_parquet(
+        path,
+        index=False,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[name for name in frame.columns if name != "value"],
+        column_encoding={"value": "BYTE_STREAM_SPLIT"},
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path, help="the folder of a sweep")
+    parser.add_argument("target", type=Path, help="where it goes")
+    arguments = parser.parse_args()
+    ship(arguments.source, arguments.target)
+
+
+if __name__ == "__main__":
+    command(main)
