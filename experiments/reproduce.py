@@ -9,6 +9,7 @@ what is in there. All of it goes into the study's folder:
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,30 @@ def _show(judged: pd.DataFrame, console: Console) -> None:
     console.print(shown)
 
 
+def markdown(frame: pd.DataFrame) -> str:
+    """The claims and the effects that they are judged by, as docs/study.md has them.
+
+    Args:
+      frame: a results table of the study.
+    """
+    judged, parts = claims.judge(frame)
+    lines = ["| claim | the paper says | here |", "| --- | --- | --- |"]
+    for claim in judged.itertuples():
+        found = f"**{claim.verdict}**" + f" ({claim.here})" * (claim.verdict != claims.NOT_RUN)
+        lines.append(f"| {claim.name} | {_code(claim.paper)} | {found} |")
+    lines += ["", "| claim | shift | effect | mean [95 %] | n | verdict |", "| --- " * 6 + "|"]
+    for part in parts.itertuples():
+        interval = f"{part.effect:+.2f} [{part.low:+.2f}, {part.high:+.2f}]" if part.seeds else ""
+        of = (part.claim, part.shift, _code(part.what), interval, str(part.seeds), part.verdict)
+        lines.append(f"| {' | '.join(of)} |")
+    return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """A text with the names of methods as code."""
+    return re.sub(r"\b([a-z]\w*_\w+(?:\+\w+)*|crelu)\b", r"`\1`", text)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -102,8 +127,13 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", help="of the size's configuration, as of experiments.train"
     )
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the tables of docs/study.md, no more"
+    )
     arguments = parser.parse_args()
-    if arguments.what in SIZES:
+    if arguments.markdown:
+        print(markdown(results.load(arguments.what)))
+    elif arguments.what in SIZES:
         sys.argv[1:] = [f"experiment=reproduce/{arguments.what}", *arguments.overrides]
         job()
     else:

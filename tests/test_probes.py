@@ -1,5 +1,8 @@
 """Probes against readings of their definitions in NumPy, on networks made by hand."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +23,7 @@ from plasticity.probes import (
     FeatureRank,
     InactiveFraction,
     Probes,
+    RolloutInactiveFraction,
     SaturatedFraction,
     SaturatedUnits,
     SpectralNorm,
@@ -99,6 +103,21 @@ def test_inactive_fraction():
     assert told(InactiveFraction(), FIRST, LAST) == pytest.approx(
         {"hidden_0": 6 / 12, "hidden_1": 4 / 6, "all": 10 / 18}
     )
+
+
+def test_rollout_inactive_fraction_is_of_what_the_policy_meets():
+    """Would catch the probe batch in place of the rollout, or parameters of another moment."""
+    met = jnp.asarray([[1.0, -1.0], [2.0, 0.0], [-1.0, -3.0]])
+    seen = dataclasses.replace(
+        view(FIRST),
+        params={"scale": jnp.asarray(-1.0)},
+        apply=lambda params, observations: Output(
+            None, None, {"hidden_0": jnp.maximum(params["scale"] * observations, 0)}, {}
+        ),
+        make_batch=lambda: SimpleNamespace(observation=met),
+    )
+    found = {name: float(x) for name, x in RolloutInactiveFraction()(seen).items()}
+    assert found == pytest.approx({"hidden_0": 3 / 6, "all": 3 / 6})
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.025, 0.0267, 0.65, 1.0])
