@@ -107,6 +107,8 @@ def test_t_tests_are_students_equation():
         assert row.difference == pytest.approx(a.mean() - b.mean())
     with pytest.raises(results.ResultsError, match="intervention none: not in the table"):
         results.t_tests(scores, "none")
+    with pytest.raises(results.ResultsError, match="nothing but reset_all"):
+        results.paired_tests(scores[scores["intervention"] == "reset_all"])
 
 
 def test_paired_tests_are_of_differences_and_holm_steps_down():

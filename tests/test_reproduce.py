@@ -132,6 +132,8 @@ def test_what_is_missing_is_named():
     assert judged.loc["C4", "verdict"] == "holds"
     judged = claims.judge(STUDY[STUDY["shift"] != "expand"])[0].set_index("name")
     assert "shift expand: not in the table" in judged.loc["C1", "here"]
+    with pytest.raises(results.ResultsError, match="one env, not gather, other"):
+        claims.judge(results.concat([STUDY, STUDY.assign(env="other")]))
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,13 @@ def judge(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     Returns:
       A row for each claim, with the columns of `Claim`, and one for each part, with those of
       `Part`.
+
+    Raises:
+      ResultsError: there are several envs, or no rows.
     """
+    if frame["env"].nunique() != 1:
+        envs = ", ".join(sorted(frame["env"].unique())) or "none"
+        raise ResultsError(f"claims are about one env, not {envs}; select one")
     claims, parts, outcomes = [], [], Outcomes(frame)
     for name, (paper, rule) in CLAIMS.items():
         try:

@@ -119,7 +119,7 @@ def t_tests(scores: pd.DataFrame, against: str = "reset_all") -> pd.DataFrame:
       less that of `against`), t, df, and p (two-sided, of one test alone).
 
     Raises:
-      ResultsError: `against` is not there.
+      ResultsError: `against` is not there, or nothing else is.
     """
 
     def test(own: pd.Series, other: pd.Series) -> dict[str, float]:
@@ -151,7 +151,7 @@ def paired_tests(
       than two seeds are shared, or all differences are equal.
 
     Raises:
-      ResultsError: `against` is not there.
+      ResultsError: `against` is not there, or nothing else is.
     """
 
     def test(own: pd.Series, other: pd.Series) -> dict[str, float]:
@@ -409,6 +409,8 @@ def _each_against(
             if name != against:
                 setting = dict(zip(SETTING, keys, strict=True))
                 rows.append({**setting, "intervention": name, **test(each[name], other)})
+    if not rows:
+        raise ResultsError(f"nothing but {against} is in the table; expected what to compare it to")
     return pd.DataFrame(rows)
 
 
