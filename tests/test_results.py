@@ -20,7 +20,7 @@ from rich.console import Console
 from experiments.methods import methods
 from experiments.report import figures_of, report
 from plasticity import results
-from plasticity.results.statistics import baseline_of, order
+from plasticity.results.statistics import REFERENCES, baseline_of, order
 
 NAMES = ("warm_start", "shrink_perturb")
 SEEDS = (0, 1, 2)
@@ -860,7 +860,8 @@ def test_styles_are_stable_and_distinct() -> None:
     assert told[rates[0]] == baseline
     assert told[rates[1]]._replace(marker=baseline.marker) == baseline
     assert len(set(told.values())) == len(told)
-    many = results.line_styles([*results.STYLES, *(f"method_{i}" for i in range(10))])
+    others = 18 + len(REFERENCES) - len(results.STYLES)
+    many = results.line_styles([*results.STYLES, *(f"method_{i}" for i in range(others))])
     assert len(set(many.values())) == len(many)
 
 
