@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 
 from experiments.cli import fail, is_users, job_of, keeping, prepared
 from experiments.report import report
-from plasticity.results import ResultsError
 from plasticity.spec import SettingError
 from plasticity.training import Job, is_finished
 
@@ -35,9 +34,15 @@ class Study(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            report([Path(config.hydra.sweep.dir)])
-        except ResultsError as error:
+            self.conclude(Path(config.hydra.sweep.dir))
+        except Exception as error:
+            if not is_users(error):
+                traceback.print_exc()
             fail(error)
+
+    def conclude(self, folder: Path) -> None:
+        """What is done with a sweep when all of it is trained: a report, unless overridden."""
+        report([folder])
 
     def _check(self, config: DictConfig, jobs: Callable[[], Iterable[Job]] | None) -> None:
         try:

@@ -13,17 +13,15 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from experiments.callbacks import Study
-from experiments.cli import CONFIGS, command, fail, is_users
+from experiments.cli import CONFIGS, command
 from experiments.train import job
 from plasticity import results
 from plasticity.envs import Gather, Level
@@ -55,14 +53,8 @@ def reproduce(folder: Path, console: Console | None = None) -> None:
 class Reproduction(Study):
     """Draws, tabulates and judges the study at the end of its sweep."""
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            reproduce(Path(config.hydra.sweep.dir))
-        except Exception as error:
-            # Hydra would make a warning of it.
-            if not is_users(error):
-                raise SystemExit(error) from error
-            fail(error)
+    def conclude(self, folder: Path) -> None:
+        reproduce(folder)
 
 
 def _levels(numbers: Sequence[int]) -> study.Drawn:

@@ -1,4 +1,4 @@
-"""Packs the results of many runs into a small folder: `python -m experiments.ship FROM TO`.
+"""Packs the results of many runs into a small folder: `python -m experiments.ship FROM... TO`.
 
 `metrics.parquet` holds the aggregates over layers, and the last hidden layer, of every metric, as
 the float32 that they were measured in; `provenance.json` says how they came about: commits,
@@ -8,6 +8,7 @@ versions, devices, wall time, and the configuration, of which each run's own par
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,33 @@ from plasticity.results import table
 from plasticity.results.claims import DEAD_UNITS
 from plasticity.training.folder import read_meta
 
-OWN = ("shift", "intervention")  # what differs between the runs of a study
+OWN = ("seed", "shift", "intervention")  # what differs between the runs of a study
 
 
-def ship(source: Path, target: Path) -> None:
-    """Packs the finished runs in a folder into another one.
+def ship(sources: Sequence[Path], target: Path) -> None:
+    """Packs the finished runs of one sweep or several into one folder.
+
+    Args:
+      sources: the sweeps' folders.
+      target: where it goes.
 
     Raises:
-      ResultsError: there is no finished run, or their settings differ in more than `OWN`.
+      ResultsError: a source holds no finished run, a run is there twice, or settings differ in
+        more than `OWN`.
     """
-    folders = sorted(path.parent for path in source.glob(f"*/{table.META}"))
+    folders = sorted(path.parent for source in sources for path in source.glob(f"*/{table.META}"))
     metas = {folder: read_meta(folder) for folder in folders}
     finished = [folder for folder, meta in metas.items() if meta.get("status") == "finished"]
-    if not finished:
-        raise results.ResultsError(f"{source}: holds no finished run; expected the jobs of a sweep")
+    for source in sources:
+        if not any(folder.parent == source for folder in finished):
+            raise results.ResultsError(
+                f"{source}: holds no finished run; expected the jobs of a sweep"
+            )
     own, common = {}, None
     for folder in finished:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / table.CONFIG))
         meta = metas[folder]
-        own[folder.name] = {key: config.pop(key) for key in OWN} | {
+        own[f"{folder.parent.name}/{folder.name}"] = {key: config.pop(key) for key in OWN} | {
             "commit": meta["commit"],
             "wall_seconds": round(sum(one["wall_seconds"] for one in meta["sessions"]), 1),
             "device": sorted({name for one in meta["sessions"] for name in one["device"]}),
@@ -56,7 +65,7 @@ def ship(source: Path, target: Path) -> None:
     }
     provenance = {
         **shared,
-        "unfinished": [folder.name for folder in folders if folder not in finished],
+        "unfinished": [str(folder) for folder in folders if folder not in finished],
         "wall_seconds": round(sum(run["wall_seconds"] for run in own.values())),
         "config": common,
         "runs": {
@@ -65,6 +74,11 @@ def ship(source: Path, target: Path) -> None:
         },
     }
     frame = results.load(*finished)
+    of = ["env", "shift", "intervention", "seed"]
+    runs = frame[[*of, "run"]].drop_duplicates()
+    if (twice := runs[runs.duplicated(of)]).size:
+        again = ", ".join(str(value) for value in twice.iloc[0])
+        raise results.ResultsError(f"{again}: there is another run of this method and seed")
     layer = DEAD_UNITS.partition("/")[2]
     kept = frame[frame["layer"].isin(["all", layer])]
     with table.replacing(target / table.TABLE) as temporary:
@@ -89,7 +103,7 @@ def _pack(frame: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, help="the folder of a sweep")
+    parser.add_argument("source", type=Path, nargs="+", help="the folder of a sweep")
     parser.add_argument("target", type=Path, help="where it goes")
     arguments = parser.parse_args()
     ship(arguments.source, arguments.target)

@@ -1,22 +1,27 @@
 """Chooses a coefficient from a search: `python -m experiments.train experiment=tune/l2_norm`.
 
+What each setting came to is written to `choice.csv` in the search's folder, the chosen one first.
+Given the folder of a search, `python -m experiments.tune` does that again.
+
 The rule: of the settings searched, the one with the highest train return at the ends of rounds,
 averaged over all rounds but the first and over seeds. It is the return itself, not its change, so
 that a coefficient that lowers all rounds alike gains nothing.
 """
 
+import argparse
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from experiments.callbacks import Study
+from experiments.cli import command
 from plasticity import results
+from plasticity.results import table
 
 RETURN = "train_return"
+CHOICE = "choice.csv"
 
 
 def choice(folder: str | Path) -> pd.DataFrame:
@@ -41,20 +46,42 @@ def choice(folder: str | Path) -> pd.DataFrame:
         later = sorted(runs["round"].unique())[1:]
         scores = results.scores(runs, RETURN, rounds=later, normalized=False)["score"]
         rows.append((*settings, *results.bootstrap_mean(scores), scores.count()))
-    table = pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "seeds"])
-    return table.sort_values("value", ascending=False, ignore_index=True)
+    found = pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "seeds"])
+    return found.sort_values("value", ascending=False, ignore_index=True)
 
 
 class Tuning(Study):
-    """Prints what is chosen, at the end of a search."""
+    """Writes and prints what is chosen, at the end of a search."""
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        table = choice(config.hydra.sweep.dir)
-        keys = list(table.columns[:-4])
-        shown = Table(*keys, "train return at ends of rounds [95 %]", "seeds")
-        for row in table.to_dict("records"):
-            interval = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-            shown.add_row(*(f"{row[key]:g}" for key in keys), interval, str(row["seeds"]))
-        Console().print(shown)
-        best = ", ".join(f"{key}={table.loc[0, key]:g}" for key in keys)
-        print(f"chosen: {best}")
+    def conclude(self, folder: Path) -> None:
+        tell(folder)
+
+
+def tell(folder: Path) -> None:
+    """Writes `choice.csv` into the folder of a search, and prints it.
+
+    Raises:
+      ResultsError: as `choice`.
+    """
+    found = choice(folder)
+    with table.replacing(folder / CHOICE) as temporary:
+        found.to_csv(temporary, index=False)
+    keys = list(found.columns[:-4])
+    shown = Table(*keys, "train return at ends of rounds [95 %]", "seeds")
+    for row in found.to_dict("records"):
+        interval = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        shown.add_row(*(f"{row[key]:g}" for key in keys), interval, str(row["seeds"]))
+    Console().print(shown)
+    best = ", ".join(f"{key}={found.loc[0, key]:g}" for key in keys)
+    print(f"chosen: {best}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of a search")
+    tell(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    command(main)

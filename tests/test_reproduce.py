@@ -1,5 +1,6 @@
 """The study: its verdicts on tables whose answers are known, its figures by what they draw."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from experiments.reproduce import main
-from experiments.tune import choice
+from experiments.ship import ship
+from experiments.tune import choice, tell
 from plasticity import results
 from plasticity.results import claims
 from plasticity.results.study import METRICS, RETURNS, figures, tables
@@ -249,6 +251,17 @@ def test_one_command_trains_draws_and_judges(shell, tmp_path, capsys):
     assert list(judged["name"]) == [f"C{i}" for i in range(1, 8)]
     assert set(judged["verdict"]) <= {"not run", "undecided"}
 
+    # Packed, it says the same, and where it came from.
+    ship([folder], tmp_path / "packed")
+    packed = results.load(tmp_path / "packed")
+    pd.testing.assert_frame_equal(claims.judge(packed)[1], claims.judge(results.load(folder))[1])
+    provenance = json.loads((tmp_path / "packed/provenance.json").read_text())
+    assert set(provenance["runs"]) == {"out/0_warm_start", "out/1_reset_all"}
+    assert provenance["config"]["schedule"]["updates"] == 2
+    shutil.copytree(folder, tmp_path / "again")
+    with pytest.raises(results.ResultsError, match="another run of this method and seed"):
+        ship([folder, tmp_path / "again"], tmp_path / "packed")
+
     # The folder alone is enough to do it again, and nothing is trained.
     before = (folder / "tables/t_tests_train_return.csv").read_text()
     shutil.rmtree(folder / "tables")
@@ -257,7 +270,7 @@ def test_one_command_trains_draws_and_judges(shell, tmp_path, capsys):
     assert (folder / "tables/t_tests_train_return.csv").read_text() == before
 
 
-def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path):
+def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path, capsys):
     for i, (rate, shape) in enumerate({0.1: [9, 1, 1], 0.2: [0, 3, 3], 0.3: [0, 2, 2]}.items()):
         frame = STUDY[(STUDY["intervention"] == "l2_norm") & (STUDY["round"] <= 3)]
         frame = frame[(frame["metric"] == "train_return") & (frame["shift"] == "permute")]
@@ -271,6 +284,9 @@ def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path):
     # The first round does not count, nor does a fall from it.
     assert list(found["intervention.l2_norm.decay"]) == [0.2, 0.3, 0.1]
     assert list(found["value"]) == [3, 2, 1]
+    tell(tmp_path)
+    assert "chosen: intervention.l2_norm.decay=0.2" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "choice.csv"), found, check_dtype=False)
     shutil.rmtree(tmp_path / "1_l2_norm")
     shutil.rmtree(tmp_path / "2_l2_norm")
     with pytest.raises(results.ResultsError, match="no setting varies"):

@@ -4,6 +4,7 @@ Each function takes a data frame and returns a figure. What it shows, as numbers
 `values_by_round`, `scores` or `metric_points` gave it, or rows of the results table.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -35,8 +36,8 @@ SHIFTS = ("permute", "window", "expand")
 # Methods that share a column where all are shown by round. Any other has a column of its own kind.
 FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "At shifts": ("reset_final", "plasticity_injection", "shrink_perturb", "redo"),
-        "At each step": ("soft_shrink_perturb", "regenerative_l2", "l2_norm"),
+        "At shifts": ("reset_final", "plasticity_injection", "shrink_perturb"),
+        "While learning": ("soft_shrink_perturb", "regenerative_l2", "l2_norm", "redo"),
         "Architecture": ("layer_norm", "crelu"),
         "Both": ("soft_shrink_perturb+layer_norm", "regenerative_l2+layer_norm"),
     }
@@ -132,7 +133,7 @@ def correlation_figure(
                 )
                 finish(ax)
                 if target == targets[-1]:
-                    ax.set_xlabel(f"Change of\n{_name(metric)}")
+                    ax.set_xlabel(f"Change of\n{textwrap.fill(_name(metric), 24)}")
             line[0].set_ylabel(f"Change of\n{_name(target)}")
         figure.legend(
             handles=[
@@ -146,14 +147,18 @@ def correlation_figure(
                     label=readable(name),
                 )
                 for name in names
-            ]
-            + [
-                Line2D([], [], linestyle="", marker=marks[s], color="#555555", label=f"({s})")
+            ],
+            loc="outside lower center",
+            ncols=min(5, len(metrics)),
+        )
+        figure.legend(
+            handles=[
+                Line2D([], [], linestyle="", marker=marks[s], color="#555555", label=readable(s))
                 for s in shifts
                 if s in marks
             ],
-            loc="outside lower center",
-            ncols=min(6, len(metrics) + 1),
+            loc="outside upper center",
+            ncols=len(shifts),
         )
     return figure
 
@@ -266,7 +271,7 @@ def profiles_figure(profiles: pd.DataFrame, score: str = "Score") -> Figure:
     names = order(profiles)
     styles = line_styles(names)
     with plt.rc_context(STYLE):
-        figure = new_figure((6.5, 4.8))
+        figure = new_figure((7, 4.8))
         ax: Axes = figure.add_subplot()
         for name in names:
             own = profiles[profiles["intervention"] == name]
@@ -336,7 +341,9 @@ def shifts_of(frame: pd.DataFrame) -> list[str]:
 
 def _name(metric: str) -> str:
     name, _, layer = metric.partition("/")
-    return METRIC_NAMES.get(name, readable(name).capitalize()) + (f", {layer}" if layer else "")
+    return METRIC_NAMES.get(name, readable(name).capitalize()) + (
+        f", {readable(layer)}" if layer else ""
+    )
 
 
 def _title_columns(axes: np.ndarray, shifts: Sequence[str]) -> None:
