@@ -9,6 +9,7 @@ what is in there. All of it goes into the study's folder:
 """
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from plasticity import results
 from plasticity.envs import Gather, Level
 from plasticity.envs.gather import SIZE, START
 from plasticity.results import claims, study, table
+from plasticity.spec import SettingError
 
 SIZES = sorted(path.stem for path in (CONFIGS / "experiment/reproduce").glob("*.yaml"))
 SIZES.remove("study")
@@ -36,15 +38,15 @@ def reproduce(folder: Path, console: Console | None = None) -> None:
     """Draws, tabulates and judges the study in a folder, and prints the verdicts.
 
     Raises:
-      ResultsError: there is nothing to load, or a part of the study is missing.
+      ResultsError: there is nothing to load, or it is of several envs.
     """
     frame = results.load(folder)
-    for drawn in (_levels(range(4)), *study.figures(frame)):
+    judged, parts = claims.judge(frame)
+    for name, data in {"claims": judged, "claims_parts": parts, **study.tables(frame)}.items():
+        _write(data, folder / "tables" / f"{name}.csv")
+    for drawn in itertools.chain([_levels(range(4))], study.figures(frame)):
         results.save(drawn.figure, folder / "figures" / drawn.name)
         _write(drawn.data, folder / "figures" / f"{drawn.name}.csv")
-    judged, parts = claims.judge(frame)
-    for name, data in {**study.tables(frame), "claims": judged, "claims_parts": parts}.items():
-        _write(data, folder / "tables" / f"{name}.csv")
     _show(judged, console or Console())
     print(f"every effect in {folder / 'tables/claims_parts.csv'}")
     print(f"figures in {folder / 'figures'}, tables in {folder / 'tables'}")
@@ -97,12 +99,13 @@ def markdown(frame: pd.DataFrame) -> str:
     judged, parts = claims.judge(frame)
     lines = ["| claim | the paper says | here |", "| --- | --- | --- |"]
     for claim in judged.itertuples():
-        found = f"**{claim.verdict}**" + f" ({claim.here})" * (claim.verdict != claims.NOT_RUN)
+        found = f"**{claim.verdict}** ({claim.here})"
         lines.append(f"| {claim.name} | {_code(claim.paper)} | {found} |")
     lines += ["", "| claim | shift | effect | mean [95 %] | n | verdict |", "| --- " * 6 + "|"]
     for part in parts.itertuples():
         interval = f"{part.effect:+.2f} [{part.low:+.2f}, {part.high:+.2f}]" if part.seeds else ""
-        of = (part.claim, part.shift, _code(part.what), interval, str(part.seeds), part.verdict)
+        verdict = f"({part.verdict})" if part.afterthought else part.verdict
+        of = (part.claim, part.shift, _code(part.what), interval, str(part.seeds), verdict)
         lines.append(f"| {' | '.join(of)} |")
     return "\n".join(lines)
 
@@ -123,13 +126,23 @@ def main() -> None:
         "--markdown", action="store_true", help="print the tables of docs/study.md, no more"
     )
     arguments = parser.parse_args()
-    if arguments.markdown:
-        print(markdown(results.load(arguments.what)))
-    elif arguments.what in SIZES:
+    folder = Path(arguments.what)
+    if arguments.what in SIZES and not arguments.markdown:
         sys.argv[1:] = [f"experiment=reproduce/{arguments.what}", *arguments.overrides]
         job()
+        return
+    if not folder.is_dir():
+        raise SettingError(
+            "what", arguments.what, f"must be a folder of results, or one of {', '.join(SIZES)}"
+        )
+    if arguments.overrides:
+        raise SettingError(
+            "overrides", arguments.overrides, "must go with a size; a folder is trained already"
+        )
+    if arguments.markdown:
+        print(markdown(results.load(folder)))
     else:
-        reproduce(Path(arguments.what))
+        reproduce(folder)
 
 
 if __name__ == "__main__":

@@ -24,16 +24,17 @@ from plasticity.training.folder import read_meta
 OWN = ("seed", "shift", "intervention")  # what differs between the runs of a study
 
 
-def ship(sources: Sequence[Path], target: Path) -> None:
+def ship(sources: Sequence[Path], target: Path, *, partial: bool = False) -> None:
     """Packs the finished runs of one sweep or several into one folder.
 
     Args:
       sources: the sweeps' folders.
       target: where it goes.
+      partial: whether less than every method under every shift with every seed will do.
 
     Raises:
-      ResultsError: a source holds no finished run, a run is there twice, or settings differ in
-        more than `OWN`.
+      ResultsError: a source holds no finished run, a run is there twice, settings differ in more
+        than `OWN`, or runs are lacking.
     """
     folders = sorted(path.parent for source in sources for path in source.glob(f"*/{table.META}"))
     metas = {folder: read_meta(folder) for folder in folders}
@@ -79,6 +80,12 @@ def ship(sources: Sequence[Path], target: Path) -> None:
     if (twice := runs[runs.duplicated(of)]).size:
         again = ", ".join(str(value) for value in twice.iloc[0])
         raise results.ResultsError(f"{again}: there is another run of this method and seed")
+    names, seeds = sorted(runs["intervention"].unique()), sorted(runs["seed"].unique())
+    whole = pd.MultiIndex.from_product([runs["shift"].unique(), names, seeds])
+    lacking = whole.difference(pd.MultiIndex.from_frame(runs[["shift", "intervention", "seed"]]))
+    if len(lacking) and not partial:
+        what = ", ".join(map(str, lacking[0]))
+        raise results.ResultsError(f"{what}: no finished run; --partial packs what there is")
     layer = DEAD_UNITS.partition("/")[2]
     kept = frame[frame["layer"].isin(["all", layer])]
     with table.replacing(target / table.TABLE) as temporary:
@@ -105,8 +112,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, nargs="+", help="the folder of a sweep")
     parser.add_argument("target", type=Path, help="where it goes")
+    parser.add_argument("--partial", action="store_true", help="though runs are lacking")
     arguments = parser.parse_args()
-    ship(arguments.source, arguments.target)
+    ship(arguments.source, arguments.target, partial=arguments.partial)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ that a coefficient that lowers all rounds alike gains nothing.
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -19,8 +20,8 @@ from experiments.callbacks import Study
 from experiments.cli import command
 from plasticity import results
 from plasticity.results import table
+from plasticity.results.statistics import RETURN
 
-RETURN = "train_return"
 CHOICE = "choice.csv"
 
 
@@ -32,21 +33,29 @@ def choice(folder: str | Path) -> pd.DataFrame:
 
     Returns:
       A row for each setting: those keys that vary, then value, low and high (95 % bootstrap
-      interval over seeds) and seeds.
+      interval over seeds; NaN where one diverged) and seeds (that did not).
 
     Raises:
-      ResultsError: there is nothing to load, or nothing varies.
+      ResultsError: there is nothing to load, nothing varies, or nothing can be chosen.
     """
     keys = results.varying(folder)
     if not keys:
         raise results.ResultsError(f"{folder}: no setting varies; expected a search for one")
     frame = results.load(folder, config=keys)
     rows = []
+    later = sorted(frame["round"].unique())[1:]
     for settings, runs in frame.groupby(keys):
-        later = sorted(runs["round"].unique())[1:]
-        scores = results.scores(runs, RETURN, rounds=later, normalized=False)["score"]
-        rows.append((*settings, *results.bootstrap_mean(scores), scores.count()))
+        ends = results.end_of_rounds(runs, RETURN)
+        each = ends[ends["round"].isin(later)].groupby("seed")["value"].mean(skipna=False)
+        interval = results.bootstrap_mean(each)
+        # A coefficient at which a seed diverges is no choice.
+        whole = interval if each.notna().all() else (np.nan,) * 3
+        rows.append((*settings, *whole, each.count()))
     found = pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "seeds"])
+    if found["value"].isna().all():
+        raise results.ResultsError(
+            f"{folder}: a seed diverged at every setting; expected one at which none does"
+        )
     return found.sort_values("value", ascending=False, ignore_index=True)
 
 

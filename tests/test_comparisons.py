@@ -121,7 +121,10 @@ def test_paired_tests_are_of_differences_and_holm_steps_down():
         t = d.mean() / (d.std(ddof=1) / np.sqrt(6))
         assert tests.loc[name, "t"] == pytest.approx(t)
         assert tests.loc[name, "p"] == pytest.approx(2 * scipy.stats.t.sf(abs(t), 5))
-        assert tests.loc[name, "low"] <= tests.loc[name, "difference"] <= tests.loc[name, "high"]
+        # An interval without zero is a p below 0.05, and the other way round.
+        reach = 2.570582 * d.std(ddof=1) / np.sqrt(6)
+        assert tests.loc[name, "low"] == pytest.approx(d.mean() - reach)
+        assert tests.loc[name, "high"] == pytest.approx(d.mean() + reach)
     raw = tests["p"].sort_values()
     stepped = np.maximum.accumulate([min(1, p * (4 - i)) for i, p in enumerate(raw)])
     np.testing.assert_allclose(tests.loc[raw.index, "p_corrected"], stepped)
@@ -134,7 +137,12 @@ def test_pairs_are_those_seeds_that_both_have():
     assert row.difference == pytest.approx(np.mean(RIGHT[:, 0] - LEFT[:5, 0]))
     (alone,) = results.paired_tests(scores[scores["seed"] == 0]).itertuples()
     assert alone.seeds == 1
-    assert np.isnan([alone.t, alone.p, alone.p_corrected]).all()
+    assert np.isnan([alone.low, alone.t, alone.p, alone.p_corrected]).all()
+    (equal,) = results.paired_tests(
+        scored(reset_all=np.round(LEFT[:, :1]), mine=np.round(LEFT[:, :1]) + 1)
+    ).itertuples()
+    assert equal.difference == pytest.approx(1)
+    assert np.isnan([equal.t, equal.p, equal.p_corrected]).all()
 
 
 def test_aggregates_are_rliables():
@@ -144,12 +152,16 @@ def test_aggregates_are_rliables():
     assert (row.seeds, row.shifts) == (6, 3)
     assert row.low < row.value < row.high
     mean = results.aggregates(scores, np.mean)
-    # The bootstrap's standard error of a mean is in closed form, each shift for itself.
-    error = np.sqrt(np.sum(LEFT.var(axis=0)) / 6) / 3
+    # The bootstrap's standard error of a mean is in closed form; a seed keeps its shifts.
+    error = np.sqrt(LEFT.mean(axis=1).var() / 6)
     assert mean["high"][0] - mean["low"][0] == pytest.approx(2 * 1.96 * error, rel=0.04)
     lacking = scores[~((scores["seed"] == 2) & (scores["shift"] == "window"))]
     with pytest.raises(results.ResultsError, match="mine: seed 2 has no score under window"):
         results.aggregates(lacking)
+    # A shift that another method has is lacking, too.
+    more = pd.concat([scores, scored(other=RIGHT[:, :1])])
+    with pytest.raises(results.ResultsError, match="other: seed 0 has no score under expand"):
+        results.probability_of_improvement(more, "mine")
     with pytest.raises(results.ResultsError, match="of one env"):
         results.aggregates(pd.concat([scores, scores.assign(env="other")]))
 
@@ -160,6 +172,9 @@ def test_probability_of_improvement_is_rliables():
     assert row.intervention == "mine"
     assert row.value == pytest.approx(IMPROVEMENT)
     assert 0 <= row.low < row.value < row.high <= 1
+    # Two with the same seeds keep their pairs: who is ahead by a hair with each seed stays so.
+    same = results.probability_of_improvement(scored(mine=LEFT + 1e-3, warm_start=LEFT))
+    assert same.loc[0, "low"] > 0.5
     ties = results.probability_of_improvement(scored(mine=LEFT * 0, warm_start=RIGHT * 0))
     assert tuple(ties.loc[0, ["value", "low", "high"]]) == (0.5, 0.5, 0.5)
 

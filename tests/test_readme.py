@@ -1,7 +1,9 @@
 """What README says: its commands can be typed, and its numbers are those of the shipped results."""
 
+import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,9 +28,25 @@ def test_each_command_names_what_there_is(line, monkeypatch, tmp_path):
     """Would catch an option or a key that was renamed; of a sweep the first job is looked at."""
     write_examples(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    assert runs_of(*first_job(line))
+
+
+def first_job(line):
+    """The overrides of a sweep's first job."""
     words = [word for word in shlex.split(line) if word != "-m"]
-    first = [re.sub(r"^([\w.]+=[^\[{,]+),.*", r"\1", word) for word in words]
-    assert runs_of(*first)
+    return [re.sub(r"^([\w.]+=[^\[{,]+),.*", r"\1", word) for word in words]
+
+
+def test_the_command_that_a_notebook_ends_with_finds_its_class(monkeypatch, tmp_path):
+    cells = json.loads((ROOT / "notebooks/write_your_own.ipynb").read_text())["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    (code,) = (text for text in texts if text.startswith("class Shrink"))
+    (tmp_path / "my_interventions.py").write_text(f"import jax\nimport plasticity as pl\n{code}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_interventions", raising=False)
+    (line,) = re.findall(r"python -m experiments.train ((?:.*\\\n)*.*)", texts[-1])
+    (run,) = runs_of(*first_job(line.replace("\\\n", " ").replace("=[0,1,2,3,4]", "=0")))
+    assert run.intervention.parts[0].keep == 0.3
 
 
 def test_the_numbers_are_those_of_the_shipped_tables():

@@ -14,7 +14,7 @@ from experiments.ship import ship
 from experiments.tune import choice, tell
 from plasticity import results
 from plasticity.results import claims
-from plasticity.results.study import METRICS, RETURNS, figures, tables
+from plasticity.results.study import METRICS, RETURNS, figures, returns, tables
 
 METHODS = (
     "warm_start",
@@ -104,8 +104,11 @@ def test_where_it_is_wrong_claims_fail():
 
 
 def test_one_seed_or_mere_noise_decides_nothing():
-    of_seeds = {name: verdicts(study(seeds=1))[name] for name in ("C1", "C2", "C3", "C4")}
-    assert set(of_seeds.values()) == {"undecided"}
+    of_seeds = verdicts(study(seeds=1))
+    assert {of_seeds[f"C{i}"] for i in range(1, 7)} == {"undecided"}
+    few = claims.judge(STUDY[STUDY["round"] <= claims.LAST])[0]
+    assert set(few["verdict"]) == {"not run"}
+    assert set(few["here"]) == {"3 rounds: expected more than 3"}
     noise = verdicts(study(lambda *what: 0.0, seeds=3))
     assert "holds" not in {noise[name] for name in ("C1", "C2", "C4")}
 
@@ -127,11 +130,56 @@ def test_effects_and_intervals_are_students():
     assert part["high"] == pytest.approx(d.mean() + reach)
 
 
+def test_a_seed_that_diverged_leaves_its_parts_undecided():
+    """Would catch verdicts on those seeds alone that a method did not ruin."""
+    ruined = (STUDY["intervention"] == "redo") | (STUDY["intervention"] == "l2_norm")
+    ruined &= (STUDY["seed"] == 1) & (STUDY["round"] > 2)
+    frame = STUDY.assign(value=STUDY["value"].mask(ruined))
+    with pytest.warns(UserWarning, match="diverged"):
+        judged, parts = claims.judge(frame)
+    judged = judged.set_index("name")
+    assert judged.loc["C4", "verdict"] == "undecided"
+    assert judged.loc["C1", "verdict"] == "holds"
+    of = parts[parts["what"].str.contains("l2_norm") & (parts["shift"] == "window")]
+    assert "1 seeds without a value" in of["what"].iloc[0]
+    # What can be drawn is drawn all the same.
+    with pytest.warns(UserWarning, match="A_profiles: left out, .*has no score"):
+        names = [one.name for one in figures(frame)]
+    assert "4_intervals" in names
+    assert "A_profiles" not in names
+
+
+def test_within_a_shift_correlations_are_over_methods():
+    """Would catch a sign that is turned, or an interval over methods in place of seeds."""
+    parts = claims.judge(STUDY)[1]
+    within = parts[(parts["claim"] == "C6") & parts["afterthought"]]
+    assert len(within) == 9
+    assert (within["effect"] > 0.99).all()
+    assert within["low"].min() > 0.98
+    assert within["high"].max() <= 1
+    assert not parts[parts["claim"] != "C6"]["afterthought"].any()
+
+
+def test_returns_are_not_changes():
+    """Would catch a poor first round that counts as a gain."""
+    poor = (STUDY["intervention"] == "l2_norm") & (STUDY["round"] == 1)
+    frame = STUDY.assign(value=STUDY["value"].mask(poor, 0.0))
+    found = returns(frame).set_index(["shift", "intervention"])
+    own = found.loc[("window", "l2_norm")]
+    assert own["value"] == pytest.approx(2, abs=0.02)
+    assert own["first"] == 0
+    assert own["gain"] == pytest.approx(0.3 * 3, abs=0.03)
+    assert own["gain_low"] < own["gain"] < own["gain_high"]
+    assert np.isnan(found.loc[("window", "warm_start"), "gain"])
+
+
 def test_what_is_missing_is_named():
     judged = claims.judge(STUDY[STUDY["intervention"] != "crelu"])[0].set_index("name")
     assert judged.loc["C3", "verdict"] == "not run"
     assert "intervention crelu: not in the table" in judged.loc["C3", "here"]
     assert judged.loc["C4", "verdict"] == "holds"
+    judged = claims.judge(STUDY[STUDY["intervention"] != "warm_start"])[0].set_index("name")
+    assert "intervention warm_start: not in the table" in judged.loc["C1", "here"]
     judged = claims.judge(STUDY[STUDY["shift"] != "expand"])[0].set_index("name")
     assert "shift expand: not in the table" in judged.loc["C1", "here"]
     with pytest.raises(results.ResultsError, match="one env, not gather, other"):
@@ -211,6 +259,9 @@ def test_the_correlation_figure_has_a_point_for_each_method_and_shift(drawn):
                 fit.get_ydata(), intercept + slope * fit.get_xdata(), atol=1e-9
             )
             assert "R² = " in ax.get_title()
+    few = STUDY[STUDY["intervention"].isin(METHODS[:2]) & (STUDY["shift"] == "window")]
+    axes = next(one for one in figures(few) if one.name == "3_correlations").figure.axes
+    assert {ax.get_title() for ax in axes} == {"too few points"}
 
 
 def test_no_two_methods_look_alike(drawn):
@@ -261,6 +312,19 @@ def test_one_command_trains_draws_and_judges(shell, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "again")
     with pytest.raises(results.ResultsError, match="another run of this method and seed"):
         ship([folder, tmp_path / "again"], tmp_path / "packed")
+    shutil.rmtree(tmp_path / "again/0_warm_start")
+    meta = tmp_path / "again/1_reset_all/meta.json"
+    meta.write_text(meta.read_text().replace('"finished"', '"interrupted"'))
+    with pytest.raises(results.ResultsError, match="again: holds no finished run"):
+        ship([tmp_path / "again"], tmp_path / "packed")
+
+    for words, told in {
+        "cpuu": "must be a folder of results, or one of cpu, paper, smoke",
+        "cpu --markdown": "must be a folder",
+        "out seed=[0]": "must go with a size",
+    }.items():
+        assert shell(words, entry=main) == 2
+        assert told in capsys.readouterr().err
 
     # The folder alone is enough to do it again, and nothing is trained.
     before = (folder / "tables/t_tests_train_return.csv").read_text()
@@ -287,6 +351,14 @@ def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path, cap
     tell(tmp_path)
     assert "chosen: intervention.l2_norm.decay=0.2" in capsys.readouterr().out
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "choice.csv"), found, check_dtype=False)
+    ruined = STUDY[(STUDY["metric"] == "train_return") & (STUDY["intervention"] == "l2_norm")]
+    ruined = ruined[(ruined["shift"] == "permute") & (ruined["round"] <= 3)]
+    results.write(
+        ruined.assign(value=np.where(ruined["seed"] == 0, np.nan, 9.0)),
+        tmp_path / "1_l2_norm/metrics.parquet",
+    )
+    with pytest.warns(UserWarning, match="diverged"):
+        assert list(choice(tmp_path)["intervention.l2_norm.decay"]) == [0.3, 0.1, 0.2]
     shutil.rmtree(tmp_path / "1_l2_norm")
     shutil.rmtree(tmp_path / "2_l2_norm")
     with pytest.raises(results.ResultsError, match="no setting varies"):

@@ -47,6 +47,7 @@ from plasticity.results.statistics import (
     by_round,
     difference,
     divergences,
+    student,
     summary,
 )
 from plasticity.results.table import (
@@ -104,6 +105,7 @@ __all__ = [
     "rounds_figure",
     "save",
     "scores",
+    "student",
     "summary",
     "t_tests",
     "tell_apart",

@@ -9,7 +9,9 @@ results.aggregates(scores)                               # interquartile means o
 A *score* is one number for each env, shift, intervention and seed; the seed is the unit of
 replication. The aggregates are those of Agarwal et al. (2021, "Deep Reinforcement Learning at the
 Edge of the Statistical Precipice"), with shifts for their tasks. Their package rliable (1.2) does
-not work beside pandas 3; what is here gives the same numbers.
+not work beside pandas 3; what is here gives the same numbers. Its intervals are wider: a seed has
+the same first round under each shift, so that the bootstrap draws whole seeds, while theirs draws
+those of each task for itself.
 """
 
 import warnings
@@ -26,11 +28,11 @@ from statsmodels.stats.multitest import multipletests
 from plasticity.results.statistics import (
     SETTING,
     Interval,
-    bootstrap_mean,
     by_round,
     left_out,
     order,
     shared_seeds,
+    student,
     warn_of,
 )
 from plasticity.results.table import ResultsError
@@ -147,8 +149,8 @@ def paired_tests(
 
     Returns:
       A row for each env, shift and other intervention: seeds (that both have), difference (its
-      mean), low and high (95 % bootstrap interval), t, df, p and p_corrected. NaN where fewer
-      than two seeds are shared, or all differences are equal.
+      mean), low and high (Student's 95 % interval), t, df, p and p_corrected. t and p are NaN
+      where fewer than two seeds are shared, or all differences are equal.
 
     Raises:
       ResultsError: `against` is not there, or nothing else is.
@@ -156,8 +158,9 @@ def paired_tests(
 
     def test(own: pd.Series, other: pd.Series) -> dict[str, float]:
         differences = (own - other).dropna()
-        interval = bootstrap_mean(differences)
-        answer = _quietly(scipy.stats.ttest_1samp, differences, 0.0)
+        interval = student(differences)
+        varies = differences.nunique() > 1
+        answer = _quietly(scipy.stats.ttest_1samp, differences if varies else [], 0.0)
         return {
             "seeds": len(differences),
             "difference": interval.mean,
@@ -186,13 +189,13 @@ def aggregates(
     confidence: float = 0.95,
     resamples: int = _RESAMPLES,
 ) -> pd.DataFrame:
-    """One number for each intervention over all shifts, with its stratified bootstrap interval.
+    """One number for each intervention over all shifts, with its bootstrap interval over seeds.
 
     Args:
       scores: as `scores` gives them, of one env; every shift with the same seeds.
       statistic: of an array [S * H] of S seeds and H shifts, with an argument `axis`.
       confidence: of the interval.
-      resamples: how many. In each, the seeds of every shift are drawn anew for themselves.
+      resamples: how many.
 
     Returns:
       A row for each intervention, in order: intervention, value, low, high, seeds, shifts.
@@ -202,7 +205,7 @@ def aggregates(
     """
     rows = []
     for name, matrix in matrices(scores).items():
-        interval = _stratified(
+        interval = _over_seeds(
             lambda samples: statistic(samples[0].reshape(len(samples[0]), -1), axis=1),
             [matrix],
             confidence,
@@ -225,14 +228,14 @@ def probability_of_improvement(
     Args:
       scores: as `scores` gives them, of one env.
       against: the other one.
-      confidence: of the stratified bootstrap interval.
+      confidence: of the bootstrap interval, in which two with the same seeds keep their pairs.
       resamples: how many.
 
     Returns:
       A row for each other intervention: intervention, value, low, high.
 
     Raises:
-      ResultsError: `against` is not there, or shifts or seeds differ.
+      ResultsError: `against` is not there, or an intervention lacks a seed in one of the shifts.
     """
     each = matrices(scores)
     other = _named(each, against)
@@ -243,7 +246,7 @@ def probability_of_improvement(
         return np.mean((1 + difference) / 2, axis=(1, 2, 3))
 
     rows = [
-        (name, *_stratified(exceeds, [matrix, other], confidence, resamples))
+        (name, *_over_seeds(exceeds, [matrix, other], confidence, resamples))
         for name, matrix in each.items()
         if name != against
     ]
@@ -261,7 +264,7 @@ def performance_profiles(
     Args:
       scores: as `scores` gives them, of one env.
       thresholds: [K].
-      confidence: of the stratified bootstrap interval, for each threshold alone.
+      confidence: of the bootstrap interval, for each threshold alone.
       resamples: how many.
 
     Returns:
@@ -273,7 +276,7 @@ def performance_profiles(
     rows = []
     for name, matrix in matrices(scores).items():
         for threshold in thresholds:
-            interval = _stratified(partial(_exceed, threshold), [matrix], confidence, resamples)
+            interval = _over_seeds(partial(_exceed, threshold), [matrix], confidence, resamples)
             rows.append((name, threshold, *interval))
     return pd.DataFrame(rows, columns=["intervention", "threshold", "value", "low", "high"])
 
@@ -375,8 +378,8 @@ def linear_model(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     )
 
 
-def matrices(scores: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The scores of each intervention, in order, as an array [seeds, shifts].
+def matrices(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The scores of each intervention, in order: rows are its seeds, columns all shifts.
 
     Raises:
       ResultsError: there are several envs, or a seed without a score in one of the shifts.
@@ -384,16 +387,17 @@ def matrices(scores: pd.DataFrame) -> dict[str, np.ndarray]:
     if scores["env"].nunique() != 1:
         found = ", ".join(sorted(scores["env"].unique())) or "none"
         raise ResultsError(f"scores of one env are aggregated, not of {found}; select one")
-    each: dict[str, np.ndarray] = {}
+    shifts = sorted(scores["shift"].unique())
+    each: dict[str, pd.DataFrame] = {}
     for name in order(scores):
         own = scores[scores["intervention"] == name]
-        wide = own.pivot(index="seed", columns="shift", values="score")
+        wide = own.pivot(index="seed", columns="shift", values="score").reindex(columns=shifts)
         if wide.isna().any(axis=None):
             seed, shift = wide.isna().stack().idxmax()
             raise ResultsError(
                 f"{name}: seed {seed} has no score under {shift}; expected one of each"
             )
-        each[name] = wide.to_numpy()
+        each[name] = wide
     return each
 
 
@@ -432,22 +436,26 @@ def _exceed(threshold: float, samples: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(samples[0] > threshold, axis=(1, 2))
 
 
-def _stratified(
+def _over_seeds(
     statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
-    matrices: Sequence[np.ndarray],
+    frames: Sequence[pd.DataFrame],
     confidence: float,
     resamples: int,
 ) -> Interval:
     """The percentile interval of a statistic of arrays [R, S, H], by resampling seeds.
 
-    In each of R resamples, and in each shift for itself, S seeds are drawn with replacement.
+    In each of R resamples S seeds are drawn with replacement, with all their shifts; the same
+    ones in each frame where all have the same seeds.
     """
     rng = np.random.default_rng(0)
-    value = float(statistic([matrix[None] for matrix in matrices])[0])
-    drawn = []
-    for matrix in matrices:
-        seeds = rng.integers(len(matrix), size=(resamples, *matrix.shape))
-        drawn.append(np.take_along_axis(matrix[None], seeds, axis=1))
+    paired = all(frame.index.equals(frames[0].index) for frame in frames)
+    draws: list[np.ndarray] = []
+    for frame in frames:
+        again = paired and draws
+        draws.append(draws[0] if again else rng.integers(len(frame), size=(resamples, len(frame))))
+    arrays = [frame.to_numpy() for frame in frames]
+    value = float(statistic([array[None] for array in arrays])[0])
+    drawn = statistic([array[draw] for array, draw in zip(arrays, draws, strict=True)])
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(statistic(drawn), [tail, 100 - tail])
+    low, high = np.percentile(drawn, [tail, 100 - tail])
     return Interval(value, float(low), float(high))

@@ -27,11 +27,8 @@ from plasticity.results.plots import (
     new_figure,
     readable,
 )
-from plasticity.results.statistics import REFERENCES, bootstrap_mean, order
+from plasticity.results.statistics import REFERENCES, SHIFTS, bootstrap_mean, order
 from plasticity.results.table import ResultsError
-
-# The order in which shifts are shown; any other comes after these.
-SHIFTS = ("permute", "window", "expand")
 
 # Methods that share a column where all are shown by round. Any other has a column of its own kind.
 FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -97,7 +94,8 @@ def correlation_figure(
 
     Returns:
       The figure: a point for each method and shift, the shifts by their markers, and the
-      least-squares line with its R squared and p, in bold below 0.05.
+      least-squares line with its R squared and p, in bold if that is below 0.05 when corrected for
+      the number of metrics.
     """
     names = order(points)
     styles, shifts = line_styles(names), shifts_of(points)
@@ -128,8 +126,8 @@ def correlation_figure(
                 ax.plot(x, found["intercept"] + found["slope"] * x, "--", color="#555555", lw=1)
                 p = f"p = {found['p']:.3f}" if found["p"] >= 0.001 else "p < 0.001"
                 ax.set_title(
-                    f"R² = {found['r_squared']:.2f}, {p}",
-                    fontweight="bold" if found["p"] < 0.05 else "normal",
+                    f"R² = {found['r_squared']:.2f}, {p}" if found["p"] >= 0 else "too few points",
+                    fontweight="bold" if found["p_corrected"] < 0.05 else "normal",
                 )
                 finish(ax)
                 if target == targets[-1]:
@@ -201,9 +199,9 @@ def intervals_figure(scores: pd.DataFrame) -> Figure:
                 ax.set_xlabel(f"Change of {_name(metric).lower()}")
         axes[0, 0].invert_yaxis()  # Shared by all.
         _title_columns(axes, shifts)
+        seeds_of = count_seeds(scores.dropna())
         figure.suptitle(
-            f"Mean (marker), 95 % bootstrap interval (bar), {count_seeds(scores)} (ticks); "
-            "dotted: reset all",
+            f"Mean (marker), 95 % bootstrap interval (bar), {seeds_of} (ticks); dotted: reset all",
             fontsize=9,
             fontweight="normal",
         )
@@ -334,7 +332,7 @@ def levels_figure(
 
 
 def shifts_of(frame: pd.DataFrame) -> list[str]:
-    """The shifts of a table, those of the study first and in its order."""
+    """The shifts of a table: those of the study first and in its order, then any other."""
     found = set(frame["shift"].unique())
     return [*(s for s in SHIFTS if s in found), *sorted(found.difference(SHIFTS))]
 

@@ -25,6 +25,7 @@ GROUP = [*SETTING, "intervention"]
 RUN = ["run", *GROUP, "seed"]
 BASELINE = "warm_start"
 REFERENCES = (BASELINE, "reset_all")
+SHIFTS = ("permute", "window", "expand")  # the study's, in its order
 RETURN = "train_return"
 DIVERGED = "diverged"
 PROBES = ("dead_units", "weight_norm", "effective_rank")
@@ -108,12 +109,14 @@ def divergences(frame: pd.DataFrame) -> pd.DataFrame:
 
 def left_out(frame: pd.DataFrame) -> list[str]:
     """A note that names the seeds that diverged and the updates at which they did, if any."""
-    names = []
-    for intervention, runs in divergences(frame).groupby("intervention"):
+    found, names = divergences(frame), []
+    several = frame["shift"].nunique() > 1
+    for (shift, intervention), runs in found.groupby(["shift", "intervention"], sort=False):
         seeds = [
             f"seed {s} at update {u}" for s, u in zip(runs["seed"], runs["update"], strict=True)
         ]
-        names.append(f"{intervention} {', '.join(seeds)}")
+        under = f" under {shift}" if several else ""
+        names.append(f"{intervention}{under} {', '.join(seeds)}")
     return [f"diverged, and left out from that round on: {'; '.join(names)}"] if names else []
 
 
@@ -154,8 +157,8 @@ def bootstrap_mean(
 ) -> Interval:
     """The mean with its percentile bootstrap interval (Efron, 1979).
 
-    With a handful of seeds this interval is somewhat narrow: by about sqrt((n - 1) / n) against
-    that of the standard error. It is taken all the same, as in Agarwal et al. (2021, "Deep
+    With a handful of seeds this interval is too narrow: against Student's by some 30 % at 6 seeds
+    and 15 % at 12 (see `student`). It is taken to draw, as in Agarwal et al. (2021, "Deep
     Reinforcement Learning at the Edge of the Statistical Precipice"), for it never leaves the
     range of the values, and the acceleration that BCa corrects by cannot be told from so few.
 
@@ -172,6 +175,26 @@ def bootstrap_mean(
     sample = np.asarray(values, dtype=np.float64).ravel()
     sample = sample[~np.isnan(sample)]
     return _bootstrap((sample,), np.mean, confidence, resamples, seed)
+
+
+def student(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """The mean with Student's t-interval.
+
+    Args:
+      values: one for each seed, any shape; NaN are left out.
+      confidence: the probability that the interval is to cover, in (0, 1).
+
+    Returns:
+      Mean, low and high. The bounds are NaN for fewer than two values.
+    """
+    sample = np.asarray(values, dtype=np.float64).ravel()
+    sample = sample[~np.isnan(sample)]
+    if len(sample) < 2:
+        return Interval(float(sample[0]) if len(sample) else np.nan, np.nan, np.nan)
+    error = np.std(sample, ddof=1) / np.sqrt(len(sample))
+    reach = scipy.stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * error
+    mean = float(np.mean(sample))
+    return Interval(mean, float(mean - reach), float(mean + reach))
 
 
 def difference(

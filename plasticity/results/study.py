@@ -5,15 +5,15 @@ Its figures and tables, from a results table of its methods under its shifts. Wh
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from plasticity.results.claims import BASELINE, CONTROL, DEAD_UNITS, TEST, TRAIN
+from plasticity.results.claims import BASELINE, CONTROL, DEAD_UNITS, LAST, TEST, TRAIN
 from plasticity.results.comparisons import (
     aggregates,
     correlations,
@@ -33,6 +33,7 @@ from plasticity.results.figures import (
     rounds_figure,
     warm_start_figure,
 )
+from plasticity.results.statistics import SETTING, order, student
 from plasticity.results.table import ResultsError
 
 RETURNS = (TRAIN, TEST)
@@ -59,63 +60,114 @@ def figures(frame: pd.DataFrame) -> Iterator[Drawn]:
 
     Args:
       frame: a results table of the study.
+
+    Warns:
+      UserWarning: a figure is left out, for a part of a study is not enough for it.
     """
     pair = frame["intervention"].isin([BASELINE, CONTROL])
-    yield Drawn(
-        "2_warm_start",
-        warm_start_figure(frame),
-        frame[pair & frame["metric"].isin([*RETURNS, "episodes"]) & (frame["layer"] == "all")],
-    )
-    points = _points(frame)
-    yield Drawn("3_correlations", correlation_figure(points, METRICS, RETURNS), points)
-    last = pd.concat(
-        [final(frame, metric).assign(metric=metric) for metric in RETURNS], ignore_index=True
-    )
-    yield Drawn("4_intervals", intervals_figure(last), last)
+    returns = frame["metric"].isin([*RETURNS, "episodes"]) & (frame["layer"] == "all")
+
+    def warm_start() -> tuple[Figure, pd.DataFrame]:
+        return warm_start_figure(frame), frame[pair & returns]
+
+    def correlation() -> tuple[Figure, pd.DataFrame]:
+        points = _points(frame)
+        return correlation_figure(points, METRICS, RETURNS), points
+
+    def intervals() -> tuple[Figure, pd.DataFrame]:
+        last = pd.concat(
+            [final(frame, metric).assign(metric=metric) for metric in RETURNS], ignore_index=True
+        )
+        return intervals_figure(last), last
+
+    def rounds(name: str) -> tuple[Figure, pd.DataFrame]:
+        metric, _, layer = name.partition("/")
+        of = (frame, metric, layer or "all")
+        return rounds_figure(*of), end_of_rounds(*of)
+
+    def profiles() -> tuple[Figure, pd.DataFrame]:
+        last = final(frame, TRAIN)
+        thresholds = np.linspace(last["score"].min(), last["score"].max(), 41)
+        found = performance_profiles(last, thresholds)
+        return profiles_figure(found, "Change of the train return since round 1"), found
+
+    makers: dict[str, Callable[[], tuple[Figure, pd.DataFrame]]] = {
+        "2_warm_start": warm_start,
+        "3_correlations": correlation,
+        "4_intervals": intervals,
+    }
     for number, names in (("5", RETURNS), ("A", METRICS)):
         for name in names:
-            metric, _, layer = name.partition("/")
-            of = (frame, metric, layer or "all")
-            yield Drawn(f"{number}_rounds_{metric}", rounds_figure(*of), end_of_rounds(*of))
-    train = last[last["metric"] == TRAIN]
-    low, high = train["score"].min(), train["score"].max()
-    profiles = performance_profiles(train, np.linspace(low, high, 41))
-    yield Drawn(
-        "A_profiles",
-        profiles_figure(profiles, "Change of the train return since round 1"),
-        profiles,
-    )
+            makers[f"{number}_rounds_{name.partition('/')[0]}"] = partial(rounds, name)
+    makers["A_profiles"] = profiles
+    for name, (figure, data) in _possible(makers):
+        yield Drawn(name, figure, data)
 
 
 def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Every table of the study, by name; without those that a part of a study is not enough for.
+    """Every table of the study, by name.
 
     Args:
       frame: a results table of the study.
 
     Warns:
-      UserWarning: a table is left out.
+      UserWarning: a table is left out, for a part of a study is not enough for it.
     """
-    found: dict[str, pd.DataFrame] = {}
-    points = _points(frame)
-    for metric in RETURNS:
-        last = final(frame, metric)
-        makers: dict[str, Callable[[], pd.DataFrame]] = {
-            # As the paper has them: changes averaged over all rounds, seeds unpaired.
-            "t_tests": partial(t_tests, scores(frame, metric), CONTROL),
-            "paired_vs_reset_all": partial(paired_tests, last, CONTROL),
-            "paired_vs_warm_start": partial(paired_tests, last, BASELINE),
-            "interquartile_means": partial(aggregates, last),
-            "improvement_over_warm_start": partial(probability_of_improvement, last),
-            "correlations": partial(correlations, points, metric, METRICS),
-            "linear_model": partial(linear_model, points, metric, METRICS),
-        }
-        for name, make in makers.items():
-            try:
-                found[f"{name}_{metric}"] = make()
-            except ResultsError as error:
-                warnings.warn(f"{name}_{metric}: left out, {error}", stacklevel=2)
-    return found
+    return dict(_possible({k: v for metric in RETURNS for k, v in _makers(frame, metric).items()}))
+
+
+def _makers(frame: pd.DataFrame, metric: str) -> dict[str, Callable[[], pd.DataFrame]]:
+    """What makes the tables of a return."""
+
+    def last() -> pd.DataFrame:
+        return final(frame, metric)
+
+    each: dict[str, Callable[[], pd.DataFrame]] = {
+        "returns": lambda: returns(frame, metric),
+        # As the paper has them: changes averaged over all rounds, seeds unpaired.
+        "t_tests": lambda: t_tests(scores(frame, metric), CONTROL),
+        "paired_vs_reset_all": lambda: paired_tests(last(), CONTROL),
+        "paired_vs_warm_start": lambda: paired_tests(last(), BASELINE),
+        "interquartile_means": lambda: aggregates(last()),
+        "improvement_over_warm_start": lambda: probability_of_improvement(last()),
+        "correlations": lambda: correlations(_points(frame), metric, METRICS),
+        "linear_model": lambda: linear_model(_points(frame), metric, METRICS),
+    }
+    return {f"{name}_{metric}": make for name, make in each.items()}
+
+
+def returns(frame: pd.DataFrame, metric: str = TRAIN) -> pd.DataFrame:
+    """What methods come to, as it is, and not as a change since the first round.
+
+    A method with a poor first round gains by its change alone; here it does not.
+
+    Args:
+      frame: a results table of the study.
+      metric: a return.
+
+    Returns:
+      A row for each env, shift and intervention: seeds; value, low and high, the mean over the
+      ends of the last three rounds with Student's 95 % interval; first, the mean at the end of
+      the first; and gain, gain_low and gain_high, by how much value exceeds that of `warm_start`,
+      paired by seed.
+    """
+    rows = []
+    for keys, some in frame.groupby(SETTING, sort=False):
+        rounds = sorted(some["round"].unique())
+        ends = scores(some, metric, rounds=rounds[-LAST:], normalized=False)
+        first = scores(some, metric, rounds=rounds[:1], normalized=False)
+        wide = ends.pivot(index="seed", columns="intervention", values="score")
+        for name in order(some):
+            begun = first.loc[first["intervention"] == name, "score"].mean()
+            gain = (
+                student(wide[name] - wide[BASELINE])
+                if BASELINE in wide and name != BASELINE
+                else (np.nan, np.nan, np.nan)
+            )
+            count = int(wide[name].count())
+            rows.append((*keys, name, count, *student(wide[name]), begun, *gain))
+    columns = ["seeds", "value", "low", "high", "first", "gain", "gain_low", "gain_high"]
+    return pd.DataFrame(rows, columns=[*SETTING, "intervention", *columns])
 
 
 def final(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -127,3 +179,15 @@ def _points(frame: pd.DataFrame) -> pd.DataFrame:
     points = metric_points(frame, RETURNS[0], METRICS)
     test = metric_points(frame, RETURNS[1], [])
     return points.merge(test, on=["env", "shift", "intervention"])
+
+
+T = TypeVar("T")
+
+
+def _possible(makers: Mapping[str, Callable[[], T]]) -> Iterator[tuple[str, T]]:
+    """What can be made of results, by name, with a warning of what cannot."""
+    for name, make in makers.items():
+        try:
+            yield name, make()
+        except ResultsError as error:
+            warnings.warn(f"{name}: left out, {error}", stacklevel=3)
