@@ -90,29 +90,42 @@ def _show(judged: pd.DataFrame, console: Console) -> None:
     console.print(shown)
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """The claims and the effects that they are judged by, as docs/study.md has them.
+def markdown(frame: pd.DataFrame) -> tuple[str, str, str]:
+    """Tables as docs/study.md has them: claims, train returns, the effects behind the claims.
 
     Args:
       frame: a results table of the study.
     """
     judged, parts = claims.judge(frame)
-    lines = ["| claim | the paper says | here |", "| --- | --- | --- |"]
+    whole = ["| claim | the paper says | here |", "| --- | --- | --- |"]
     for claim in judged.itertuples():
         found = f"**{claim.verdict}** ({claim.here})"
-        lines.append(f"| {claim.name} | {_code(claim.paper)} | {found} |")
-    lines += ["", "| claim | shift | effect | mean [95 %] | n | verdict |", "| --- " * 6 + "|"]
+        whole.append(f"| {claim.name} | {_code(claim.paper)} | {found} |")
+
+    found = study.returns(frame)
+    shifts = list(found["shift"].unique())
+    returns = [f"| | {' | '.join(shifts)} |", "| --- " * (len(shifts) + 1) + "|"]
+    for name, own in found.groupby("intervention", sort=False):
+        cells = {
+            row.shift: f"{row.value:.2f}"
+            + f" ({row.gain:+.2f} [{row.gain_low:+.2f}, {row.gain_high:+.2f}])"
+            * bool(np.isfinite(row.gain))
+            for row in own.itertuples()
+        }
+        returns.append(f"| `{name}` | {' | '.join(cells.get(s, '') for s in shifts)} |")
+
+    each = ["| claim | shift | effect | mean [95 %] | n | verdict |", "| --- " * 6 + "|"]
     for part in parts.itertuples():
         interval = f"{part.effect:+.2f} [{part.low:+.2f}, {part.high:+.2f}]" if part.seeds else ""
         verdict = f"({part.verdict})" if part.afterthought else part.verdict
         of = (part.claim, part.shift, _code(part.what), interval, str(part.seeds), verdict)
-        lines.append(f"| {' | '.join(of)} |")
-    return "\n".join(lines)
+        each.append(f"| {' | '.join(of)} |")
+    return "\n".join(whole), "\n".join(returns), "\n".join(each)
 
 
 def _code(text: str) -> str:
     """A text with the names of methods as code."""
-    return re.sub(r"\b([a-z]\w*_\w+(?:\+\w+)*|crelu)\b", r"`\1`", text)
+    return re.sub(r"\b([a-z]\w*_\w+(?:\+\w+)*|crelu|redo)\b", r"`\1`", text)
 
 
 def main() -> None:
@@ -140,7 +153,7 @@ def main() -> None:
             "overrides", arguments.overrides, "must go with a size; a folder is trained already"
         )
     if arguments.markdown:
-        print(markdown(results.load(folder)))
+        print("\n\n".join(markdown(results.load(folder))))
     else:
         reproduce(folder)
 

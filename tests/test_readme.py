@@ -6,9 +6,12 @@ import shlex
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.cli import runs_of
+from experiments.reproduce import markdown
 from plasticity import results
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +68,30 @@ def test_the_numbers_are_those_of_the_shipped_tables():
         assert cells[5] == f"{row.effective_rank_first:.1f} → {row.effective_rank_last:.1f}"
     # What the preset was chosen for: the loss is there to see, and not noise.
     assert summary.loc["reset_all", "gain_low"] > 0
+
+
+def test_the_verdicts_are_those_of_the_shipped_study():
+    """Would catch docs that rules or results have moved away from, and results shipped in part."""
+    frame = results.load(ROOT / "docs/study/cpu")
+    claims, returns, effects = markdown(frame)
+    study = (ROOT / "docs/study.md").read_text()
+    assert claims in README
+    assert all(part in study for part in (claims, returns, effects))
+    runs = frame[["shift", "intervention", "seed"]].drop_duplicates()
+    assert len(runs) == 3 * 13 * 12
+
+
+def test_the_coefficients_are_those_that_were_chosen():
+    """Would catch a table, or a configuration, that a later search has moved away from."""
+    study = (ROOT / "docs/study.md").read_text()
+    for path in sorted((ROOT / "docs/study/tune").glob("*.csv")):
+        found = pd.read_csv(path)
+        key = found.columns[0].rpartition(".")[2]
+        (line,) = re.findall(rf"^\| `{path.stem}` {key} \|(.*?)\|(.*?)\|", study, re.MULTILINE)
+        told = dict(re.findall(r"(\S+) \*\*(\S+)\*\*", line[0]))
+        assert {float(x): y for x, y in told.items()} == {
+            row[0]: f"{row[1]:.2f}" for row in found.itertuples(index=False)
+        }
+        chosen = OmegaConf.load(ROOT / f"configs/intervention/cpu/{path.stem}.yaml")
+        assert float(line[1]) == found.iloc[0, 0]
+        assert chosen[path.stem][key] == found.iloc[0, 0]
