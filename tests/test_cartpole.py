@@ -11,7 +11,8 @@ from plasticity.envs.cartpole import CartPole, CartPoleState
 from plasticity.training.lives import CompiledLives, stack
 
 ENV = CartPole()
-step_of = jax.jit(lambda state, action: ENV.step(None, state, action, None))
+TASK = ENV.task(0)
+step_of = jax.jit(lambda state, action: ENV.step(TASK, state, action, None))
 
 
 def gymnasiums(start):
@@ -31,14 +32,14 @@ def steady(state):
 def test_episodes_of_random_actions_are_gymnasiums(seed):
     """Would catch other dynamics, a late or early end, or another order of integration."""
     rng = np.random.default_rng(seed)
-    state = ENV.reset(None, jax.random.key(seed))
+    state = ENV.reset(TASK, jax.random.key(seed))
     assert np.abs(state.physics).max() <= 0.05
     env = gymnasiums(state.physics)
     for _ in range(200):
         action = int(rng.integers(2))
         step = step_of(state, jnp.int32(action))
         seen, reward, terminated, truncated, _ = env.step(action)
-        np.testing.assert_allclose(ENV.observe(None, step.state), seen, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ENV.observe(TASK, step.state), seen, rtol=1e-4, atol=1e-5)
         assert float(step.reward) == reward == 1
         assert (bool(step.terminated), bool(step.truncated)) == (terminated, truncated)
         state = step.state
@@ -47,14 +48,19 @@ def test_episodes_of_random_actions_are_gymnasiums(seed):
     assert terminated
 
 
-def test_a_single_step_from_anywhere_is_gymnasiums():
+@pytest.mark.parametrize("dynamics", [{}, {"gravity": 20.0, "length": 0.9, "force": 5.0}])
+def test_a_single_step_from_anywhere_is_gymnasiums(dynamics):
     """Would catch terms that vanish near the upright pole: every state, both actions."""
+    task = TASK._replace(dynamics=dynamics)
     rng = np.random.default_rng(0)
     states = rng.uniform([-2.5, -3, -0.23, -3], [2.5, 3, 0.23, 3], size=(200, 4)).astype(np.float32)
     actions = rng.integers(2, size=200)
     begun = CartPoleState(jnp.asarray(states), jnp.zeros(200, jnp.int32))
-    steps = jax.vmap(ENV.step, (None, 0, 0, None))(None, begun, jnp.asarray(actions), None)
+    steps = jax.vmap(ENV.step, (None, 0, 0, None))(task, begun, jnp.asarray(actions), None)
     env = gymnasiums(states[0]).unwrapped
+    if dynamics:
+        env.gravity, env.length, env.force_mag = dynamics.values()
+        env.polemass_length = env.masspole * env.length
     ends = set()
     for i, state in enumerate(states):
         env.state, env.steps_beyond_terminated = state.astype(np.float64), None

@@ -88,7 +88,7 @@ def test_classes_of_ones_own_work_by_their_import_paths(shell, tmp_path):
     ("line", "said"),
     [
         ("intervention=foo", "intervention=foo: must be one of"),
-        ("shift=[permute,foo]", "shift=foo: must be one of expand"),
+        ("shift=[permute,foo]", "shift=foo: must be one of dynamics, expand"),
         ("agent.lr=3", "agent.lr=3: no such key; agent has _target_, num_envs"),
         ("-m sead=1,2", "sead=1: no such key; there are seed"),
         ("intervention=l2_norm intervention.l2_norm.decay=-1", "decay=-1.0: must be a finite"),

@@ -15,10 +15,11 @@ from plasticity.envs.gather import Gather, Level
 
 IDS = 3000
 ENV = Gather(levels=5)
+TASK = ENV.task(0)
 MOVES = {0: (-1, 0), 1: (0, 1), 2: (1, 0), 3: (0, -1)}  # row, column
 level_of = jax.jit(ENV.level)
-step_of = jax.jit(lambda state, action: ENV.step(None, state, action, None))
-observe = jax.jit(lambda state: ENV.observe(None, state))
+step_of = jax.jit(lambda state, action: ENV.step(TASK, state, action, None))
+observe = jax.jit(lambda state: ENV.observe(TASK, state))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_every_episode_lasts_its_steps_and_ends_for_good(levels):
     level = Level(levels.walls[0], levels.objects[0])
 
     def body(state, _):
-        step = ENV.step(None, state, jnp.int32(1), None)
+        step = ENV.step(TASK, state, jnp.int32(1), None)
         return step.state, (step.terminated, step.truncated)
 
     _, (terminated, truncated) = jax.jit(lambda state: jax.lax.scan(body, state, length=100))(

@@ -88,12 +88,12 @@ def roll_compiled(env, level, actions):
     """The same episode in the compiled twin."""
 
     def step(state, action):
-        state, reward, terminated, truncated = env.step(None, state, action, None)
-        return state, (env.observe(None, state), reward, terminated, truncated)
+        state, reward, terminated, truncated = env.step(env.task(0), state, action, None)
+        return state, (env.observe(env.task(0), state), reward, terminated, truncated)
 
     start = env.start(level)
     _, (observations, rewards, terminated, truncated) = jax.lax.scan(step, start, actions)
-    first = env.observe(None, start)[None]
+    first = env.observe(env.task(0), start)[None]
     return Rollout(jax.numpy.concatenate([first, observations]), rewards, terminated, truncated)
 
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from plasticity.agents import PPO
 from plasticity.envs.base import CompiledEnv, Step, Task
-from plasticity.envs.host import Gymnasium, GymnasiumEnvs
+from plasticity.envs.host import Gymnasium, GymnasiumEnvs, HostStep
 from plasticity.networks import Network, Output
 from plasticity.shifts import Permute, Shifts, Window
 from plasticity.spec import SettingError, check, static
@@ -462,6 +462,51 @@ def test_crews_draw_all_of_their_set_and_nothing_else():
         for s in range(2):
             first = s * 20_000 + held_out * 10_000
             assert set(np.unique(met[s])) == set(range(first, first + 8))
+    crew.close()
+
+
+class Told:
+    """Environments that keep what they were told, and end every third step."""
+
+    def __init__(self, num_envs):
+        self.actions, self._num_envs = [], num_envs
+
+    def reset(self, levels, mask):
+        return np.zeros((self._num_envs, 2), np.float32)
+
+    def step(self, actions):
+        self.actions.append(actions.reshape(2, -1))
+        ended = np.full(self._num_envs, len(self.actions) % 3 == 0)
+        ones = np.ones(self._num_envs, np.float32)
+        return HostStep(np.zeros((self._num_envs, 2), np.float32), ones, ended, ended & False)
+
+    def close(self):
+        pass
+
+
+def test_crews_act_and_are_paid_as_their_tasks_say(monkeypatch):
+    """Would catch actions of one run for another's, or what is sticky going on after an end."""
+    monkeypatch.setattr(Gymnasium, "make", lambda self, num_envs: Told(num_envs))
+    runs = lives.stack([host_run(0), host_run(1)])
+    task = jax.device_get(jax.vmap(lambda seed: host_run().env.task(seed))(jnp.array([0, 1])))
+    task = task._replace(
+        actions=np.array([[1, 2, 0], [0, 1, 2]]),
+        sticky=np.array([0.5, 0.0]),
+        reward=np.array([1.0, -2.0], np.float32),
+    )
+    crew = Crew(runs, 500)
+    crew.begin(task, lifetime.Stream.ENVS, 0)
+    rewards = [crew.step(np.full((2, 500), 1))[0].reward for _ in range(4)]
+    assert all((reward == [[1], [-2]]).all() for reward in rewards)
+    told = np.stack(crew._envs.actions)
+    # Run 0 means 2 by action 1; run 1 is not sticky.
+    assert (told[:, 1] == 1).all()
+    assert set(np.unique(told[:, 0])) == {0, 2}
+    # Half of the draws hold on to action 0, which an episode begins with.
+    assert (told[:, 0] == 0).mean(axis=1) == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 2], abs=0.08)
+    crew.turn_to(task._replace(sticky=np.array([0.0, 1.0])))
+    crew.step(np.full((2, 500), 2))
+    assert (crew._envs.actions[-1] == [[0], [1]]).all()
     crew.close()
 
 

@@ -7,10 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plasticity.envs import CartPole
 from plasticity.envs.gather import Gather
+from plasticity.envs.shifted import Shifted
 from plasticity.interventions import ResetAll, SoftShrinkPerturb, chain
-from plasticity.shifts import Expand, Permute, Shifts, Window
+from plasticity.shifts import (
+    Dynamics,
+    Expand,
+    Noise,
+    Offset,
+    Permute,
+    PermuteActions,
+    RandomDynamics,
+    RewardScale,
+    Shifts,
+    StickyActions,
+    Tint,
+    Window,
+)
+from plasticity.spec import SettingError
+from plasticity.training import lifetime
 from plasticity.training.lifetime import Stream, key_for
+from plasticity.training.run import check_run
 
 ENV = Gather(levels=7)
 ROUNDS = 10
@@ -19,7 +37,7 @@ ROUNDS = 10
 def tasks(shifts, seed=3):
     """The tasks of ten rounds under `shifts`, on the host."""
     run_key = jax.random.key(seed)
-    task, step = ENV.task(seed), jax.jit(shifts)
+    task, step = shifts.begin(ENV.task(seed), ENV, jax.random.fold_in(run_key, 0)), jax.jit(shifts)
     out = [task]
     for round_ in range(1, ROUNDS):
         out.append(step(out[-1], jnp.int32(round_), jax.random.fold_in(run_key, round_)))
@@ -94,7 +112,7 @@ def test_held_out_levels_are_never_trained_on(shift):
         held_out = task.held_out()
         assert len(ids(held_out)) == len(ids(task))
         assert not trained & ids(held_out)
-        assert np.array_equal(held_out.permutation, task.permutation)
+        jax.tree.map(np.testing.assert_array_equal, held_out._replace(levels=task.levels), task)
 
 
 def test_the_seed_alone_makes_the_shift(tiny_run):
@@ -107,3 +125,159 @@ def test_the_seed_alone_makes_the_shift(tiny_run):
     assert key_of(runs[0], 1) == key_of(runs[1], 1)
     others = [key_of(tiny_run(seed=s), c) for s in (1, 2) for c in (1, 2)]
     assert len(set(others)) == 4
+
+
+N = 2_000
+SHOWN = np.random.default_rng(0).normal(size=(11, 11, 3)).astype(np.float32)
+
+
+def walked(task, action):
+    """N environments of a task after `action` in each of three steps: states, last observation."""
+    env = Shifted(ENV)
+    reset_keys, *step_keys = jax.random.split(jax.random.key(1), (4, N))
+    state, states = jax.vmap(env.reset, (None, 0))(task, reset_keys), []
+    for keys in step_keys:
+        step = jax.vmap(env.step, (None, 0, None, 0))(task, state, jnp.int32(action), keys)
+        state = step.state
+        states.append(step)
+    return states, jax.vmap(env.observe, (None, 0))(task, state)
+
+
+def test_permuted_actions_mean_another_action():
+    """Would catch the permutation applied the wrong way round, or rounds that do not compose."""
+    seen = [task.actions for task in tasks(Shifts.of(PermuteActions()))]
+    assert all(sorted(actions) == [0, 1, 2, 3] for actions in seen)
+    assert len({tuple(actions) for actions in seen}) > 3
+    task = ENV.task(0)._replace(actions=jnp.array([1, 2, 3, 0]))
+    (first, *_), _ = walked(task, 0)
+    (plain, *_), _ = walked(ENV.task(0), 1)
+    np.testing.assert_array_equal(first.state.inner.agent, plain.state.inner.agent)
+
+
+def test_what_is_seen_may_be_tinted_offset_and_noisy():
+    """Would catch entries in place of channels, a draw that is kept, or noise that stands still."""
+    tinted = tasks(Shifts.of(Tint(strength=0.5)))
+    assert (tinted[0].gain == 1).all()
+    factors = np.array([task.gain[0, 0] for task in tinted[1:]])
+    assert (np.abs(np.log(factors)) <= 0.5).all()
+    assert len(np.unique(factors)) == factors.size
+    np.testing.assert_allclose(tinted[3].view(SHOWN), SHOWN * factors[2], rtol=1e-6)
+
+    moved = tasks(Shifts.of(Offset(reach=2.0), Tint()))
+    assert (moved[0].bias == 0).all()
+    assert 1.9 < np.abs(moved[1].bias).max() <= 2
+    assert len(np.unique(moved[1].bias)) > 350
+    np.testing.assert_allclose(
+        moved[1].view(SHOWN), SHOWN * moved[1].gain + moved[1].bias, rtol=1e-5, atol=1e-6
+    )
+
+    noisy = tasks(Shifts.of(Noise(values=(0.0, 0.5))))
+    assert [float(task.noise) for task in noisy] == [0, 0.5] * 5
+    (_, earlier, later), seen = walked(noisy[1], 0)
+    added = seen - jax.vmap(ENV.observe, (None, 0))(noisy[1], later.state.inner)
+    assert np.std(added) == pytest.approx(0.5, rel=0.01)
+    assert np.mean(added) == pytest.approx(0, abs=0.01)
+    assert not np.array_equal(earlier.state.noise, later.state.noise)
+
+
+def test_sticky_actions_repeat_as_often_as_they_should():
+    """Would catch the agent's action kept in place of the environment's, or one draw for all."""
+    sticky = tasks(Shifts.of(StickyActions(values=(0.25,))))[0]
+    steps, _ = walked(sticky, 1)
+    taken = np.stack([step.state.last for step in steps])
+    # Action 0 goes on only while no draw has come out otherwise.
+    assert (taken == 0).mean(axis=1) == pytest.approx([1 / 4, 1 / 16, 1 / 64], abs=0.02)
+    always, _ = walked(sticky._replace(sticky=jnp.float32(1)), 1)
+    assert (always[-1].state.last == 0).all()
+
+
+def test_rewards_are_scaled_and_dynamics_are_set():
+    scaled = tasks(Shifts.of(RewardScale(values=(1.0, -2.0))))
+    for one, other in zip(walked(scaled[1], 2)[0], walked(ENV.task(3), 2)[0], strict=True):
+        np.testing.assert_array_equal(one.reward, -2 * other.reward)
+    slippery = tasks(Shifts.of(Dynamics(parameter="slip", values=(0.0, 1.0))))
+    (calm, *_), _ = walked(slippery[0], 1)
+    (plain, *_), _ = walked(ENV.task(3), 1)
+    np.testing.assert_array_equal(calm.state.inner.agent, plain.state.inner.agent)
+    (wild, *_), _ = walked(slippery[1], 1)
+    # From the middle a random action is up, right, down or left; walls keep some where they are.
+    places, counts = np.unique(wild.state.inner.agent, return_counts=True)
+    assert set(places) - {60} == {49, 61, 71, 59}
+    assert counts.max() < 0.5 * N
+    drawn = [t.dynamics["slip"] for t in tasks(Shifts.of(RandomDynamics(low=0.01, high=0.5)))]
+    assert len(set(map(float, drawn))) == ROUNDS
+    assert 0.01 <= min(drawn) < 0.1 < max(drawn) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"),
+    [
+        (Dynamics(parameter="gravity"), "gravity': must be one of slip"),
+        (Dynamics(values=(0.0, 1.5)), "must be a finite number >= 0 and <= 1"),
+        (RandomDynamics(high=2.0), "high=2.0: must be a finite number >= 0 and <= 1"),
+        (RandomDynamics(low=0.5, high=0.1), "low=0.5: must be at most 0.1"),
+    ],
+)
+def test_what_an_environment_cannot_do_is_refused(tiny_run, shift, said):
+    with pytest.raises(SettingError, match=said):
+        check_run(tiny_run(shift=Shifts.of(shift)))
+
+
+def test_images_and_levels_are_needed_where_they_are(tiny_run):
+    for shift, said in ((Tint(), "needs images"), (Window(), "needs an environment with levels")):
+        with pytest.raises(SettingError, match=said):
+            check_run(tiny_run(env=CartPole(), shift=Shifts.of(shift)))
+    with pytest.raises(SettingError, match=r"shift_over=3: must be at most schedule\.updates=2"):
+        check_run(tiny_run(schedule=tiny_run().schedule.replace(shift_over=3)))
+
+
+EVERY = Shifts.of(
+    Permute(), Window(), PermuteActions(), Tint(), Offset(), Noise(), Dynamics(values=(0.0, 0.4))
+)
+
+
+def test_a_gradual_shift_leads_from_the_old_task_to_the_new():
+    """Would catch an end that is not reached to the bit, or a permutation that loses entries."""
+    old, new = tasks(EVERY)[:2]
+    blend = jax.jit(EVERY.blend)
+    key = jax.random.key(5)
+    at = [jax.device_get(blend(old, new, jnp.float32(x), key)) for x in (0, 0.25, 0.5, 1)]
+    jax.tree.map(np.testing.assert_array_equal, at[0], old)
+    jax.tree.map(np.testing.assert_array_equal, at[-1], new)
+    settled = []
+    for task, share in zip(at[1:3], (0.25, 0.5), strict=True):
+        assert np.array_equal(np.sort(task.permutation), np.arange(363))
+        settled.append(set(np.flatnonzero(task.permutation == new.permutation)))
+        assert len(settled[-1]) == pytest.approx(share * 363, abs=5)
+        assert task.levels.first - old.levels.first == int(share * 7)
+        assert task.dynamics["slip"] == pytest.approx(share * 0.4)
+        np.testing.assert_allclose(task.bias, share * new.bias, rtol=1e-6)
+    assert settled[0] <= settled[1]
+
+
+def test_a_lifetime_goes_through_a_gradual_shift(tiny_run):
+    """Would catch a shift that begins late, or is not over when it should be."""
+    run = tiny_run(shift=EVERY)
+    run = run.replace(schedule=run.schedule.replace(updates=5, shift_over=4))
+    advance = jax.jit(lifetime.advance)
+    state, sudden = lifetime.begin(run), run.shift(lifetime.begin(run).task, 1, key_of_shift(run))
+    state, _ = advance(run, state, 5)
+    before = jax.device_get(state.task)
+    state = lifetime.next_round(run, state)
+    shares = []
+    for _ in range(5):
+        shares.append(float(state.task.dynamics["slip"]) / 0.4)
+        state, _ = advance(run, state, 1)
+    assert shares == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.task), jax.device_get(sudden))
+    assert not np.array_equal(before.permutation, state.task.permutation)
+    # What probes look at is the round's own task all along.
+    begun = lifetime.next_round(run, lifetime.begin(run))
+    np.testing.assert_array_equal(
+        lifetime.probe_batch(run, begun), lifetime.probe_batch(run, state._replace(boundary=None))
+    )
+
+
+def key_of_shift(run):
+    """The key of a run's first shift."""
+    return key_for(run, Stream.SHIFT, 1)

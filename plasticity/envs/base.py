@@ -1,12 +1,12 @@
 """What an environment is to the agent, and what of it a domain shift may change."""
 
-import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from plasticity.spec import Spec
+from plasticity.spec import Range, Spec
 
 Array = jax.Array
 State = Any  # an environment's own pytree
@@ -31,14 +31,37 @@ class Levels(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A distribution of episodes: everything that a domain shift may change."""
+    """A distribution of episodes: everything that a domain shift may change.
+
+    What no shift of a run changes is None, or not among the dynamics, and costs nothing.
+    """
 
     levels: Levels
-    permutation: Array  # int32 [D]: entry i of what the agent sees is entry permutation[i]
+    dynamics: dict[str, Array]  # of the environment's own, by name: those that a shift sets
+    gain: Array | None = None  # float32 [*observation_shape]: what entries are multiplied by
+    bias: Array | None = None  # float32 [*observation_shape]: what is added to them then
+    noise: Array | None = None  # float32 []: the standard deviation of noise on every entry
+    permutation: Array | None = None  # int32 [D]: entry i that is seen is entry permutation[i]
+    actions: Array | None = None  # int32 [A]: action i is the environment's actions[i]
+    sticky: Array | None = None  # float32 []: how likely the last action is taken again
+    reward: Array | None = None  # float32 []: what rewards are multiplied by
 
-    def view(self, observation: Array) -> Array:
-        """What the agent sees of one observation: its entries permuted, its shape kept."""
-        return observation.reshape(-1)[self.permutation].reshape(observation.shape)
+    def view(self, observation: Array, noise: Array | float = 0.0) -> Array:
+        """What the agent sees of one observation, in the same shape.
+
+        Args:
+          observation: what the environment shows.
+          noise: draws of a standard normal distribution, of the same shape.
+        """
+        if self.gain is not None:
+            observation = observation * self.gain
+        if self.bias is not None:
+            observation = observation + self.bias
+        if self.noise is not None:
+            observation = observation + self.noise * noise
+        if self.permutation is not None:
+            observation = observation.reshape(-1)[self.permutation].reshape(observation.shape)
+        return observation
 
     def held_out(self) -> "Task":
         """The same task on as many levels that training never draws."""
@@ -68,6 +91,11 @@ class Env(Spec):
         """The size of a level set; None where episodes are not drawn from levels."""
         return None
 
+    @property
+    def dynamics(self) -> Mapping[str, Range]:
+        """What of its dynamics a task may set, by name, and to which values."""
+        return {}
+
     def check(self) -> None:
         """Raises `SettingError` if there is no such environment, or it cannot be used."""
 
@@ -75,7 +103,7 @@ class Env(Spec):
         """The distribution that a lifetime begins with."""
         size = jnp.asarray(1 if self.num_levels is None else self.num_levels, jnp.int32)
         levels = Levels(jnp.asarray(seed, jnp.int32) * (LEVELS_A_SEED + HELD_OUT), size, size)
-        return Task(levels, jnp.arange(math.prod(self.observation_shape), dtype=jnp.int32))
+        return Task(levels, dynamics={})
 
 
 class Step(NamedTuple):

@@ -1,12 +1,14 @@
 """CartPole-v1, compiled: Gymnasium's functional CartPole with Gymnasium's own time limit."""
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from gymnasium.envs.phys2d.cartpole import CartPoleFunctional, CartPoleParams
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task
-from plasticity.spec import static
+from plasticity.spec import Range, static
 
 _DYNAMICS = CartPoleFunctional()
 # Gymnasium's functional version adds the pole's mass to its half length where CartPole-v1
@@ -26,6 +28,8 @@ class CartPole(CompiledEnv):
 
     Attributes:
       episode_steps: the time limit.
+
+    A task may set `gravity` (9.8), the pole's half `length` (0.5) and the `force` (10) of a push.
     """
 
     episode_steps: int = static(500, ge=1)
@@ -42,6 +46,11 @@ class CartPole(CompiledEnv):
     def num_actions(self) -> int:
         return 2
 
+    @property
+    def dynamics(self) -> Mapping[str, Range]:
+        positive = Range(float, gt=0)
+        return {"gravity": positive, "length": positive, "force": positive}
+
     def reset(self, task: Task, key: Array) -> CartPoleState:
         return CartPoleState(_DYNAMICS.initial(key, _PARAMS), jnp.zeros((), jnp.int32))
 
@@ -49,12 +58,27 @@ class CartPole(CompiledEnv):
         return state.physics
 
     def step(self, task: Task, state: CartPoleState, action: Array, key: Array) -> Step:
-        physics = _DYNAMICS.transition(state.physics, action, None, _PARAMS)
+        params = _params(task)
+        physics = _DYNAMICS.transition(state.physics, action, None, params)
         steps = state.steps + 1
-        terminated = _DYNAMICS.terminal(physics, None, _PARAMS)
+        terminated = _DYNAMICS.terminal(physics, None, params)
         return Step(
             state=CartPoleState(physics, steps),
             reward=jnp.ones(()),
             terminated=terminated,
             truncated=~terminated & (steps >= self.episode_steps),
         )
+
+
+def _params(task: Task) -> CartPoleParams:
+    """The physics of a task."""
+    if not task.dynamics:
+        return _PARAMS
+    length = task.dynamics.get("length", _PARAMS.length)
+    changes: dict[str, Any] = {
+        "gravity": task.dynamics.get("gravity", _PARAMS.gravity),
+        "force_mag": task.dynamics.get("force", _PARAMS.force_mag),
+        "length": length,
+        "polemass_length": _PARAMS.masspole * length,
+    }
+    return dataclasses.replace(_PARAMS, **changes)

@@ -5,6 +5,7 @@ keep out of pits. `plasticity.envs.minigrid_gather` is the same environment made
 objects.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task
-from plasticity.spec import setting, static
+from plasticity.spec import Range, setting, static
 
 SIZE = 11
 CELLS = SIZE * SIZE
@@ -54,6 +55,8 @@ class Gather(CompiledEnv):
       levels: the size of a level set.
       reward: what a gem gives and a pit takes. The code of the study has 0.75, its text 1.
       episode_steps: the length of every episode.
+
+    A task may set `slip`, the probability that a random action is taken in place of the agent's.
     """
 
     levels: int = setting(100, kind=int, ge=1)
@@ -83,6 +86,10 @@ class Gather(CompiledEnv):
     @property
     def truncates(self) -> bool:
         return False
+
+    @property
+    def dynamics(self) -> Mapping[str, Range]:
+        return {"slip": Range(float, ge=0, le=1)}
 
     def level(self, level_id: Array | int) -> Level:
         """The level of that id: the same for every agent, seed and machine."""
@@ -125,6 +132,11 @@ class Gather(CompiledEnv):
         )
 
     def step(self, task: Task, state: GatherState, action: Array, key: Array) -> Step:
+        if "slip" in task.dynamics:
+            slip_key, action_key = jax.random.split(key)
+            slips = jax.random.bernoulli(slip_key, task.dynamics["slip"])
+            drawn = jax.random.randint(action_key, (), 0, self.num_actions)
+            action = jnp.where(slips, drawn, action)
         target = state.agent + jnp.asarray(_MOVES, jnp.int32)[action]
         agent = jnp.where(state.walls[target], state.agent, target)
         found = state.objects[agent]

@@ -47,19 +47,28 @@ class Crew:
 
     def begin(self, task: Task, stream: Stream, count: int) -> np.ndarray:
         """Begins an episode of `task` in every environment. Observations [S, n, ...]."""
+        self._draws = draws(self._runs, stream, count)
+        self._last = np.zeros(self._shape, np.int64)
+        self.turn_to(task)
+        return self._follow(np.ones(self._shape, bool))
+
+    def turn_to(self, task: Task) -> None:
+        """Makes the next steps and episodes those of another task. Its arrays are on the host."""
+        self._task = task
         self._levels = [
             (int(first), int(size))
             for first, size in np.stack([task.levels.first, task.levels.size], axis=1)
         ]
-        self._draws = draws(self._runs, stream, count)
-        return self._follow(np.ones(self._shape, bool))
 
     def step(self, actions: np.ndarray | Array) -> tuple[HostStep, np.ndarray]:
         """One step of each, by actions [S, n], and what each shows to act on next [S, n, ...].
 
         Where an episode ended that is the first observation of the next.
         """
-        step = HostStep(*map(self._apart, self._envs.step(np.asarray(actions).reshape(-1))))
+        actions = self._meant(np.asarray(actions))
+        step = HostStep(*map(self._apart, self._envs.step(actions.reshape(-1))))
+        if self._task.reward is not None:
+            step = step._replace(reward=step.reward * np.asarray(self._task.reward)[:, None])
         return step, self._follow(step.ended) if step.ended.any() else step.observation
 
     def close(self) -> None:
@@ -69,11 +78,23 @@ class Crew:
     def _follow(self, ended: np.ndarray) -> np.ndarray:
         """Begins the next episode wherever `ended` [S, n]. Observations [S, n, ...]."""
         levels = np.zeros(self._shape, np.int64)
+        self._last = np.where(ended, 0, self._last)
         for row, mask, (first, size), draw in zip(
             levels, ended, self._levels, self._draws, strict=True
         ):
             row[mask] = first + draw.integers(size, size=np.count_nonzero(mask))
         return self._apart(self._envs.reset(levels.reshape(-1), ended.reshape(-1)))
+
+    def _meant(self, actions: np.ndarray) -> np.ndarray:
+        """What actions [S, n] are to the environments under the task."""
+        task = self._task
+        if task.actions is not None:
+            actions = np.take_along_axis(np.asarray(task.actions), actions, axis=1)
+        if task.sticky is not None:
+            drawn = np.stack([draw.random(self._shape[1]) for draw in self._draws])
+            again = drawn < np.asarray(task.sticky)[:, None]
+            self._last = actions = np.where(again, self._last, actions)
+        return actions
 
     def _apart(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(*self._shape, *array.shape[1:])
@@ -97,15 +118,16 @@ class Told(NamedTuple):
 
 
 def _act(run: Run, state: RunState, observation: Array, stream: Array, step: Array) -> Act:
-    seen = jax.vmap(state.task.view)(observation)
+    seen = _look(run, state, observation, stream, step)
     output = lifetime.policy(run, state)(seen)
     key = jax.random.fold_in(key_for(run, stream, state.update), step)
     action = jax.random.categorical(key, output.logits)
     return Act(seen, action, log_prob_of(output.logits, action), output.value)
 
 
-def _value(run: Run, state: RunState, observation: Array) -> Array:
-    return lifetime.policy(run, state)(_look(run, state, observation)).value
+def _value(run: Run, state: RunState, observation: Array, step: Array) -> Array:
+    seen = _look(run, state, observation, Stream.NOISE, step)
+    return lifetime.policy(run, state)(seen).value
 
 
 def _improve(
@@ -131,7 +153,8 @@ def _improve(
       State and metrics after the update, and the trajectory.
     """
     done: Act = jax.tree.map(lambda *steps: jnp.stack(steps), *acts)
-    next_value = jnp.concatenate([done.value[1:], _value(run, state, following)[None]])
+    last = _value(run, state, following, jnp.asarray(run.agent.num_steps))
+    next_value = jnp.concatenate([done.value[1:], last[None]])
     trajectory = Trajectory(
         observation=done.seen,
         action=done.action,
@@ -145,8 +168,15 @@ def _improve(
     return *lifetime.improve(run, state, trajectory), trajectory
 
 
-def _look(run: Run, state: RunState, observations: Array) -> Array:
-    return jax.vmap(state.task.view)(observations)
+def _look(
+    run: Run, state: RunState, observations: Array, stream: Array | int, step: Array | int
+) -> Array:
+    """What the agent sees of [n, *observation_shape]; the noise is that of the stream's step."""
+    if state.task.noise is None:
+        return jax.vmap(state.task.view)(observations)
+    key = jax.random.fold_in(key_for(run, Stream.NOISE, state.update), stream)
+    noise = jax.random.normal(jax.random.fold_in(key, step), observations.shape)
+    return jax.vmap(state.task.view)(observations, noise)
 
 
 class HostLives:
@@ -272,8 +302,12 @@ class Team:
         self._examiners.close()
 
     def _begin_round(self) -> None:
+        coming = lifetime.task_of_round(self.state)
+        looking = self.state._replace(task=coming)
+        self._probe_batch = self._compiled(_look, shared=2)(
+            self._runs, looking, self._sample(jax.device_get(coming)), Stream.PROBE, 0
+        )
         task, round = jax.device_get((self.state.task, self.state.round))
-        self._probe_batch = self._compiled(_look)(self._runs, self.state, self._sample(task))
         self._observation = self._crew.begin(task, Stream.ENVS, int(round[0]))
         self._earned = np.zeros(self._observation.shape[:2], np.float32)
 
@@ -289,7 +323,8 @@ class Team:
             steps.append((step.reward, step.terminated, step.truncated))
             valued = act.value  # stands for what is not asked for
             if step.truncated.any():
-                valued = self._compiled(_value)(self._runs, self.state, step.observation)
+                value = self._compiled(_value, shared=1)
+                valued = value(self._runs, self.state, step.observation, t)
             cut_off.append(valued)
             earned += step.reward
             count += step.ended.sum(axis=1)
@@ -303,6 +338,8 @@ class Team:
             cut_off,
             self._observation,
         )
+        if self.state.boundary is not None:
+            self._crew.turn_to(jax.device_get(self.state.task))
         return Sums(
             jnp.ones(len(earned)), metrics, Episodes(jnp.asarray(count), jnp.asarray(returns))
         )

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from plasticity.agents import ppo
 from plasticity.agents.ppo import Metrics, Trajectory
 from plasticity.envs.base import CompiledEnv, Env, Task
+from plasticity.envs.shifted import Shifted
 from plasticity.interventions import Batch, Context, Learner
 from plasticity.networks import Output, Params
 from plasticity.probes import View
@@ -45,6 +46,7 @@ class Stream(enum.IntEnum):
     OPTIMIZER = 9
     PROBE_ROLLOUT = 10
     PROBE_DRAWS = 11
+    NOISE = 12
 
 
 def key_for(run: Run, stream: Stream | Array, count: Array | int = 0) -> Array:
@@ -57,6 +59,13 @@ def key_for(run: Run, stream: Stream | Array, count: Array | int = 0) -> Array:
     return jax.random.fold_in(jax.random.fold_in(key, stream), count)
 
 
+class Boundary(NamedTuple):
+    """Where a shift that takes time leads from, and where to."""
+
+    old: Task
+    new: Task
+
+
 class RunState(NamedTuple):
     """All that changes during a lifetime."""
 
@@ -66,6 +75,7 @@ class RunState(NamedTuple):
     round_params: Params  # those that the round began with
     previous_params: Params  # those before the last update
     task: Task
+    boundary: Boundary | None  # the last one; None where shifts happen at once
     envs: Envs | None  # None where environments live on the host
     round: Array  # int32 []: the round under way, 0 for the first
     update: Array  # int32 []: PPO updates completed
@@ -86,7 +96,7 @@ def begin(run: Run) -> RunState:
     context = context_of(run, zero, zero)
     params = context.fresh(key_for(run, Stream.PARAMS))
     learner = Learner(params, context.optimizer.init(params))
-    task = run.env.task(run.seed)
+    task = run.shift.begin(run.env.task(run.seed), run.env, key_for(run, Stream.SHIFT))
     return RunState(
         learner=learner,
         intervention=run.intervention.init(learner, context),
@@ -94,6 +104,7 @@ def begin(run: Run) -> RunState:
         round_params=params,
         previous_params=params,
         task=task,
+        boundary=Boundary(task, task) if run.schedule.shift_over else None,
         envs=_start_envs(run, task, zero),
         round=zero,
         update=zero,
@@ -110,6 +121,9 @@ def next_round(run: Run, state: RunState) -> RunState:
     round = state.round + 1
     context = context_of(run, round, state.update)
     task = run.shift(state.task, round, key_for(run, Stream.SHIFT, round))
+    boundary = None
+    if run.schedule.shift_over:
+        boundary, task = Boundary(state.task, task), state.task
     intervention, learner = run.intervention.on_shift(state.intervention, state.learner, context)
     if run.agent.reset_optimizer:
         learner = learner._replace(opt_state=context.optimizer.init(learner.params))
@@ -119,6 +133,7 @@ def next_round(run: Run, state: RunState) -> RunState:
         round_params=learner.params,
         previous_params=learner.params,
         task=task,
+        boundary=boundary,
         envs=_start_envs(run, task, round),
         round=round,
     )
@@ -182,9 +197,21 @@ def improve(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState
         learner=learner,
         intervention=intervention,
         previous_params=state.learner.params,
+        task=_task_at(run, state, update),
         update=update,
         diverged=jnp.where(~finite & (state.diverged == 0), update, state.diverged),
     ), metrics
+
+
+def _task_at(run: Run, state: RunState, update: Array) -> Task:
+    """The task when so many updates are completed: under way to the round's, or there."""
+    if state.boundary is None:
+        return state.task
+    since = update - state.round * run.schedule.updates
+    share = jnp.minimum(since / run.schedule.shift_over, 1.0)
+    # The same key throughout the round, and another than the one that drew its task.
+    key = jax.random.fold_in(key_for(run, Stream.SHIFT, state.round), len(run.shift.parts))
+    return run.shift.blend(*state.boundary, share, key)
 
 
 def advance(run: Run, state: RunState, num_updates: Array | int) -> tuple[RunState, Sums]:
@@ -227,9 +254,13 @@ def probe_batch(run: Run, state: RunState) -> Array:
     Met under random actions, and so the same for every intervention; drawn with the same key
     in each round, so that only the shift changes them.
     """
-    return rollout.sample(
-        compiled(run.env), state.task, run.schedule.probe_batch, key_for(run, Stream.PROBE)
-    )
+    task, key = task_of_round(state), key_for(run, Stream.PROBE)
+    return rollout.sample(compiled(run.env), task, run.schedule.probe_batch, key)
+
+
+def task_of_round(state: RunState) -> Task:
+    """The task of the round, though the shift to it may still be under way."""
+    return state.task if state.boundary is None else state.boundary.new
 
 
 def measure(
@@ -287,9 +318,9 @@ def policy(run: Run, state: RunState) -> rollout.Policy:
 
 
 def compiled(env: Env) -> CompiledEnv:
-    """The environment, which the functions here that make rollouts need to be compiled."""
+    """The environment behind its task; to make rollouts here it must be a compiled one."""
     assert isinstance(env, CompiledEnv), f"{env.name} is not a compiled environment"
-    return env
+    return Shifted(env)
 
 
 def _context(run: Run, state: RunState) -> Context:
@@ -300,4 +331,4 @@ def _start_envs(run: Run, task: Task, round: Array) -> Envs | None:
     if not isinstance(run.env, CompiledEnv):
         return None
     key = key_for(run, Stream.ENVS, round)
-    return rollout.start(run.env, task, run.agent.num_envs, key)
+    return rollout.start(compiled(run.env), task, run.agent.num_envs, key)

@@ -39,7 +39,7 @@ def start(env: CompiledEnv, task: Task, num_envs: int, key: Array) -> Envs:
 
 def observe(env: CompiledEnv, task: Task, state: State) -> Array:
     """What the agent sees of N environments. [N, *observation_shape]."""
-    return jax.vmap(lambda one: task.view(env.observe(task, one)))(state)
+    return jax.vmap(env.observe, (None, 0))(task, state)
 
 
 def rollout(

@@ -1,7 +1,6 @@
 """What a run is: everything that defines one lifetime, in one frozen pytree."""
 
 import jax
-import jax.numpy as jnp
 
 from plasticity.agents import PPO, ppo
 from plasticity.envs.base import LEVELS_A_SEED, MAX_SEED, Env, Levels, Task
@@ -20,6 +19,7 @@ class Schedule(Spec):
     Attributes:
       rounds: rounds of a lifetime; the domain shifts between two of them.
       updates: PPO updates of a round.
+      shift_over: updates that a shift takes, little by little; 0 for all at once.
       log_every: updates between two rows of the training metrics, which are means since the last.
       eval_every: updates between two evaluations; 0 for the ends of rounds alone.
       eval_episodes: episodes an evaluation, on the training levels and on the held-out ones.
@@ -30,6 +30,7 @@ class Schedule(Spec):
 
     rounds: int = static(10, ge=1)
     updates: int = static(20_000, ge=1)
+    shift_over: int = static(0, ge=0)
     log_every: int = static(100, ge=1)
     eval_every: int = static(1_000, ge=0)
     eval_episodes: int = static(50, ge=1)
@@ -66,6 +67,7 @@ def check_run(run: Run) -> None:
     """Raises `SettingError` for the first setting of `run` that cannot be used."""
     check(run)
     run.env.check()
+    run.shift.check(run.env)
     run.intervention.network(run.network).build(run.env.num_actions)
     run.intervention.optimizer(ppo.optimizer(run.agent, jax.random.key(0))).build()
     kinds = [type(part) for part in run.intervention.parts]
@@ -85,20 +87,19 @@ def check_run(run: Run) -> None:
             agent.minibatch_size,
             f"must be at most agent.num_envs * agent.num_steps = {agent.batch_size}",
         )
-    needing = [part for part in run.shift.parts if part.needs_levels]
+    if schedule.shift_over > schedule.updates:
+        raise SettingError(
+            "schedule.shift_over",
+            schedule.shift_over,
+            f"must be at most schedule.updates={schedule.updates}",
+        )
     if levels is None:
-        if needing:
-            raise SettingError(
-                "shift",
-                run.shift.name,
-                f"needs an environment with levels; {run.env.name} has none",
-            )
         return
-    none = jnp.zeros(0, jnp.int32)
-    task = Task(Levels(0, levels, levels), permutation=none)
+    task = Task(Levels(0, levels, levels), dynamics={})
     for round in range(1, schedule.rounds):
-        for part in needing:
-            task = part(task, round, key=none)
+        for part in run.shift.parts:
+            if part.needs_levels:
+                task = part(task, round, key=jax.random.key(0))
     used = task.levels.first + task.levels.size
     if used > LEVELS_A_SEED:
         raise SettingError(
