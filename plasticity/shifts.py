@@ -1,7 +1,7 @@
 """Domain shifts: pure functions from the task of one round to the task of the next."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,24 +35,9 @@ class Shift(Spec):
         """The task of `round` (1 for the first after the beginning), from the last round's."""
         raise NotImplementedError
 
-    def blend(self, now: Task, old: Task, new: Task, share: Array, key: Array) -> Task:
-        """`now`, but with what this shift changes a share of the way from `old` to `new`.
-
-        Args:
-          now: the task to be changed.
-          old: the last round's.
-          new: this round's.
-          share: how far, from 0 to 1. float32 [].
-          key: the same throughout a round.
-        """
-        raise NotImplementedError
-
 
 class Permute(Shift):
-    """Composes a fresh uniform permutation of the observation's entries onto the last one.
-
-    Under way, a share of the entries, taken in random order, is where it will be.
-    """
+    """Composes a fresh uniform permutation of the observation's entries onto the last one."""
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
         size = math.prod(env.observation_shape)
@@ -61,9 +46,6 @@ class Permute(Shift):
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         assert task.permutation is not None
         return task._replace(permutation=jax.random.permutation(key, task.permutation))
-
-    def blend(self, now: Task, old: Task, new: Task, share: Array, key: Array) -> Task:
-        return now._replace(permutation=_partly(old.permutation, new.permutation, share, key))
 
 
 class Window(Shift):
@@ -75,9 +57,6 @@ class Window(Shift):
         levels = task.levels
         return task._replace(levels=levels._replace(first=levels.first + levels.size))
 
-    def blend(self, now: Task, old: Task, new: Task, share: Array, key: Array) -> Task:
-        return now._replace(levels=_levels_between(old.levels, new.levels, share))
-
 
 class Expand(Shift):
     """Grows the level set by the size it had at first; the old levels stay."""
@@ -88,15 +67,9 @@ class Expand(Shift):
         levels = task.levels
         return task._replace(levels=levels._replace(size=levels.size + levels.step))
 
-    def blend(self, now: Task, old: Task, new: Task, share: Array, key: Array) -> Task:
-        return now._replace(levels=_levels_between(old.levels, new.levels, share))
-
 
 class PermuteActions(Shift):
-    """Composes a fresh uniform permutation of the actions onto the last one.
-
-    Under way, a share of the actions, taken in random order, means what it will mean.
-    """
+    """Composes a fresh uniform permutation of the actions onto the last one."""
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
         return task._replace(actions=jnp.arange(env.num_actions, dtype=jnp.int32))
@@ -104,9 +77,6 @@ class PermuteActions(Shift):
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         assert task.actions is not None
         return task._replace(actions=jax.random.permutation(key, task.actions))
-
-    def blend(self, now: Task, old: Task, new: Task, share: Array, key: Array) -> Task:
-        return now._replace(actions=_partly(old.actions, new.actions, share, key))
 
 
 class Tint(Shift):
@@ -133,9 +103,6 @@ class Tint(Shift):
         log = jax.random.uniform(key, shape[-1:], minval=-strength, maxval=strength)
         return task._replace(gain=jnp.broadcast_to(jnp.exp(log), shape))
 
-    def blend(self, now: Task, old: Task, new: Task, share: Array, key: Array) -> Task:
-        return now._replace(gain=_between(old.gain, new.gain, share))
-
 
 class Offset(Shift):
     """Adds a fresh constant to every entry of the observation, uniform; none in round 1.
@@ -156,9 +123,6 @@ class Offset(Shift):
         shape, reach = task.bias.shape, self.reach
         return task._replace(bias=jax.random.uniform(key, shape, minval=-reach, maxval=reach))
 
-    def blend(self, now: Task, old: Task, new: Task, share: Array, key: Array) -> Task:
-        return now._replace(bias=_between(old.bias, new.bias, share))
-
 
 class Listed(Shift):
     """Base of those that change a number, which takes the values of a list in turn.
@@ -176,13 +140,6 @@ class Listed(Shift):
         values = jnp.asarray(self.values, jnp.float32)
         return self.put(task, values[jnp.asarray(round) % len(values)])
 
-    def blend(self, now: Task, old: Task, new: Task, share: Array, key: Array) -> Task:
-        return self.put(now, _between(self.get(old), self.get(new), share))
-
-    def get(self, task: Task) -> Array | None:
-        """The number, from a task."""
-        raise NotImplementedError
-
     def put(self, task: Task, value: Array) -> Task:
         """The task with another number."""
         raise NotImplementedError
@@ -196,9 +153,6 @@ class Noise(Listed):
     """
 
     values: tuple[float, ...] = static((0.0, 0.1, 0.2), ge=0, least=1)
-
-    def get(self, task: Task) -> Array | None:
-        return task.noise
 
     def put(self, task: Task, value: Array) -> Task:
         return task._replace(noise=value)
@@ -215,9 +169,6 @@ class StickyActions(Listed):
 
     values: tuple[float, ...] = static((0.0, 0.25), ge=0, le=1, least=1)
 
-    def get(self, task: Task) -> Array | None:
-        return task.sticky
-
     def put(self, task: Task, value: Array) -> Task:
         return task._replace(sticky=value)
 
@@ -232,9 +183,6 @@ class RewardScale(Listed):
     """
 
     values: tuple[float, ...] = static((1.0, -1.0), least=1)
-
-    def get(self, task: Task) -> Array | None:
-        return task.reward
 
     def put(self, task: Task, value: Array) -> Task:
         return task._replace(reward=value)
@@ -256,9 +204,6 @@ class Dynamics(Listed):
         for value in self.values:
             if value not in allowed:
                 raise SettingError(f"shift.{self.name}.values", self.values, f"must be {allowed}")
-
-    def get(self, task: Task) -> Array | None:
-        return task.dynamics[self.parameter]
 
     def put(self, task: Task, value: Array) -> Task:
         return task._replace(dynamics={**task.dynamics, self.parameter: value})
@@ -295,11 +240,6 @@ class RandomDynamics(Shift):
         value = jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
         return task._replace(dynamics={**task.dynamics, self.parameter: value})
 
-    def blend(self, now: Task, old: Task, new: Task, share: Array, key: Array) -> Task:
-        name = self.parameter
-        value = _between(old.dynamics[name], new.dynamics[name], share)
-        return now._replace(dynamics={**now.dynamics, name: value})
-
 
 class Shifts(Parts[Shift]):
     """Several shifts at every boundary, in the order given; none at all is the control."""
@@ -326,12 +266,31 @@ class Shifts(Parts[Shift]):
             task = part(task, round, jax.random.fold_in(key, i))
         return task
 
-    def blend(self, old: Task, new: Task, share: Array, key: Array) -> Task:
-        """A share, from 0 to 1, of the way from the last round's task to this round's."""
-        task = new
-        for i, part in enumerate(self.parts):
-            task = part.blend(task, old, new, share, jax.random.fold_in(key, i))
-        return task
+
+def blend(old: Task, new: Task, share: Array, key: Array) -> Task:
+    """A share of the way from one task to another, whatever shifts lie between.
+
+    Numbers go in a straight line, level sets level by level, and of a permutation a share of the
+    entries, in random order, is where it will be.
+
+    Args:
+      old: the last round's task.
+      new: this round's.
+      share: how far, from 0 to 1. float32 [].
+      key: the same throughout a round.
+    """
+    permutation_key, actions_key = jax.random.split(key)
+    return Task(
+        levels=_levels_between(old.levels, new.levels, share),
+        dynamics=_between(old.dynamics, new.dynamics, share),
+        gain=_between(old.gain, new.gain, share),
+        bias=_between(old.bias, new.bias, share),
+        noise=_between(old.noise, new.noise, share),
+        permutation=_partly(old.permutation, new.permutation, share, permutation_key),
+        actions=_partly(old.actions, new.actions, share, actions_key),
+        sticky=_between(old.sticky, new.sticky, share),
+        reward=_between(old.reward, new.reward, share),
+    )
 
 
 def _parameter(shift: Shift, name: str, env: Env) -> Range:
@@ -346,11 +305,9 @@ def _parameter(shift: Shift, name: str, env: Env) -> Range:
     return known[name]
 
 
-def _between(old: Array | None, new: Array | None, share: Array) -> Array:
-    """A share of the way from one number to another; at 1 it is there to the bit."""
-    assert old is not None
-    assert new is not None
-    return (1 - share) * old + share * new
+def _between(old: Any, new: Any, share: Array) -> Any:
+    """A share of the way from some numbers to others; at 1 they are there to the bit."""
+    return jax.tree.map(lambda one, other: (1 - share) * one + share * other, old, new)
 
 
 def _levels_between(old: Levels, new: Levels, share: Array) -> Levels:
@@ -362,13 +319,13 @@ def _levels_between(old: Levels, new: Levels, share: Array) -> Levels:
     return Levels(between(old.first, new.first), between(old.size, new.size), new.step)
 
 
-def _partly(old: Array | None, new: Array | None, share: Array, key: Array) -> Array:
+def _partly(old: Array | None, new: Array | None, share: Array, key: Array) -> Array | None:
     """A permutation [D] in which a share of the entries, in random order, is as in `new`.
 
     One after another they change places with whatever has theirs, from `old` on.
     """
-    assert old is not None
-    assert new is not None
+    if old is None or new is None:
+        return None
     turns, given = jax.random.permutation(key, len(new)), new
 
     def settle(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:

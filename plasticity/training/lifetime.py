@@ -24,6 +24,7 @@ from plasticity.envs.shifted import Shifted
 from plasticity.interventions import Batch, Context, Learner
 from plasticity.networks import Output, Params
 from plasticity.probes import View
+from plasticity.shifts import blend
 from plasticity.training import rollout
 from plasticity.training.rollout import Envs, Episodes
 from plasticity.training.run import Run
@@ -47,6 +48,7 @@ class Stream(enum.IntEnum):
     PROBE_ROLLOUT = 10
     PROBE_DRAWS = 11
     NOISE = 12
+    BLEND = 13
 
 
 def key_for(run: Run, stream: Stream | Array, count: Array | int = 0) -> Array:
@@ -209,9 +211,7 @@ def _task_at(run: Run, state: RunState, update: Array) -> Task:
         return state.task
     since = update - state.round * run.schedule.updates
     share = jnp.minimum(since / run.schedule.shift_over, 1.0)
-    # The same key throughout the round, and another than the one that drew its task.
-    key = jax.random.fold_in(key_for(run, Stream.SHIFT, state.round), len(run.shift.parts))
-    return run.shift.blend(*state.boundary, share, key)
+    return blend(*state.boundary, share, key_for(run, Stream.BLEND, state.round))
 
 
 def advance(run: Run, state: RunState, num_updates: Array | int) -> tuple[RunState, Sums]:
