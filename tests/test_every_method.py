@@ -12,6 +12,7 @@ from shared import Toy, same
 
 from experiments.methods import methods
 from plasticity.agents import PPO
+from plasticity.envs import Gather
 from plasticity.interventions import chain
 from plasticity.networks import Network
 from plasticity.shifts import Permute, Shifts
@@ -53,12 +54,13 @@ AGENT = PPO(
     adam_eps=1e-4,  # which keeps Adam from making large steps of rounding errors
 )
 SMALL = Network(hidden=(8, 6))
+TOY = Toy()
 
 
-def run_of(intervention, seed=0, network=SMALL):
+def run_of(intervention, seed=0, network=SMALL, env=TOY):
     """A short life with that intervention."""
     return Run(
-        env=Toy(),
+        env=env,
         shift=Shifts.of(Permute()),
         intervention=intervention,
         network=network,
@@ -118,8 +120,17 @@ def test_stacked_alone_and_beside_one_that_diverges(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_with_another_kind_of_network(name):
-    """Would catch a method that knows one torso, one activation for each unit, or no norm."""
-    network = Network(hidden=(8, 6, 4), shared=False, activation="crelu", norm="layer_norm")
-    runs = lives.stack([run_of(chain(METHODS[name]()), network=network)])
+    """Would catch a method that knows one torso, one activation a unit, no norm or no image."""
+    network = Network(
+        hidden=(6,),
+        shared=False,
+        activation="crelu",
+        norm="layer_norm",
+        channels=(4,),
+        kernel=(3,),
+        stride=(1,),
+        blocks=1,
+    )
+    runs = lives.stack([run_of(chain(METHODS[name]()), network=network, env=Gather())])
     after, begun = (jax.eval_shape(jax.vmap(of_one), runs) for of_one in (live_one, lifetime.begin))
     assert after[:2] == (begun.learner.params, begun.intervention)

@@ -175,7 +175,7 @@ def test_regenerative_w2_sees_each_tensors_values_and_not_their_places(context, 
 
 def test_fourier_features_are_sine_and_cosine_at_half_the_width():
     """Would catch a layer twice as wide, or halves in another order."""
-    module = chain(FourierFeatures()).network(Network(hidden=(8,))).build(3)
+    module = chain(FourierFeatures()).network(Network(hidden=(8,))).build((4,), 3)
     seen = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
     params = module.init(jax.random.key(0), seen)["params"]
     linear = seen @ params["torso"]["hidden_0"]["kernel"] + params["torso"]["hidden_0"]["bias"]
@@ -190,7 +190,7 @@ def test_fourier_features_are_sine_and_cosine_at_half_the_width():
 
 def test_crelu_is_both_sides_of_relu_at_half_the_width():
     """Would catch a layer twice as wide, one side twice, or halves in another order."""
-    module = chain(CReLU()).network(Network(hidden=(8, 6))).build(3)
+    module = chain(CReLU()).network(Network(hidden=(8, 6))).build((5,), 3)
     seen = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
     params = module.init(jax.random.key(0), seen)["params"]
     assert params["torso"]["hidden_0"]["kernel"].shape == (5, 4)
@@ -204,7 +204,7 @@ def test_crelu_is_both_sides_of_relu_at_half_the_width():
     with pytest.raises(
         SettingError, match=r"network\.hidden=\(8, 5\): each must be a multiple of 2"
     ):
-        chain(CReLU()).network(Network(hidden=(8, 5))).build(3)
+        chain(CReLU()).network(Network(hidden=(8, 5))).build((5,), 3)
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def test_layer_norm_normalises_before_the_activation():
     """Would catch a norm over the batch, after the activation, or in one layer alone."""
     network = chain(LayerNorm()).network(Network(hidden=(64, 32), activation="tanh"))
     assert network == Network(hidden=(64, 32), activation="tanh", norm="layer_norm")
-    module = network.build(3)
+    module = network.build((6,), 3)
     seen = 0.3 * np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32) + 2
 
     @jax.jit

@@ -1,15 +1,31 @@
 """The network: how its weights are drawn, what it computes, and its layers' names and sizes."""
 
+from functools import partial
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from scipy import stats
 from shared import same
 
-from plasticity.networks import Network, by_layer, map_hidden, norms, root_mean_squares
+from plasticity.networks import (
+    Network,
+    at,
+    by_layer,
+    connections,
+    map_hidden,
+    norms,
+    root_mean_squares,
+)
 from plasticity.networks.initial import uniform
 from plasticity.networks.linalg import after
+from plasticity.spec import SettingError
+
+ROOT = Path(__file__).parents[1]
 
 OBSERVATION = (11, 11, 3)
 FAN_IN = {"hidden_0": 363, "hidden_1": 64, "policy": 48, "value": 48}
@@ -17,7 +33,7 @@ FAN_IN = {"hidden_0": 363, "hidden_1": 64, "policy": 48, "value": 48}
 
 def initial(network, num_actions=4, seed=0, shape=OBSERVATION):
     """Fresh parameters of `network`."""
-    module = network.build(num_actions)
+    module = network.build(shape, num_actions)
     make = jax.jit(lambda key: module.init(key, jnp.zeros((1, *shape)))["params"])
     return jax.device_get(make(jax.random.key(seed)))
 
@@ -43,7 +59,9 @@ def draws():
 def test_the_paper_presets_size():
     """Would catch a layer, a bias or a head too many: counted by hand from 363-256-256."""
     shapes = jax.eval_shape(
-        lambda key: Network().build(4).init(key, jnp.zeros((1, *OBSERVATION)))["params"],
+        lambda key: (
+            Network().build(OBSERVATION, 4).init(key, jnp.zeros((1, *OBSERVATION)))["params"]
+        ),
         jax.random.key(0),
     )
     sizes = {name: sum(x.size for x in jax.tree.leaves(p)) for name, p in by_layer(shapes).items()}
@@ -164,7 +182,7 @@ def test_forward_pass(activation, norm):
     if norm != "none":
         params["torso"]["norm_1"] = {"scale": np.linspace(0.5, 2, 8), "bias": np.linspace(-1, 1, 8)}
     observation = np.random.default_rng(0).normal(size=(5, 4, 2)).astype(np.float32)
-    output = jax.jit(network.build(3).apply)({"params": params}, observation)
+    output = jax.jit(network.build(OBSERVATION, 3).apply)({"params": params}, observation)
     logits, value, hidden = forward(params, observation, activation, norm)
     np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(output.value, value, rtol=1e-4, atol=1e-5)
@@ -215,3 +233,157 @@ def test_after_waits_and_changes_nothing():
         np.testing.assert_array_equal(compiled(x, jnp.full((2, 3), earlier)), x)
     assert "parameter(1)" in compiled.as_text()
     assert "compare" in compiled.as_text()
+
+
+IMAGE = (9, 7, 2)
+CONVOLUTIONS = Network(channels=(4, 3), kernel=(3, 2), stride=(2, 1), padding=(1, 0), hidden=(6,))
+RESIDUAL = Network(channels=(3, 2), kernel=(3,), stride=(1,), padding=(1,), blocks=2, hidden=(5,))
+WIDENED = RESIDUAL.replace(channels=(4, 4), hidden=(6,), activation="crelu", shared=False)
+
+
+def images(seed=0, shape=IMAGE):
+    """A batch of five."""
+    return np.random.default_rng(seed).normal(size=(5, *shape)).astype(np.float32)
+
+
+def outputs(network, params, seen):
+    """What the network says of some images."""
+    return jax.jit(network.build(seen.shape[1:], 4).apply)({"params": params}, seen)
+
+
+def convolved(x, layer, stride=1, padding=1):
+    """A convolution as sums over windows, in float64. [B, H, W, C]."""
+    kernel, bias = np.float64(layer["kernel"]), np.float64(layer["bias"])
+    size = kernel.shape[0]
+    x = np.pad(np.float64(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
+    return np.einsum("bhwcij,ijco->bhwo", windows[:, ::stride, ::stride], kernel) + bias
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def test_convolutions_and_what_they_are_flattened_to():
+    """Would catch another stride or padding, a flipped kernel, or features in another order."""
+    params, seen = initial(CONVOLUTIONS, shape=IMAGE), images()
+    torso, output = params["torso"], outputs(CONVOLUTIONS, params, seen)
+    x = relu(convolved(seen, torso["hidden_0"], stride=2))
+    assert x.shape == (5, 5, 4, 4)
+    np.testing.assert_allclose(output.activations["hidden_0"], x, atol=1e-5)
+    x = relu(convolved(x, torso["hidden_1"], padding=0)).reshape(5, -1)
+    x = relu(x @ torso["hidden_2"]["kernel"] + torso["hidden_2"]["bias"])
+    np.testing.assert_allclose(output.activations["hidden_2"], x, atol=1e-5)
+
+
+def pooled(x):
+    """The largest of 3 x 3 entries, every second time; beyond the image there is nothing."""
+    height, width = x.shape[1:3]
+    out = [-(-height // 2), -(-width // 2)]
+    # What is missing is put on both sides alike, the odd one at the end.
+    low = [((n - 1) * 2 + 3 - size) // 2 for n, size in zip(out, (height, width), strict=True)]
+    padded = np.pad(x, ((0, 0), (low[0], 2), (low[1], 2), (0, 0)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    return windows[:, ::2, ::2].max(axis=(-2, -1))[:, : out[0], : out[1]]
+
+
+def test_residual_blocks():
+    """Would catch a block that does not add, an activation too many, or pooling elsewhere."""
+    params, seen = initial(RESIDUAL, shape=IMAGE), images(1)
+    torso, output = params["torso"], outputs(RESIDUAL, params, seen)
+    x = seen
+    for i in range(2):
+        x, reads = pooled(convolved(x, torso[f"hidden_{i}"])), []
+        for block in range(2):
+            reads.append(relu(x))
+            within = relu(convolved(reads[-1], torso[f"hidden_{i}_{block}_in"]))
+            got = output.activations[f"hidden_{i}_{block}_in"]
+            np.testing.assert_allclose(got, within, atol=1e-5)
+            x = x + convolved(within, torso[f"hidden_{i}_{block}_out"])
+        reads += [relu(x)] if i == 1 else []
+        got = output.activations[f"hidden_{i}"]
+        np.testing.assert_allclose(got, np.concatenate(reads, axis=1), atol=1e-5)
+    x = relu(x).reshape(5, -1) @ torso["hidden_2"]["kernel"] + torso["hidden_2"]["bias"]
+    np.testing.assert_allclose(output.preactivations["hidden_2"], x, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "layer"), [(CONVOLUTIONS, "hidden_0"), (RESIDUAL, "hidden_0_0_in")]
+)
+def test_layer_norm_of_an_image_is_over_channels_and_space(network, layer):
+    """Would catch channels normalised for themselves, as batches or positions are."""
+    network = network.replace(norm="layer_norm")
+    output = outputs(network, initial(network, shape=IMAGE), 3 + images(2))
+    x = output.preactivations[layer]
+    np.testing.assert_allclose(np.mean(x, axis=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.std(x, axis=(1, 2, 3)), 1, atol=1e-2)
+    assert np.abs(np.mean(x, axis=(1, 2))).max() > 0.05
+
+
+@pytest.mark.parametrize("network", [CONVOLUTIONS, RESIDUAL, WIDENED])
+def test_what_leads_into_a_unit_and_out_of_it(network):
+    """Would catch a connection that is missing, or one that belongs to another unit.
+
+    Without its incoming weights a unit is silent; without its outgoing ones it has no effect.
+    """
+    params, seen = jax.tree.map(lambda x: x + 0.05, initial(network, shape=IMAGE)), images(3)
+    plain = outputs(network, params, seen)
+    paths = connections(params)
+    assert paths.keys() == plain.activations.keys()
+    for layer, x in plain.activations.items():
+        units = at(params, paths[layer].incoming[0]).shape[-1]
+        sides = x.shape[-1] // units
+        of_last = np.arange(units) == units - 1
+
+        def changed(params, path, change):
+            name, *rest = path
+            leaf = changed(params[name], rest, change) if rest else change(params[name])
+            return {**params, name: leaf}
+
+        silent = apart = noisy = params
+        for path in paths[layer].incoming:
+            silent = changed(silent, path, partial(np.where, of_last, 0))
+        for path in paths[layer].outgoing:
+            rows = np.tile(of_last, at(params, path).shape[-2] // units)[:, None]
+            apart = changed(apart, path, lambda leaf, rows=rows: np.where(rows, 0, leaf))
+        noisy = apart
+        for path in paths[layer].incoming:
+            noisy = changed(noisy, path, lambda leaf, last=of_last: np.where(last, 3 + leaf, leaf))
+        now = outputs(network, silent, seen).activations[layer]
+        now = np.asarray(now).reshape(-1, sides, units)
+        assert not now[..., -1].any()
+        assert now[..., :-1].any()
+        before, after = (outputs(network, tree, seen) for tree in (apart, noisy))
+        same((before.logits, before.value), (after.logits, after.value), atol=1e-6)
+        moved = np.abs(before.activations[layer] - after.activations[layer])
+        assert moved.reshape(-1, sides, units)[..., -1].max() > 0.1
+
+
+def test_the_studys_networks_for_images():
+    """Would catch another size than the reference's: counted by hand from its layers."""
+    for name, shape, counts in (
+        ("cnn", (64, 64, 3), [1568, 32_832, 131_200, 262_272, 2048 * 256 + 256]),
+        ("cnn_gather", (11, 11, 3), [448, 4640, 18_496, 1600 * 256 + 256]),
+    ):
+        with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+            settings = compose("train", [f"network={name}"]).network
+        settings = OmegaConf.to_container(settings)
+        del settings["_target_"]
+        module = Network(**settings).build(shape, 4)
+        seen = jnp.zeros((1, *shape))
+        torso = jax.eval_shape(module.init, jax.random.key(0), seen)["params"]["torso"]
+        assert [sum(x.size for x in jax.tree.leaves(layer)) for layer in torso.values()] == counts
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "message"),
+    [
+        (CONVOLUTIONS, (6,), r"network\.channels=\(4, 3\): must be \[\] where .* shape \(6,\)"),
+        (Network(channels=(4, 4, 4)), (5, 5, 1), r"network\.channels=.* must leave something"),
+        (CONVOLUTIONS.replace(stride=(1, 1, 1)), IMAGE, r"network\.stride=.* one, or 2"),
+    ],
+)
+def test_convolutions_that_cannot_be(network, shape, message):
+    """Would catch an error of the compiler's in place of a line."""
+    with pytest.raises(SettingError, match=message):
+        network.build(shape, 4)

@@ -136,7 +136,7 @@ class Record(Intervention):
 
 def context_of(spec, network, interventions, key=0):
     """What `update` needs of the trainer."""
-    module = network.build(ACTIONS)
+    module = network.build((SEEN,), ACTIONS)
     return Context(
         key=jax.random.key(key),
         round=jnp.int32(0),

@@ -233,7 +233,7 @@ def test_without_gradient_every_unit_is_dormant(context, seen):
 
 def test_gradient_dormant_behind_layer_norm():
     """Would catch the gradient taken before the norm, which a dead unit too has some of."""
-    network = Network(hidden=(8,), norm="layer_norm").build(2)
+    network = Network(hidden=(8,), norm="layer_norm").build((4,), 2)
     x = np.random.default_rng(0).normal(size=(COUNT, 4)).astype(np.float32)
     params = jax.tree.map(np.array, network.init(jax.random.key(0), x)["params"])
     params["torso"]["norm_0"]["bias"][:2] = -100.0

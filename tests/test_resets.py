@@ -296,7 +296,7 @@ def test_what_trains_under_injection(injectable, injected, freeze):
     part = PlasticityInjection(freeze)
     rng = np.random.default_rng(1)
     pull = {"policy": rng.normal(size=(20, 3)), "value": rng.normal(size=(20, 1))}
-    plain = Network(hidden=(16, 8), shared="value_torso" not in life[0].params).build(3)
+    plain = Network(hidden=(16, 8), shared="value_torso" not in life[0].params).build((5,), 3)
 
     @jax.jit
     @jax.grad

@@ -95,8 +95,9 @@ class ProximalFeatures(Intervention):
         names = [name for name in connections(params) if name in params["torso"]]
         if self.layers == "last":
             names = [_last_layer(params)]
-        change = [context.output.preactivations[name] - old.preactivations[name] for name in names]
-        return self.coefficient * jnp.mean(jnp.square(jnp.concatenate(change, axis=-1)))
+        now = context.output.preactivations
+        change = [(now[name] - old.preactivations[name]).reshape(-1) for name in names]
+        return self.coefficient * jnp.mean(jnp.square(jnp.concatenate(change)))
 
 
 class Churn(NamedTuple):

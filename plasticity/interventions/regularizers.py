@@ -121,8 +121,8 @@ class Parseval(Intervention):
     W is [units, inputs] and the norm Frobenius': the weights into any two units of a layer are
     drawn towards right angles, and those into one unit towards a squared length of s. Every
     hidden layer of every torso counts, the first included; biases and heads do not. As in the
-    authors' code, a layer's term is multiplied by (64 / width)^2, the coefficient having been
-    tuned at a width of 64. The paper's diagonal layers, an option there, are not part of this.
+    authors' code, a layer's term is multiplied by (64 / units)^2, the coefficient having been
+    tuned at 64 units. The paper's diagonal layers, an option there, are not part of this.
 
     The authors draw weights orthogonal with gain sqrt(2), at which the term is zero unless a layer
     has more units than inputs. Here they are drawn uniformly, so that a unit's have a squared
@@ -141,10 +141,12 @@ class Parseval(Intervention):
         terms = []
         params = context.effective(params)
         for layer in connections(params).values():
-            (kernel,) = (at(params, path) for path in layer.incoming if path[-1] == "kernel")
-            width = at(params, layer.outgoing[0]).shape[0]
-            away = kernel.T @ kernel - self.scale * jnp.eye(kernel.shape[-1])
-            terms.append((64 / width) ** 2 * jnp.sum(jnp.square(away)))
+            for path in layer.incoming:
+                if path[-1] == "kernel":
+                    kernel = _matrix(at(params, path))
+                    units = kernel.shape[-1]
+                    away = kernel.T @ kernel - self.scale * jnp.eye(units)
+                    terms.append((64 / units) ** 2 * jnp.sum(jnp.square(away)))
         return self.coefficient * sum(terms, jnp.zeros(()))
 
 
@@ -173,7 +175,7 @@ class SpectralRegularization(Intervention):
         vectors = {}
         effective = context.effective(learner.params)
         for i, (layer, leaves) in enumerate(_linear(effective).items()):
-            kernel = leaves["kernel"]
+            kernel = _matrix(leaves["kernel"])
             key = jax.random.fold_in(context.key, i)
             vector = jax.random.normal(key, kernel.shape[-1:], kernel.dtype)
             vector = vector / jnp.linalg.norm(vector)
@@ -186,7 +188,7 @@ class SpectralRegularization(Intervention):
         terms = []
         for layer, leaves in by_layer(context.effective(params)).items():
             if layer in state:
-                sigma = _norm(leaves["kernel"] @ state[layer])
+                sigma = _norm(_matrix(leaves["kernel"]) @ state[layer])
                 terms.append(jnp.square(sigma**self.power - 1))
             elif "scale" in leaves:
                 terms.append(jnp.sum(jnp.square(jnp.abs(leaves["scale"]) ** self.power - 1)))
@@ -196,7 +198,7 @@ class SpectralRegularization(Intervention):
 
     def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
         vectors = {
-            layer: _power_iteration(leaves["kernel"], state[layer])
+            layer: _power_iteration(_matrix(leaves["kernel"]), state[layer])
             for layer, leaves in _linear(context.effective(learner.params)).items()
         }
         return vectors, learner
@@ -246,6 +248,11 @@ def _ordinals(numbers: Array) -> Array:
 def _linear(params: Params) -> dict[str, Params]:
     """The layers that have a kernel, heads included, by name."""
     return {name: leaves for name, leaves in by_layer(params).items() if "kernel" in leaves}
+
+
+def _matrix(kernel: Array) -> Array:
+    """A kernel as the matrix from all that a unit sees to the units."""
+    return kernel.reshape(-1, kernel.shape[-1])
 
 
 def _power_iteration(kernel: Array, vector: Array) -> Array:

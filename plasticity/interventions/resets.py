@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from plasticity.interventions.base import Array, Context, Intervention, Learner, State, cleared
-from plasticity.networks import Params
+from plasticity.networks import Params, depth_of, layer_index
 from plasticity.spec import setting, static
 
 
@@ -172,9 +172,8 @@ def last_layers(params: Params, last: int) -> Params:
         return jax.tree.map(lambda _: chosen, part)
 
     def of_torso(torso: Params) -> Params:
-        depth = sum(name.startswith("hidden_") for name in torso)
-        ends = tuple(f"_{i}" for i in range(max(depth + 1 - last, 0), depth))
-        return {name: all_of(layer, name.endswith(ends)) for name, layer in torso.items()}
+        first = depth_of(torso) + 1 - last
+        return {name: all_of(layer, layer_index(name) >= first) for name, layer in torso.items()}
 
     return {
         name: of_torso(part) if name in ("torso", "value_torso") else all_of(part, last > 0)

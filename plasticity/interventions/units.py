@@ -39,7 +39,7 @@ class ReDo(Intervention):
         def recycled() -> Learner:
             dormant = {}
             for layer, x in context.apply(learner.params, observations).activations.items():
-                activity = _by_unit(jnp.mean(jnp.abs(x), axis=0), learner.params, layer)
+                activity = _by_unit(jnp.mean(jnp.abs(_rows(x)), axis=0), learner.params, layer)
                 activity = activity.mean(axis=0)
                 dormant[layer] = activity <= self.tau * jnp.mean(activity)
             return recycle(learner, dormant, context)
@@ -103,7 +103,8 @@ class ContinualBackprop(Intervention):
         effective = context.effective(learner.params)
         for layer, x in context.output.activations.items():
             age = state[layer].age + 1
-            contribution = jnp.mean(jnp.abs(x), axis=0) * _outgoing(effective, layer)
+            size = jnp.mean(jnp.abs(_rows(x)), axis=0)
+            contribution = size * _outgoing(effective, layer, len(size))
             now = _by_unit(contribution, learner.params, layer).sum(axis=0)
             utility = self.decay * state[layer].utility + (1 - self.decay) * now
             mature = age > self.maturity
@@ -175,7 +176,7 @@ class SelfNormalizedResets(Intervention):
         assert context.output is not None
         after, reset = {}, {}
         for layer, x in context.output.activations.items():
-            fires = _by_unit(jnp.any(x > 0, axis=0), learner.params, layer).any(axis=0)
+            fires = _by_unit(jnp.any(_rows(x) > 0, axis=0), learner.params, layer).any(axis=0)
             silent = state[layer].silent + ~fires
             counts = state[layer].counts
             as_long = silent[:, None] < _SHORTEST_OF_NEXT
@@ -226,7 +227,7 @@ class ReGraMa(Intervention):
 
         def of_units(layer: str) -> Array:
             kernels = [
-                at(context.gradient, path)
+                _rows(at(context.gradient, path))
                 for path in connections(learner.params)[layer].incoming
                 if path[-1] == "kernel"
             ]
@@ -277,7 +278,7 @@ def recycle(
                 redrawn = _set(redrawn, path, jnp.broadcast_to(mask, at(nothing, path).shape))
             for path in paths[layer].outgoing if outgoing else ():
                 shape = at(nothing, path).shape
-                rows = jnp.tile(mask, shape[0] // mask.size)[:, None]
+                rows = jnp.tile(mask, shape[-2] // mask.size)[:, None]
                 cut = _set(cut, path, jnp.broadcast_to(rows, shape))
 
         def of_weight(old: Array, fresh: Array, redraw: Array, clear: Array) -> Array:
@@ -297,10 +298,20 @@ def _by_unit(activations: Array, params: Params, layer: str) -> Array:
     return activations.reshape(-1, units_of(params, layer))
 
 
-def _outgoing(params: Params, layer: str) -> Array:
+def _outgoing(params: Params, layer: str, activations: int) -> Array:
     """The sum of the absolute weights out of each of a layer's activations. [activations]."""
-    kernels = [at(params, path) for path in connections(params)[layer].outgoing]
-    return jnp.sum(jnp.abs(jnp.concatenate(kernels, axis=1)), axis=1)
+    total = jnp.zeros(activations)
+    for path in connections(params)[layer].outgoing:
+        weights = jnp.moveaxis(jnp.abs(at(params, path)), -2, -1)
+        sums = jnp.sum(weights.reshape(-1, weights.shape[-1]), axis=0)
+        # One that takes the stream of residual blocks takes what several activations are made of.
+        total += jnp.tile(sums, -(-activations // len(sums))).reshape(-1, activations).sum(axis=0)
+    return total
+
+
+def _rows(x: Array) -> Array:
+    """[..., units] as [rows, units]: an image's positions count like a batch's observations."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _set(tree: Params, path: tuple[str, ...], leaf: Array) -> Params:

@@ -1,29 +1,16 @@
 """The agent's network: a torso that policy and value share, and a linear head for each."""
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
 from plasticity.networks.activations import ACTIVATIONS
-from plasticity.networks.initial import uniform
+from plasticity.networks.torso import NORMS, Convolution, Dense, Torso
 from plasticity.spec import SettingError, Spec, static
 
 Array = jax.Array
 Params = Any  # {"torso": {layer: ...}, "policy": ..., "value": ...}
-
-
-NORMS: dict[str, Callable[..., nn.Module] | None] = {
-    "none": None,
-    # PyTorch's LayerNorm: two-pass variance, epsilon 1e-5, scale and bias learnt.
-    "layer_norm": lambda name: nn.LayerNorm(
-        epsilon=1e-5, use_fast_variance=False, param_dtype=float, name=name
-    ),
-    # The same without centring: x / sqrt(mean(x^2) + 1e-5) and a scale.
-    "rms_norm": lambda name: nn.RMSNorm(epsilon=1e-5, param_dtype=float, name=name),
-}
 
 
 class Output(NamedTuple):
@@ -31,56 +18,8 @@ class Output(NamedTuple):
 
     logits: Array  # [B, A]
     value: Array  # [B]
-    activations: dict[str, Array]  # of each hidden layer by name: [B, units]
+    activations: dict[str, Array]  # of each hidden layer by name: [B, units] or [B, H, W, channels]
     preactivations: dict[str, Array]  # what the activation functions take, norms included
-
-
-class Layers(NamedTuple):
-    """What the hidden layers of a torso came to, by name."""
-
-    activations: dict[str, Array]
-    preactivations: dict[str, Array]
-
-
-class Dense(nn.Module):
-    """A linear layer, weights and biases U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        bound = 1 / math.sqrt(x.shape[-1])
-        kernel = self.param("kernel", uniform, (x.shape[-1], self.features), bound)
-        bias = self.param("bias", uniform, (self.features,), bound)
-        return x @ kernel + bias
-
-
-class MLP(nn.Module):
-    """Hidden layers on the flattened observation: linear, norm, activation.
-
-    Attributes:
-      hidden: the width of each after its activation. Where that widens, the linear layer is
-        narrower, so that the next one's input keeps its size.
-      activation: a name in `ACTIVATIONS`.
-      norm: a name in `NORMS`.
-    """
-
-    hidden: tuple[int, ...]
-    activation: str
-    norm: str
-
-    @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Layers]:
-        x = x.reshape(x.shape[0], -1)
-        layers = Layers({}, {})
-        activation = ACTIVATIONS[self.activation]
-        for i, units in enumerate(self.hidden):
-            x = Dense(units // activation.widening, name=f"hidden_{i}")(x)
-            if (norm := NORMS[self.norm]) is not None:
-                x = norm(name=f"norm_{i}")(x)
-            layers.preactivations[f"hidden_{i}"] = x
-            x = layers.activations[f"hidden_{i}"] = activation.named(f"activation_{i}")(x)
-        return x, layers
 
 
 class ActorCritic(nn.Module):
@@ -113,32 +52,73 @@ class Network(Spec):
     """The description that interventions may change before a network is built from it.
 
     Attributes:
-      hidden: the width of each hidden layer.
-      activation: the nonlinearity after each of them.
+      hidden: the width of each fully connected layer.
+      activation: the nonlinearity after each hidden layer.
       norm: what normalises each layer before its activation.
       shared: whether policy and value share a torso, or have one each.
+      channels: of each convolution before them; none where observations are not images.
+      kernel: how long and wide each convolution is, or all of them are.
+      stride: of each of them, or of all.
+      padding: zeros on each side, for each of them or for all.
+      blocks: residual blocks after each of them, as in IMPALA's network (Espeholt et al. 2018).
     """
 
     hidden: tuple[int, ...] = static((256, 256), ge=1, least=1)
     activation: str = static("relu", choices=lambda: tuple(ACTIVATIONS))
     norm: str = static("none", choices=lambda: tuple(NORMS))
     shared: bool = static(True)
+    channels: tuple[int, ...] = static((), kind=int, ge=1)
+    kernel: tuple[int, ...] = static((4,), ge=1, least=1)
+    stride: tuple[int, ...] = static((2,), ge=1, least=1)
+    padding: tuple[int, ...] = static((1,), ge=0, least=1)
+    blocks: int = static(0, ge=0)
 
-    def build(self, num_actions: int) -> ActorCritic:
+    def build(self, observation_shape: tuple[int, ...], num_actions: int) -> ActorCritic:
         """The Flax module of this description.
 
         Raises:
-          SettingError: a width cannot be had with this activation.
+          SettingError: a width cannot be had with this activation, or there is no image that is
+            large enough for the convolutions.
         """
         widening = ACTIVATIONS[self.activation].widening
-        if any(units % widening for units in self.hidden):
-            raise SettingError(
-                "network.hidden",
-                self.hidden,
-                f"each must be a multiple of {widening} for the activation {self.activation}",
-            )
+        for name, widths in (("hidden", self.hidden), ("channels", self.channels)):
+            if any(units % widening for units in widths):
+                raise SettingError(
+                    f"network.{name}",
+                    widths,
+                    f"each must be a multiple of {widening} for the activation {self.activation}",
+                )
+        convolutions = self._convolutions(observation_shape)
         torso, value_torso = (
-            MLP(self.hidden, self.activation, self.norm, name=name)
+            Torso(convolutions, self.blocks, self.hidden, self.activation, self.norm, name=name)
             for name in ("torso", "value_torso")
         )
         return ActorCritic(torso, None if self.shared else value_torso, num_actions)
+
+    def _convolutions(self, observation_shape: tuple[int, ...]) -> tuple[Convolution, ...]:
+        sizes = []
+        for name in ("kernel", "stride", "padding"):
+            given = getattr(self, name)
+            if len(given) not in (1, len(self.channels)) and self.channels:
+                raise SettingError(
+                    f"network.{name}", given, f"must be one, or {len(self.channels)} as channels"
+                )
+            sizes.append(given * len(self.channels) if len(given) == 1 else given)
+        convolutions = tuple(map(Convolution, self.channels, *sizes))
+        if convolutions and len(observation_shape) != 3:
+            raise SettingError(
+                "network.channels",
+                self.channels,
+                f"must be [] where observations are no images but of shape {observation_shape}",
+            )
+        for size in observation_shape[:2] if convolutions else ():
+            for convolution in convolutions:
+                size = convolution.reaches(size)
+                if size < 1:
+                    raise SettingError(
+                        "network.channels",
+                        self.channels,
+                        f"must leave something of an image of shape {observation_shape}",
+                    )
+                size = -(-size // 2) if self.blocks else size
+        return convolutions

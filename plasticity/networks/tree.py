@@ -62,10 +62,26 @@ def root_mean_squares(params: Params) -> dict[str, Array]:
 
 
 class Connections(NamedTuple):
-    """What leads into the units of a hidden layer, and out of them: paths in a parameter tree."""
+    """What leads into the units of a hidden layer, and out of them: paths in a parameter tree.
+
+    A unit is an entry of a fully connected layer or a channel of a convolutional one. With
+    residual blocks a channel of the stream is one: all that is added to it leads into it.
+    """
 
     incoming: tuple[tuple[str, ...], ...]  # whose last axis counts the units, before widening
-    outgoing: tuple[tuple[str, ...], ...]  # whose first axis counts the activations
+    # Kernels whose last axis but one counts the activations, several times over where those of an
+    # image have been flattened, or the units where it takes the stream itself.
+    outgoing: tuple[tuple[str, ...], ...]
+
+
+def depth_of(torso: Params) -> int:
+    """How many hidden layers a torso has; residual blocks belong to the layer before."""
+    return 1 + max(layer_index(name) for name in torso)
+
+
+def layer_index(name: str) -> int:
+    """The number of the hidden layer that an entry of a torso belongs to."""
+    return int(name.split("_")[1])
 
 
 def connections(params: Params) -> dict[str, Connections]:
@@ -81,17 +97,42 @@ def connections(params: Params) -> dict[str, Connections]:
         ("value_torso", "value_", ("value",)),
     ):
         layers = params.get(torso, {})
-        depth = sum(name.startswith("hidden_") for name in layers)
-        for i in range(depth):
-            own = [name for name in (f"hidden_{i}", f"norm_{i}") if name in layers]
-            last = i == depth - 1
-            following = [(head,) for head in heads] if last else [(torso, f"hidden_{i + 1}")]
-            kernels = [kernel for entry in following for kernel in _kernels(params, entry)]
-            found[f"{prefix}hidden_{i}"] = Connections(
-                incoming=tuple((torso, name, leaf) for name in own for leaf in layers[name]),
-                outgoing=tuple(kernels),
+        for name in layers:
+            if not name.startswith("hidden_") or name.endswith("_out"):
+                continue
+            written, read = _around(name, layers)
+            last = layer_index(name) == depth_of(layers) - 1 and not name.endswith("_in")
+            own = [entry for linear in written for entry in (linear, _norm_of(linear))]
+            entries = [(torso, entry) for entry in read] + [(head,) for head in heads if last]
+            found[prefix + name] = Connections(
+                incoming=tuple(
+                    (torso, entry, leaf)
+                    for entry in own
+                    if entry in layers
+                    for leaf in layers[entry]
+                ),
+                outgoing=tuple(kernel for entry in entries for kernel in _kernels(params, entry)),
             )
     return found
+
+
+def _around(name: str, layers: Params) -> tuple[list[str], list[str]]:
+    """The linear layers that make a hidden layer of a torso, and those in it that read it."""
+    if name.endswith("_in"):
+        return [name], [name.removesuffix("in") + "out"]
+    blocks = [entry for entry in layers if entry.startswith(f"{name}_")]
+    following = f"hidden_{layer_index(name) + 1}"
+    return (
+        [*(entry for entry in blocks if entry.endswith("_out")), name],
+        [
+            *(entry for entry in blocks if entry.endswith("_in")),
+            *([following] if following in layers else []),
+        ],
+    )
+
+
+def _norm_of(linear: str) -> str:
+    return linear.replace("hidden_", "norm_")
 
 
 def _kernels(params: Params, entry: tuple[str, ...]) -> list[tuple[str, ...]]:

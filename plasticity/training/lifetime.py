@@ -143,7 +143,9 @@ def next_round(run: Run, state: RunState) -> RunState:
 
 def context_of(run: Run, round: Array, update: Array) -> Context:
     """What the hooks of `run` may use at the beginning of `round`."""
-    network = run.intervention.network(run.network).build(run.env.num_actions)
+    network = run.intervention.network(run.network).build(
+        run.env.observation_shape, run.env.num_actions
+    )
     nothing_seen = jnp.zeros((1, *run.env.observation_shape))
 
     def fresh(key: Array) -> Params:

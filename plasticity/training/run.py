@@ -68,7 +68,7 @@ def check_run(run: Run) -> None:
     check(run)
     run.env.check()
     run.shift.check(run.env)
-    run.intervention.network(run.network).build(run.env.num_actions)
+    run.intervention.network(run.network).build(run.env.observation_shape, run.env.num_actions)
     run.intervention.optimizer(ppo.optimizer(run.agent, jax.random.key(0))).build()
     kinds = [type(part) for part in run.intervention.parts]
     extending = [kind for kind in kinds if kind.extend is not Intervention.extend]
