@@ -23,7 +23,7 @@ from experiments.cli import runs_of
 from experiments.fused import Group
 from plasticity.envs import Gymnasium, HostEnvs, HostStep
 from plasticity.envs.base import CompiledEnv
-from plasticity.networks import by_layer
+from plasticity.networks import Params, by_layer
 from plasticity.spec import fields
 from plasticity.training import Job, Run, lifetime
 from plasticity.training.arrangement import Arrangement
@@ -90,9 +90,9 @@ class Count(NamedTuple):
 def count(run: Run) -> Count:
     """What one environment step of a run takes at least, its share of the update included.
 
-    Operations are those of matrix products, a multiplication and an addition each: forward in the
-    rollout, forward for the values that are bootstrapped, forward and backward for each
-    transition in each epoch. There is no gradient with respect to an observation.
+    Operations are those of matrix products and convolutions, a multiplication and an addition
+    each: forward in the rollout, forward for the values that are bootstrapped, forward and
+    backward for each transition in each epoch. There is no gradient with respect to an observation.
 
     Bytes: for each gradient step parameters, gradient and Adam's two moments, all read and
     written; the parameters read for each step of the rollout; each observation written once, and
@@ -103,7 +103,7 @@ def count(run: Run) -> Count:
     """
     assert isinstance(run.env, CompiledEnv)
     ppo, params = run.agent, _params(run)
-    sizes = {name: math.prod(shape) for name, shape in _kernels(params).items()}
+    sizes = {name: math.prod(product) for name, product in _products(run).items()}
     everything = sum(sizes.values())
     seeing = sum(size for name, size in sizes.items() if name.endswith("hidden_0"))
     shared = "value_torso" not in params
@@ -138,7 +138,7 @@ def rates(run: Run, agents: int, seconds: float) -> Count:
     """
     params, devices = _params(run), len(jax.local_devices())
     shares = max(agents, devices)  # a single agent leaves devices idle, which is no limit
-    shape = max(_kernels(params).values(), key=math.prod)
+    shape = max((product[1:] for product in _products(run).values()), key=math.prod)
     rows = jax.random.normal(jax.random.key(0), (shares, run.agent.minibatch_size, shape[0]))
     # Orthonormal, so that however many products neither grow nor vanish.
     weights = jax.nn.initializers.orthogonal()(jax.random.key(1), shape)
@@ -192,10 +192,30 @@ def _params(run: Run) -> Any:
     return jax.eval_shape(lifetime.begin, run).learner.params
 
 
-def _kernels(params: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of each layer's weights that rows are multiplied with."""
-    layers = by_layer(params).items()
-    return {name: layer["kernel"].shape for name, layer in layers if "kernel" in layer}
+def _products(run: Run) -> dict[str, tuple[int, int, int]]:
+    """What each layer multiplies for one observation: rows, inputs and units, by its name.
+
+    A convolution has a row for each position.
+    """
+    params, shape = _params(run), run.env.observation_shape
+    network = run.intervention.network(run.network).build(shape, run.env.num_actions)
+
+    def see(params: Params) -> Any:
+        seen = jnp.zeros((1, *shape))
+        effective = {"params": run.intervention.effective(params)}
+        return network.apply(effective, seen, capture_intermediates=True)[1]["intermediates"]
+
+    made = by_layer(jax.eval_shape(see, params))
+    rows = {
+        name: math.prod(layer["__call__"][0].shape[1:-1])
+        for name, layer in made.items()
+        if isinstance(layer, dict) and "__call__" in layer and "hidden_" in name
+    }
+    return {
+        name: (rows.get(name, 1), math.prod(kernel.shape[:-1]), kernel.shape[-1])
+        for name, layer in by_layer(params).items()
+        if (kernel := layer.get("kernel")) is not None
+    }
 
 
 def _bytes(tree: Any) -> int:

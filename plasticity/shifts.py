@@ -37,10 +37,26 @@ class Shift(Spec):
 
 
 class Permute(Shift):
-    """Composes a fresh uniform permutation of the observation's entries onto the last one."""
+    """Composes a fresh uniform permutation of the observation's entries onto the last one.
+
+    Attributes:
+      grid: into how many equal blocks an image is cut each way, which are permuted as they are,
+        as the study does with CoinRun; 0 to permute every entry by itself.
+    """
+
+    grid: int = static(0, ge=0)
+
+    def check(self, env: Env) -> None:
+        shape = env.observation_shape
+        if self.grid and (len(shape) != 3 or shape[0] % self.grid or shape[1] % self.grid):
+            raise SettingError(
+                f"shift.{self.name}.grid",
+                self.grid,
+                f"must divide the height and width of an image; {env.name} shows {shape}",
+            )
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
-        size = math.prod(env.observation_shape)
+        size = self.grid**2 or math.prod(env.observation_shape)
         return task._replace(permutation=jnp.arange(size, dtype=jnp.int32))
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:

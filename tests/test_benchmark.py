@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.speed import Count, count
+from experiments.speed import Count, _products, count
 from plasticity.agents import PPO
 from plasticity.envs import CartPole, Gather
 from plasticity.networks import Network
@@ -68,6 +68,19 @@ def test_the_products_of_a_gradient_are_those_that_xla_counts(tiny_run):
     an_epoch = (count(twice).operations - count(run).operations) * STEPS / 25
     # Activations and biases come on top, a small part.
     assert compiled.cost_analysis()["flops"] / rows == pytest.approx(an_epoch, rel=0.02)
+
+
+def test_the_work_of_convolutions(tiny_run):
+    """Would catch a kernel counted once and not at each of its positions."""
+    convolutions = Network(channels=(4, 2), kernel=(3,), stride=(2, 1), hidden=(5,))
+    run = tiny_run(env=Gather(), agent=AGENT, network=convolutions)
+    assert _products(run) == {
+        "hidden_0": (36, 27, 4),
+        "hidden_1": (36, 36, 2),
+        "hidden_2": (1, 72, 5),
+        "policy": (1, 5, 4),
+        "value": (1, 5, 1),
+    }
 
 
 def test_the_floor_is_set_by_what_runs_out_first():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from plasticity.envs import CartPole
+from plasticity.envs.base import permuted
 from plasticity.envs.gather import Gather
 from plasticity.envs.shifted import Shifted
 from plasticity.interventions import ResetAll, SoftShrinkPerturb, chain
@@ -48,6 +49,24 @@ def tasks(shifts, seed=3):
 def ids(task):
     """The set of level ids of a task."""
     return set(range(task.levels.first, task.levels.first + task.levels.size))
+
+
+def test_blocks_of_an_image_keep_what_is_in_them():
+    """Would catch blocks that are transposed, mixed channels, or a grid of another shape."""
+    image = jnp.arange(6 * 4 * 3).reshape(6, 4, 3)
+    order = np.array([3, 0, 1, 2])
+    seen = np.asarray(permuted(image, jnp.asarray(order)))
+    for place, block in enumerate(order):
+        (row, column), (old_row, old_column) = (divmod(i, 2) for i in (place, block))
+        expected = image[3 * old_row : 3 * old_row + 3, 2 * old_column : 2 * old_column + 2]
+        at = seen[3 * row : 3 * row + 3, 2 * column : 2 * column + 2]
+        np.testing.assert_array_equal(at, expected)
+    task = Shifts.of(Permute(grid=11)).begin(ENV.task(0), ENV, jax.random.key(0))
+    assert np.array_equal(task.permutation, np.arange(121))
+    with pytest.raises(
+        SettingError, match=r"shift\.permute\.grid=16: must divide .* \(11, 11, 3\)"
+    ):
+        Shifts.of(Permute(grid=16)).check(ENV)
 
 
 def test_permute_composes_fresh_permutations():

@@ -1,5 +1,6 @@
 """What an environment is to the agent, and what of it a domain shift may change."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -41,7 +42,8 @@ class Task(NamedTuple):
     gain: Array | None = None  # float32 [*observation_shape]: what entries are multiplied by
     bias: Array | None = None  # float32 [*observation_shape]: what is added to them then
     noise: Array | None = None  # float32 []: the standard deviation of noise on every entry
-    permutation: Array | None = None  # int32 [D]: entry i that is seen is entry permutation[i]
+    # int32 [D]: entry i that is seen is entry permutation[i]; or [g * g], of blocks of an image.
+    permutation: Array | None = None
     actions: Array | None = None  # int32 [A]: action i is the environment's actions[i]
     sticky: Array | None = None  # float32 []: how likely the last action is taken again
     reward: Array | None = None  # float32 []: what rewards are multiplied by
@@ -60,12 +62,31 @@ class Task(NamedTuple):
         if self.noise is not None:
             observation = observation + self.noise * noise
         if self.permutation is not None:
-            observation = observation.reshape(-1)[self.permutation].reshape(observation.shape)
+            observation = permuted(observation, self.permutation)
         return observation
 
     def held_out(self) -> "Task":
         """The same task on as many levels that training never draws."""
         return self._replace(levels=self.levels._replace(first=self.levels.first + HELD_OUT))
+
+
+def permuted(observation: Array, permutation: Array) -> Array:
+    """The observation with its entries, or the equal blocks of an image, in another order.
+
+    Args:
+      observation: in its shape.
+      permutation: which entry comes to each place, [D]; or which block to each of the g * g
+        places of a grid, row by row, [g * g].
+    """
+    if len(permutation) == observation.size:
+        return observation.reshape(-1)[permutation].reshape(observation.shape)
+    grid = math.isqrt(len(permutation))
+    height, width, channels = observation.shape
+    rows, columns = height // grid, width // grid
+    blocks = observation.reshape(grid, rows, grid, columns, channels).swapaxes(1, 2)
+    blocks = blocks.reshape(grid * grid, rows, columns, channels)[permutation]
+    blocks = blocks.reshape(grid, grid, rows, columns, channels).swapaxes(1, 2)
+    return blocks.reshape(observation.shape)
 
 
 class Env(Spec):
