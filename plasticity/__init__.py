@@ -10,7 +10,7 @@ pl.results.overview(frame)
 from plasticity import results
 from plasticity.agents import PPO
 from plasticity.config import runs_from
-from plasticity.envs import CartPole, Gather, Gymnasium
+from plasticity.envs import CartPole, Games, Gather, Gymnasium, Gymnax, Navix, Sequence
 from plasticity.interventions import (
     GELU,
     L2,
@@ -140,11 +140,13 @@ __all__ = [
     "FeatureNorm",
     "FeatureRank",
     "FourierFeatures",
+    "Games",
     "Gather",
     "GradientCosine",
     "GradientCovarianceRank",
     "GradientDormantUnits",
     "Gymnasium",
+    "Gymnax",
     "HareTortoise",
     "HessianEigenvalue",
     "InFeR",
@@ -158,6 +160,7 @@ __all__ = [
     "LeakyReLU",
     "Learner",
     "NTKRank",
+    "Navix",
     "Network",
     "Noise",
     "NormalizeAndProject",
@@ -190,6 +193,7 @@ __all__ = [
     "SaturatedUnits",
     "Schedule",
     "SelfNormalizedResets",
+    "Sequence",
     "SettingError",
     "Shift",
     "Shifts",

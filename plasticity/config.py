@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from plasticity.agents import PPO
 from plasticity.envs import Env
@@ -86,7 +86,7 @@ def _build(node: Any, kind: type[S], key: str) -> S:
     spec = locate(node[TARGET], f"{key}.{TARGET}") if TARGET in node else kind
     if not (isinstance(spec, type) and issubclass(spec, kind)):
         raise SettingError(f"{key}.{TARGET}", node[TARGET], f"must be a kind of {kind.__name__}")
-    known = dict(fields(spec))
+    known, hints = dict(fields(spec)), get_type_hints(spec)
     settings = {}
     for name, value in node.items():
         if name == TARGET:
@@ -94,8 +94,18 @@ def _build(node: Any, kind: type[S], key: str) -> S:
         if name not in known:
             there = ", ".join(known) or "none"
             raise SettingError(f"{key}.{name}", value, f"no such setting; there are {there}")
+        kind_of = hints[name]
+        if isinstance(kind_of, type) and issubclass(kind_of, Parts):
+            value = _build_parts(value, kind_of, _part_of(kind_of), f"{key}.{name}")
         settings[name] = value
     for name, field in known.items():
         if name not in settings and field.default is dataclasses.MISSING:
             raise SettingError(f"{key}.{name}", None, "must be given")
     return spec(**settings)
+
+
+def _part_of(kind: type[Parts[Any]]) -> type[Spec]:
+    """What the parts of such a kind are."""
+    (part,) = get_args(kind.__orig_bases__[0])  # type: ignore[attr-defined]
+    assert issubclass(part, Spec)
+    return part

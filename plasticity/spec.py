@@ -186,8 +186,10 @@ def fields(spec: Spec | type[Spec]) -> Iterator[tuple[str, dataclasses.Field[Any
 
 def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
     """The value as its field wants it: tuples for lists, floats for whole numbers."""
-    if isinstance(value, list):
-        return tuple(value)
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        plain = tuple(_plain(element, field) for element in value)
+        same = all(new is old for new, old in zip(plain, value, strict=True))
+        return value if same and isinstance(value, tuple) else plain
     if isinstance(value, np.generic):
         value = value.item()
     allowed = field.metadata.get("range")

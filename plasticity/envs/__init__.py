@@ -3,19 +3,26 @@
 from plasticity.envs.base import CompiledEnv, Env, Levels, Step, Task
 from plasticity.envs.cartpole import CartPole
 from plasticity.envs.gather import Gather, Level
+from plasticity.envs.gymnax import Gymnax
 from plasticity.envs.host import Gymnasium, HostEnv, HostEnvs, HostStep
+from plasticity.envs.navix import Navix
+from plasticity.envs.sequence import Games, Sequence
 
 __all__ = [
     "CartPole",
     "CompiledEnv",
     "Env",
+    "Games",
     "Gather",
     "Gymnasium",
+    "Gymnax",
     "HostEnv",
     "HostEnvs",
     "HostStep",
     "Level",
     "Levels",
+    "Navix",
+    "Sequence",
     "Step",
     "Task",
 ]

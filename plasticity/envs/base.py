@@ -1,5 +1,6 @@
 """What an environment is to the agent, and what of it a domain shift may change."""
 
+import importlib
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plasticity.spec import Range, Spec
+from plasticity.spec import Range, SettingError, Spec
 
 Array = jax.Array
 State = Any  # an environment's own pytree
@@ -68,6 +69,20 @@ class Task(NamedTuple):
     def held_out(self) -> "Task":
         """The same task on as many levels that training never draws."""
         return self._replace(levels=self.levels._replace(first=self.levels.first + HELD_OUT))
+
+
+def optional(package: str) -> Any:
+    """A package that only some environments need.
+
+    Raises:
+      SettingError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise SettingError(
+            "env", package, f"must be installed: pip install 'plasticity[envs]' ({error})"
+        ) from error
 
 
 def permuted(observation: Array, permutation: Array) -> Array:

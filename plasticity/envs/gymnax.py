@@ -1,0 +1,79 @@
+"""Gymnax's environments by name: MinAtar's games, classic control and others, compiled."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plasticity.envs.base import Array, CompiledEnv, Step, Task, optional
+from plasticity.spec import SettingError, static
+
+
+class GymnaxState(NamedTuple):
+    """An episode under way."""
+
+    inner: Any  # Gymnax's own state
+    seen: Array  # float32 [*observation_shape]: some observations take a key or the last action
+
+
+class Gymnax(CompiledEnv):
+    """An environment of Gymnax with discrete actions. Its time limit cuts episodes off.
+
+    Its autoreset is gone round: each episode is begun by whoever runs it.
+
+    Attributes:
+      id: as registered with Gymnax, such as `Breakout-MinAtar`.
+    """
+
+    id: str = static(kind=str)
+
+    @property
+    def name(self) -> str:
+        return self.id
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        env, params = _made(self.id)
+        shape = jax.eval_shape(env.reset_env, jax.random.key(0), params)[0].shape
+        return tuple(shape)
+
+    @property
+    def num_actions(self) -> int:
+        env, params = _made(self.id)
+        return int(env.action_space(params).n)
+
+    def check(self) -> None:
+        env, params = _made(self.id)
+        if not hasattr(actions := env.action_space(params), "n"):
+            raise SettingError("env.id", self.id, f"must have discrete actions, not {actions}")
+
+    def reset(self, task: Task, key: Array) -> GymnaxState:
+        env, params = _made(self.id)
+        seen, inner = env.reset_env(key, params)
+        return GymnaxState(inner, jnp.asarray(seen, jnp.float32))
+
+    def observe(self, task: Task, state: GymnaxState) -> Array:
+        return state.seen
+
+    def step(self, task: Task, state: GymnaxState, action: Array, key: Array) -> Step:
+        env, params = _made(self.id)
+        seen, inner, reward, terminated, _ = env.step_env(key, state.inner, action, params)
+        terminated = jnp.asarray(terminated, bool)
+        return Step(
+            state=GymnaxState(inner, jnp.asarray(seen, jnp.float32)),
+            reward=jnp.asarray(reward, jnp.float32),
+            terminated=terminated,
+            truncated=~terminated & env.is_truncated(inner, params),
+        )
+
+
+@functools.cache
+def _made(id: str) -> tuple[Any, Any]:
+    """The environment and its parameters."""
+    gymnax = optional("gymnax")
+    if id not in gymnax.registered_envs:
+        known = ", ".join(gymnax.registered_envs)
+        raise SettingError("env.id", id, f"must be one of {known}")
+    env, params = gymnax.make(id)
+    return env, params

@@ -1,0 +1,102 @@
+"""Several environments as one, of which a task names the one that is played."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plasticity.envs.base import Array, CompiledEnv, State, Step, Task
+from plasticity.spec import Parts, Range, SettingError
+
+
+class Games(Parts[CompiledEnv]):
+    """Environments in the order in which they are counted."""
+
+
+class Sequence(CompiledEnv):
+    """Games that are played one after the other: `shift=sequence` goes from each to the next.
+
+    A task sets `game`, the number of the one that is played, 0 unless it does. What a game shows
+    is filled up with zeros to the largest, at the end of each axis; an action that a game does
+    not have is taken modulo the number of those that it has.
+
+    Attributes:
+      games: the environments by name.
+    """
+
+    games: Games
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.games.names)
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        shapes = [game.observation_shape for game in self.games.parts]
+        return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+
+    @property
+    def num_actions(self) -> int:
+        return max(game.num_actions for game in self.games.parts)
+
+    @property
+    def num_levels(self) -> int | Array | None:
+        sizes = [game.num_levels for game in self.games.parts]
+        return None if any(size is None for size in sizes) else sizes[0]
+
+    @property
+    def min_episode_steps(self) -> int:
+        return min(game.min_episode_steps for game in self.games.parts)
+
+    @property
+    def truncates(self) -> bool:
+        return any(game.truncates for game in self.games.parts)
+
+    @property
+    def dynamics(self) -> Mapping[str, Range]:
+        known: dict[str, Range] = {}
+        for game in self.games.parts:
+            known |= game.dynamics
+        return {**known, "game": Range(int, choices=tuple(range(len(self.games.parts))))}
+
+    def check(self) -> None:
+        if not self.games.parts:
+            raise SettingError("env.games", [], "must have a game at least")
+        for game in self.games.parts:
+            game.check()
+        axes = {len(game.observation_shape) for game in self.games.parts}
+        if len(axes) > 1:
+            shapes = [game.observation_shape for game in self.games.parts]
+            raise SettingError("env.games", shapes, "must show equally many axes")
+        sizes = [game.num_levels for game in self.games.parts]
+        if None not in sizes and len(set(sizes)) > 1:
+            raise SettingError("env.games", sizes, "must have as many levels each")
+
+    def reset(self, task: Task, key: Array) -> State:
+        return tuple(game.reset(task, key) for game in self.games.parts)
+
+    def observe(self, task: Task, state: State) -> Array:
+        shape = self.observation_shape
+
+        def show(i: int) -> Array:
+            seen = self.games.parts[i].observe(task, state[i])
+            missing = np.subtract(shape, seen.shape)
+            return jnp.pad(seen, [(0, int(size)) for size in missing])
+
+        return self._of_game(task, show)
+
+    def step(self, task: Task, state: State, action: Array, key: Array) -> Step:
+        def play(i: int) -> Step:
+            game = self.games.parts[i]
+            step = game.step(task, state[i], action % game.num_actions, key)
+            return step._replace(state=(*state[:i], step.state, *state[i + 1 :]))
+
+        return self._of_game(task, play)
+
+    def _of_game(self, task: Task, function: Callable[[int], Any]) -> Any:
+        """What a function of a game's number is for the one that is played."""
+        number = jnp.round(task.dynamics.get("game", jnp.zeros(()))).astype(jnp.int32)
+        games = range(len(self.games.parts))
+        return jax.lax.switch(number, [lambda i=i: function(i) for i in games])
