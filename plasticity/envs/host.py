@@ -104,7 +104,7 @@ class Gymnasium(HostEnv):
 class GymnasiumEnvs:
     """A Gymnasium vector environment as `HostEnvs`. Its autoreset must be off."""
 
-    def __init__(self, vector: VectorEnv, scale: float = 1.0) -> None:
+    def __init__(self, vector: VectorEnv[Any, Any, Any], scale: float = 1.0) -> None:
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED:
             raise ValueError(f"autoreset_mode={mode}: must be {AutoresetMode.DISABLED}")
@@ -132,7 +132,7 @@ class GymnasiumEnvs:
         return np.asarray(observation, np.float32) * self._scale
 
 
-def _wrappers(paths: tuple[str, ...]) -> list[Callable[[gymnasium.Env], gymnasium.Wrapper]]:
+def _wrappers(paths: tuple[str, ...]) -> list[Callable[[Any], Any]]:
     return [locate(path, "env.wrappers") for path in paths]
 
 
