@@ -24,7 +24,7 @@ FAMILIES = (
     "KeyCorridorS3R2-v0",
     "Dynamic-Obstacles-6x6-v0",
 )
-LEFT, RIGHT, FORWARD = range(3)
+LEFT = 0
 
 
 def jitted(env):
@@ -102,6 +102,18 @@ def test_every_family_of_tasks(id):
         (x.shape, x.dtype) for x in jax.tree.leaves(state)
     ]
     assert jax.eval_shape(env.observe, task, state).shape == env.observation_shape
+
+
+def test_the_time_limit_is_minigrids():
+    """Would catch Navix's own limit, or a cut-off that is taken for an end."""
+    pytest.importorskip("navix", reason="the extra `envs` is not installed")
+    env = Navix("DoorKey-6x6-v0")
+    task, (reset, _, step) = env.task(0), jitted(env)
+    state = reset(task, jax.random.key(0))
+    for steps in (358, 359):
+        late = state._replace(steps=jnp.int32(steps))
+        ended = step(task, late, jnp.int32(LEFT), jax.random.key(0))
+        assert (bool(ended.terminated), bool(ended.truncated)) == (False, steps == 359)
 
 
 def test_gymnax_cartpole_is_ours():

@@ -3,8 +3,10 @@
 import functools
 from typing import Any, NamedTuple
 
+import gymnasium
 import jax
 import jax.numpy as jnp
+import minigrid  # noqa: F401  registers MiniGrid's tasks
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task, optional
 from plasticity.spec import SettingError, setting, static
@@ -31,7 +33,8 @@ class Navix(CompiledEnv):
     Attributes:
       id: MiniGrid's name of the task, without `MiniGrid-`: `DoorKey-5x5-v0`.
       levels: the size of a level set.
-      episode_steps: the time limit; 0 for Navix's own, four times the number of cells.
+      episode_steps: the time limit; 0 for MiniGrid's own, or Navix's where MiniGrid has no such
+        task.
     """
 
     id: str = static(kind=str)
@@ -68,7 +71,7 @@ class Navix(CompiledEnv):
 
     def step(self, task: Task, state: NavixState, action: Array, key: Array) -> Step:
         env, steps = _made(self.id), state.steps + 1
-        limit = self.episode_steps or env.max_steps
+        limit = self.episode_steps or _limit(self.id)
         before = state.inner.replace(key=jax.random.wrap_key_data(state.inner.key, impl=_GENERATOR))
         inner = env.transitions_fn(before, action, env.action_set)
         reward = jnp.asarray(env.reward_fn(before, action, inner), jnp.float32)
@@ -94,3 +97,13 @@ def _made(id: str) -> Any:
     if id not in known:
         raise SettingError("env.id", id, f"must be one of {', '.join(sorted(known))}")
     return navix.make(f"Navix-{id}")
+
+
+@functools.cache
+def _limit(id: str) -> int:
+    """How many steps an episode may take."""
+    if (name := f"MiniGrid-{id}") not in gymnasium.registry:
+        return int(_made(id).max_steps)
+    env: Any = gymnasium.make(name)
+    env.close()
+    return int(env.unwrapped.max_steps)
