@@ -75,5 +75,6 @@ def _made(id: str) -> tuple[Any, Any]:
     if id not in gymnax.registered_envs:
         known = ", ".join(gymnax.registered_envs)
         raise SettingError("env.id", id, f"must be one of {known}")
-    env, params = gymnax.make(id)
+    with jax.ensure_compile_time_eval():  # or its constants belong to what is traced just now
+        env, params = gymnax.make(id)
     return env, params

@@ -96,7 +96,8 @@ def _made(id: str) -> Any:
     known = [name.removeprefix("Navix-") for name in navix.registry()]
     if id not in known:
         raise SettingError("env.id", id, f"must be one of {', '.join(sorted(known))}")
-    return navix.make(f"Navix-{id}")
+    with jax.ensure_compile_time_eval():  # or its constants belong to what is traced just now
+        return navix.make(f"Navix-{id}")
 
 
 @functools.cache
