@@ -104,7 +104,7 @@ def markdown(frame: pd.DataFrame) -> tuple[str, str, str]:
 
     found = study.returns(frame)
     shifts = list(found["shift"].unique())
-    returns = [f"| | {' | '.join(shifts)} |", "| --- " * (len(shifts) + 1) + "|"]
+    earned = [f"| | {' | '.join(shifts)} |", "| --- " * (len(shifts) + 1) + "|"]
     for name, own in found.groupby("intervention", sort=False):
         cells = {
             row.shift: f"{row.value:.2f}"
@@ -112,7 +112,7 @@ def markdown(frame: pd.DataFrame) -> tuple[str, str, str]:
             * bool(np.isfinite(row.gain))
             for row in own.itertuples()
         }
-        returns.append(f"| `{name}` | {' | '.join(cells.get(s, '') for s in shifts)} |")
+        earned.append(f"| `{name}` | {' | '.join(cells.get(s, '') for s in shifts)} |")
 
     each = ["| claim | shift | effect | mean [95 %] | n | verdict |", "| --- " * 6 + "|"]
     for part in parts.itertuples():
@@ -120,7 +120,7 @@ def markdown(frame: pd.DataFrame) -> tuple[str, str, str]:
         verdict = f"({part.verdict})" if part.afterthought else part.verdict
         of = (part.claim, part.shift, _code(part.what), interval, str(part.seeds), verdict)
         each.append(f"| {' | '.join(of)} |")
-    return "\n".join(whole), "\n".join(returns), "\n".join(each)
+    return "\n".join(whole), "\n".join(earned), "\n".join(each)
 
 
 def _code(text: str) -> str:

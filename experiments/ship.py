@@ -1,9 +1,10 @@
 """Packs the results of many runs into a small folder: `python -m experiments.ship FROM... TO`.
 
 `metrics.parquet` holds the aggregates over layers, and the last hidden layer, of every metric, as
-the float32 that they were measured in; `provenance.json` says how they came about: commits,
-versions, devices, wall time, and the configuration, of which each run's own part is beside it.
-`results.load(TO)` gives the table.
+the float32 that they were measured in: returns whenever they were logged, all else at the ends of
+rounds, which is what the study's figures and tables take. `provenance.json` says how they came
+about: commits, versions, devices, wall time, and the configuration, of which each run's own part is
+beside it. `results.load(TO)` gives the table.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from experiments.cli import command
 from plasticity import results
 from plasticity.results import table
 from plasticity.results.claims import DEAD_UNITS
+from plasticity.results.study import RETURNS
 from plasticity.training.folder import read_meta
 
 OWN = ("seed", "shift", "intervention")  # what differs between the runs of a study
@@ -87,7 +89,9 @@ def ship(sources: Sequence[Path], target: Path, *, partial: bool = False) -> Non
         what = ", ".join(map(str, lacking[0]))
         raise results.ResultsError(f"{what}: no finished run; --partial packs what there is")
     layer = DEAD_UNITS.partition("/")[2]
-    kept = frame[frame["layer"].isin(["all", layer])]
+    ends = frame["update"] == frame.groupby(["run", "round"])["update"].transform("max")
+    always = frame["metric"].isin([*RETURNS, "episodes"])
+    kept = frame[frame["layer"].isin(["all", layer]) & (ends | always)]
     with table.replacing(target / table.TABLE) as temporary:
         _pack(kept, temporary)
     with table.replacing(target / "provenance.json") as temporary:

@@ -6,7 +6,7 @@ Its figures and tables, from a results table of its methods under its shifts. Wh
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -65,10 +65,10 @@ def figures(frame: pd.DataFrame) -> Iterator[Drawn]:
       UserWarning: a figure is left out, for a part of a study is not enough for it.
     """
     pair = frame["intervention"].isin([BASELINE, CONTROL])
-    returns = frame["metric"].isin([*RETURNS, "episodes"]) & (frame["layer"] == "all")
+    earned = frame["metric"].isin([*RETURNS, "episodes"]) & (frame["layer"] == "all")
 
     def warm_start() -> tuple[Figure, pd.DataFrame]:
-        return warm_start_figure(frame), frame[pair & returns]
+        return warm_start_figure(frame), frame[pair & earned]
 
     def correlation() -> tuple[Figure, pd.DataFrame]:
         points = _points(frame)
@@ -113,15 +113,16 @@ def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     Warns:
       UserWarning: a table is left out, for a part of a study is not enough for it.
     """
-    return dict(_possible({k: v for metric in RETURNS for k, v in _makers(frame, metric).items()}))
+    points = cache(partial(_points, frame))
+    makers = [_makers(frame, metric, points) for metric in RETURNS]
+    return dict(_possible({name: make for each in makers for name, make in each.items()}))
 
 
-def _makers(frame: pd.DataFrame, metric: str) -> dict[str, Callable[[], pd.DataFrame]]:
-    """What makes the tables of a return."""
-
-    def last() -> pd.DataFrame:
-        return final(frame, metric)
-
+def _makers(
+    frame: pd.DataFrame, metric: str, points: Callable[[], pd.DataFrame]
+) -> dict[str, Callable[[], pd.DataFrame]]:
+    """What makes the tables of a return; `points` are those of all its metrics."""
+    last = cache(partial(final, frame, metric))
     each: dict[str, Callable[[], pd.DataFrame]] = {
         "returns": lambda: returns(frame, metric),
         # As the paper has them: changes averaged over all rounds, seeds unpaired.
@@ -130,8 +131,8 @@ def _makers(frame: pd.DataFrame, metric: str) -> dict[str, Callable[[], pd.DataF
         "paired_vs_warm_start": lambda: paired_tests(last(), BASELINE),
         "interquartile_means": lambda: aggregates(last()),
         "improvement_over_warm_start": lambda: probability_of_improvement(last()),
-        "correlations": lambda: correlations(_points(frame), metric, METRICS),
-        "linear_model": lambda: linear_model(_points(frame), metric, METRICS),
+        "correlations": lambda: correlations(points(), metric, METRICS),
+        "linear_model": lambda: linear_model(points(), metric, METRICS),
     }
     return {f"{name}_{metric}": make for name, make in each.items()}
 
