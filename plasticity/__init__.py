@@ -107,6 +107,7 @@ from plasticity.shifts import (
     Shift,
     Shifts,
     StickyActions,
+    SwitchGame,
     Tint,
     Window,
 )
@@ -205,6 +206,7 @@ __all__ = [
     "Srank",
     "StableRank",
     "StickyActions",
+    "SwitchGame",
     "Tanh",
     "Tint",
     "Trainability",

@@ -225,6 +225,18 @@ class Dynamics(Listed):
         return task._replace(dynamics={**task.dynamics, self.parameter: value})
 
 
+class SwitchGame(Dynamics):
+    """Plays another game of a sequence of environments.
+
+    Attributes:
+      values: the number of the game in each round; the list begins again after its end.
+      parameter: what the sequence calls that number.
+    """
+
+    values: tuple[float, ...] = static((0.0, 1.0), least=1)
+    parameter: str = static("game")
+
+
 class RandomDynamics(Shift):
     """Draws a number of the environment's dynamics anew for each round, log-uniform.
 

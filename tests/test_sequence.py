@@ -179,13 +179,13 @@ def test_games_are_filled_up_to_the_largest():
 def test_a_life_that_goes_from_game_to_game():
     """Would catch a sequence that the command line cannot say, or a shift that does nothing."""
     gather = {"_target_": "plasticity.envs.Gather", "levels": 4, "episode_steps": 5}
-    dynamics = {"_target_": "plasticity.shifts.Dynamics", "parameter": "game", "values": [1, 0]}
+    switch = {"_target_": "plasticity.shifts.SwitchGame", "values": [1, 0]}
     config = {
         "env": {
             "_target_": "plasticity.envs.Sequence",
             "games": {"plain": gather, "rich": {**gather, "reward": 100}},
         },
-        "shift": {"sequence": dynamics},
+        "shift": {"sequence": switch},
         "intervention": {},
         "network": {"hidden": [8]},
         "agent": {"num_envs": 4, "num_steps": 20, "minibatch_size": 20},
@@ -211,8 +211,8 @@ def test_a_life_that_goes_from_game_to_game():
         (pl.Run(Gymnax("Pendulum-v1")), r"env\.id='Pendulum-v1': must have discrete actions"),
         (pl.Run(Gymnax("CartPole-v1"), pl.Shifts.of(pl.Window())), "has none"),
         (pl.Run(Navix("DoorKey-3x3-v0")), r"env\.id='DoorKey-3x3-v0': must be one of .*DoorKey"),
-        (pl.Run(TWO, pl.Shifts.of(pl.Dynamics((0, 2), "game"))), r"must be one of 0, 1"),
-        (pl.Run(TWO, pl.Shifts.of(pl.Dynamics((0.5,), "game"))), r"must be one of 0, 1"),
+        (pl.Run(TWO, pl.Shifts.of(pl.SwitchGame((0, 2)))), r"must be one of 0, 1"),
+        (pl.Run(TWO, pl.Shifts.of(pl.SwitchGame((0.5,)))), r"must be one of 0, 1"),
         (pl.Run(Sequence(Games.of(SMALL, CartPole()))), r"env\.games=.* equally many axes"),
         (pl.Run(Sequence(Games((SMALL, Gather()), ("a", "b")))), r"env\.games=.* as many levels"),
     ],
