@@ -119,8 +119,13 @@ class Env(Spec):
 
     @property
     def num_actions(self) -> int:
-        """How many discrete actions there are."""
+        """How many discrete actions there are; or how many numbers an action is."""
         raise NotImplementedError
+
+    @property
+    def continuous_actions(self) -> bool:
+        """Whether an action is `num_actions` numbers; an environment cuts them to [-1, 1]."""
+        return False
 
     @property
     def num_levels(self) -> int | Array | None:
