@@ -31,6 +31,7 @@ from plasticity.training.host_lives import Crew, HostLives
 from plasticity.training.lifetime import Stream
 from plasticity.training.lives import CompiledLives, stack
 from plasticity.training.memory import available
+from plasticity.training.run import module_of
 
 REPEATS = 5  # stretches, of which the median counts
 _LARGE = 2**26  # floats in all: more than caches hold
@@ -198,7 +199,7 @@ def _products(run: Run) -> dict[str, tuple[int, int, int]]:
     A convolution has a row for each position.
     """
     params, shape = _params(run), run.env.observation_shape
-    network = run.intervention.network(run.network).build(shape, run.env.num_actions)
+    network = module_of(run)
 
     def see(params: Params) -> Any:
         seen = jnp.zeros((1, *shape))

@@ -8,7 +8,7 @@ pl.results.overview(frame)
 """
 
 from plasticity import results
-from plasticity.agents import PPO
+from plasticity.agents import PPO, RND
 from plasticity.config import runs_from
 from plasticity.envs import CartPole, Games, Gather, Gymnasium, Gymnax, Navix, Sequence
 from plasticity.interventions import (
@@ -118,6 +118,7 @@ __all__ = [
     "GELU",
     "L2",
     "PPO",
+    "RND",
     "TRAC",
     "UPGD",
     "AdamRel",

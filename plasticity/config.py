@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from plasticity.agents import PPO
+from plasticity.agents import PPO, RND
 from plasticity.envs import Env
 from plasticity.interventions import Intervention, Interventions
 from plasticity.networks import Network
@@ -30,6 +30,7 @@ def runs_from(config: Mapping[str, Any]) -> list[Run]:
       SettingError: for the first setting that cannot be used.
     """
     known = [name for name, _ in fields(Run)]
+    curious = config.get("rnd") is not None
     for key in config:
         if key not in known:
             raise SettingError(key, config[key], f"no such setting; there are {', '.join(known)}")
@@ -49,6 +50,7 @@ def runs_from(config: Mapping[str, Any]) -> list[Run]:
         agent=_build(config.get("agent"), PPO, "agent"),
         probes=_build_parts(config.get("probes"), Probes, Probe, "probes"),
         schedule=_build(config.get("schedule"), Schedule, "schedule"),
+        rnd=_build(config["rnd"], RND, "rnd") if curious else None,
     )
     runs = [run.replace(seed=seed) for seed in seeds]
     for one in runs:

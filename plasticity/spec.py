@@ -219,6 +219,8 @@ def check(spec: object, key: str = "") -> None:
             value, path = getattr(spec, name), _join(key, name)
             allowed = field.metadata.get("range")
             if allowed is None:
+                if value is None and field.default is None:
+                    continue
                 kind = hints[name] if isinstance(hints[name], type) else Spec
                 if not isinstance(value, kind):
                     raise SettingError(path, value, f"must be of the kind {kind.__name__}")

@@ -61,7 +61,7 @@ def test_the_products_of_a_gradient_are_those_that_xla_counts(tiny_run):
 
     def loss(params, observation):
         output = apply(params, observation)
-        return jnp.sum(output.logits) + jnp.sum(output.value**2)
+        return jnp.sum(output.policy.logits) + jnp.sum(output.value**2)
 
     seen = jax.ShapeDtypeStruct((rows, *run.env.observation_shape), jnp.float32)
     compiled = jax.jit(jax.grad(loss)).lower(params, seen).compile()

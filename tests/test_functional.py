@@ -156,8 +156,8 @@ def test_churn_is_measured_from_one_step_before_and_elsewhere(tiny_run, shared):
     # The authors' cross-entropy has another value and the same gradient.
     def cross_entropy(params):
         output, old = (seen.apply(p, ELSEWHERE[None]) for p in (params, before))
-        log = jnp.log(jax.nn.softmax(output.logits))
-        entropy = -jnp.sum(jax.nn.softmax(old.logits) * log)
+        log = jnp.log(jax.nn.softmax(output.policy.logits))
+        entropy = -jnp.sum(jax.nn.softmax(old.policy.logits) * log)
         return 3 * entropy + 0.7 * jnp.sum((output.value - old.value) ** 2)
 
     same(force, jax.jit(jax.grad(cross_entropy))(now), rtol=1e-3, atol=1e-5)

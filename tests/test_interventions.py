@@ -273,7 +273,7 @@ def test_redo_of_dead_units_changes_no_output(context, recycled):
     after = jax.jit(lambda: ReDo(0.0, 10).after_update((), learner, due)[1])()
     assert not np.array_equal(after.params["policy"]["kernel"], learner.params["policy"]["kernel"])
     one, other = (context.apply(params, seen) for params in (learner.params, after.params))
-    same((one.logits, one.value), (other.logits, other.value), rtol=1e-5, atol=1e-6)
+    same((one.policy.logits, one.value), (other.policy.logits, other.value), rtol=1e-5, atol=1e-6)
 
 
 def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):

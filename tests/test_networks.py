@@ -184,7 +184,7 @@ def test_forward_pass(activation, norm):
     observation = np.random.default_rng(0).normal(size=(5, 4, 2)).astype(np.float32)
     output = jax.jit(network.build(OBSERVATION, 3).apply)({"params": params}, observation)
     logits, value, hidden = forward(params, observation, activation, norm)
-    np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output.policy.logits, logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(output.value, value, rtol=1e-4, atol=1e-5)
     assert list(output.activations) == ["hidden_0", "hidden_1"]
     for seen, known in zip(output.activations.values(), hidden, strict=True):
@@ -354,7 +354,7 @@ def test_what_leads_into_a_unit_and_out_of_it(network):
         assert not now[..., -1].any()
         assert now[..., :-1].any()
         before, after = (outputs(network, tree, seen) for tree in (apart, noisy))
-        same((before.logits, before.value), (after.logits, after.value), atol=1e-6)
+        same((before.policy.logits, before.value), (after.policy.logits, after.value), atol=1e-6)
         moved = np.abs(before.activations[layer] - after.activations[layer])
         assert moved.reshape(-1, sides, units)[..., -1].max() > 0.1
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plasticity.agents import ppo
 from plasticity.agents.ppo import PPO, Batch, Trajectory
 from plasticity.interventions import Context, Intervention, Interventions, Learner, chain
-from plasticity.networks import Network, Output
+from plasticity.networks import Categorical, Network, Output
 
 STEPS, ENVS, ACTIONS, SEEN = 7, 3, 3, 4
 gae = jax.jit(ppo.gae)
@@ -106,7 +106,7 @@ def test_loss():
     )
     logits, value = rng.normal(size=(50, ACTIONS)), rng.normal(size=50)
     known, terms = loss_of(spec, logits, value, batch)
-    total, metrics = jax.jit(ppo.loss)(spec, Output(logits, value, {}, {}), batch)
+    total, metrics = jax.jit(ppo.loss)(spec, Output(Categorical(logits), value, {}, {}), batch)
     assert 0.2 < terms["clip_fraction"] < 0.9
     assert float(total) == pytest.approx(known, rel=1e-4)
     assert {k: float(v["all"]) for k, v in metrics.items()} == pytest.approx(terms, rel=1e-4)
@@ -115,8 +115,8 @@ def test_loss():
 def test_entropy_and_log_prob():
     """Would catch bits for nats, and 0 log 0: closed forms of uniform and certain policies."""
     logits = jnp.array([[1.0, 1.0, 1.0, 1.0], [200.0, 0.0, 0.0, 0.0]])
-    np.testing.assert_allclose(ppo.entropy_of(logits), [np.log(4), 0], atol=1e-6)
-    taken = ppo.log_prob_of(logits, jnp.array([3, 0]))
+    np.testing.assert_allclose(Categorical(logits).entropy(), [np.log(4), 0], atol=1e-6)
+    taken = Categorical(logits).log_prob(jnp.array([3, 0]))
     np.testing.assert_allclose(taken, [-np.log(4), 0], atol=1e-6)
 
 

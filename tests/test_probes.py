@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plasticity.networks import Output
+from plasticity.networks import Categorical, Output
 from plasticity.probes import (
     ApproximateRank,
     DeadUnits,
@@ -61,7 +61,7 @@ def view(*activations, params=PARAMS, initial=PARAMS, round_start=PARAMS):
     """What a probe sees of a network with these activations."""
     named = {f"hidden_{i}": jnp.asarray(x, jnp.float32) for i, x in enumerate(activations)}
     batch = len(activations[0]) if activations else 1
-    output = Output(jnp.zeros((batch, 2)), jnp.zeros(batch), named, named)
+    output = Output(Categorical(jnp.zeros((batch, 2))), jnp.zeros(batch), named, named)
     params, initial, round_start = jax.tree.map(jnp.asarray, (params, initial, round_start))
     return View(
         params=params,

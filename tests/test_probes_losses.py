@@ -57,7 +57,7 @@ def seen(context, losses):
     batch = Batch(
         observation=jnp.asarray(observation),
         action=jnp.asarray(action),
-        log_prob=ppo.log_prob_of(context.apply(params, observation).logits, action),
+        log_prob=context.apply(params, observation).policy.log_prob(action),
         advantage=jnp.asarray(rng.normal(size=COUNT), jnp.float32),
         target=jnp.asarray(rng.normal(size=COUNT), jnp.float32),
     )
@@ -139,7 +139,7 @@ def test_ntk_rank(seen):
     def jacobians():
         def of(params):
             output = seen.apply(params, seen.observations[:5])
-            return output.logits, output.value
+            return output.policy.logits, output.value
 
         return jax.jacrev(of)(seen.params)
 

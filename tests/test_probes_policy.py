@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from shared_probes import told, view_of
 
 from plasticity import probes
-from plasticity.networks import Network, Output
+from plasticity.networks import Categorical, Network, Output
 from plasticity.probes import (
     PolicyChurn,
     PolicyKL,
@@ -24,7 +24,8 @@ from plasticity.training import lifetime
 
 def say(logits, value):
     """Parameters that are what the network says."""
-    return {"logits": jnp.asarray(logits, jnp.float32), "value": jnp.asarray(value, jnp.float32)}
+    policy = Categorical(jnp.asarray(logits, jnp.float32))
+    return {"policy": policy, "value": jnp.asarray(value, jnp.float32)}
 
 
 def test_churn_is_what_the_update_changed():
@@ -63,7 +64,7 @@ def test_trainability():
 
     def apply(params, observations):
         said = observations @ params["kernel"]
-        return Output(said[:, :2], said[:, 2], {}, {})
+        return Output(Categorical(said[:, :2]), said[:, 2], {}, {})
 
     keys = jax.random.key_data(jax.random.split(jax.random.key(0, impl="threefry2x32"), 2))
 

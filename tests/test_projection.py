@@ -79,7 +79,7 @@ def test_nap_keeps_norms_over_a_hundred_steps(projecting):
     context, params, state = projecting
 
     def step(learner, key):
-        gradient = jax.grad(lambda p: jnp.sum(jnp.sin(context.apply(p, SEEN).logits * 3)))
+        gradient = jax.grad(lambda p: jnp.sum(jnp.sin(context.apply(p, SEEN).policy.logits * 3)))
         noisy = jax.tree.map(
             lambda g: g + 0.1 * jax.random.normal(key, g.shape), gradient(learner.params)
         )
@@ -113,7 +113,7 @@ def test_nap_changes_no_function_but_of_the_last_layers_scale(projecting):
     apply = jax.jit(context.apply)
     one, other = apply(grown, SEEN), apply(params, SEEN)
     # Up to the normalisation's epsilon, as far as it counts against the smallest variance.
-    same((one.logits, one.value), (other.logits, other.value), rtol=1e-2, atol=1e-3)
+    same((one.policy.logits, one.value), (other.policy.logits, other.value), rtol=1e-2, atol=1e-3)
 
 
 def test_nap_takes_the_norm_of_the_lifetimes_beginning(tiny_run):

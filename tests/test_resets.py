@@ -252,14 +252,14 @@ def test_injection_changes_no_output(injected):
     for before, after in ((0, 1), (2, 3)):
         same(outputs[after], outputs[before], rtol=1e-6, atol=1e-6)
         assert not np.allclose(life[after].params["policy"]["new"]["kernel"], 0)
-    assert not np.allclose(outputs[2].logits, outputs[1].logits)
+    assert not np.allclose(outputs[2].policy.logits, outputs[1].policy.logits)
 
 
 def test_injected_network_is_old_and_new_less_the_copy(injected):
     """Would catch a sign, a bias left out, or a head of the other torso's features."""
     for learner, output in zip(*injected, strict=True):
         _, out = answer(learner.params, SEEN)
-        np.testing.assert_allclose(output.logits, out["policy"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(output.policy.logits, out["policy"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(output.value, out["value"][:, 0], rtol=1e-4, atol=1e-5)
 
 
@@ -302,13 +302,13 @@ def test_what_trains_under_injection(injectable, injected, freeze):
     @jax.grad
     def gradient(params):
         output = plain.apply({"params": part.effective(params)}, SEEN)
-        return jnp.sum(output.logits * pull["policy"]) + output.value @ pull["value"][:, 0]
+        return jnp.sum(output.policy.logits * pull["policy"]) + output.value @ pull["value"][:, 0]
 
     @jax.jit
     @jax.grad
     def gradient_of_plain(params):
         output = plain.apply({"params": params}, SEEN)
-        return jnp.sum(output.logits * pull["policy"]) + output.value @ pull["value"][:, 0]
+        return jnp.sum(output.policy.logits * pull["policy"]) + output.value @ pull["value"][:, 0]
 
     for learner, in_use in ((life[0], False), (life[2], True)):
         params = learner.params

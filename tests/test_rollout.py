@@ -17,7 +17,7 @@ from scipy import stats
 from plasticity.agents import PPO
 from plasticity.envs.base import CompiledEnv, Step, Task
 from plasticity.envs.host import Gymnasium, GymnasiumEnvs, HostStep
-from plasticity.networks import Network, Output
+from plasticity.networks import Categorical, Network, Output
 from plasticity.shifts import Permute, Shifts, Window
 from plasticity.spec import SettingError, check, static
 from plasticity.training import host_lives, lifetime, lives, rollout
@@ -102,7 +102,7 @@ class Counting(CompiledEnv):
 def policy(observation):
     """Prefers actions by the step, and values as `value_of` does."""
     logits = jnp.stack([observation[:, 1], jnp.zeros(len(observation)), -observation[:, 1]], -1)
-    return Output(logits, value_of(observation), {}, {})
+    return Output(Categorical(logits), value_of(observation), {}, {})
 
 
 class Streams(NamedTuple):

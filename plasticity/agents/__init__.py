@@ -1,5 +1,6 @@
 """The agents."""
 
 from plasticity.agents.ppo import PPO, Metrics, Trajectory
+from plasticity.agents.rnd import RND
 
-__all__ = ["PPO", "Metrics", "Trajectory"]
+__all__ = ["PPO", "RND", "Metrics", "Trajectory"]

@@ -34,6 +34,10 @@ class PPO(Spec):
       max_grad_norm: the global norm to which gradients are clipped.
       reset_optimizer: whether the optimiser's state is created anew at every shift, as in the
         study, where that is part of every method, the baseline included.
+      normalize_observations: whether the network sees each entry of an observation less its mean
+        and over its deviation so far in the lifetime, cut to [-10, 10].
+      normalize_rewards: whether it learns from rewards over the deviation of their discounted
+        sums so far. What is reported as earned is not scaled.
     """
 
     num_envs: int = static(11, ge=1)
@@ -51,6 +55,8 @@ class PPO(Spec):
     gae_lambda: float = setting(0.95, ge=0, le=1)
     max_grad_norm: float = setting(0.5, gt=0)
     reset_optimizer: bool = static(True)
+    normalize_observations: bool = static(False)
+    normalize_rewards: bool = static(False)
 
     @property
     def batch_size(self) -> int:
@@ -58,8 +64,19 @@ class PPO(Spec):
         return self.num_envs * self.num_steps
 
 
+class Intrinsic(NamedTuple):
+    """What curiosity earned in a rollout, and what PPO is to make of it."""
+
+    reward: Array  # [T, N]
+    value: Array  # [T, N]
+    next_value: Array  # [T, N], of the next observation, though it be of the next episode
+    gamma: Array | float  # the discount of these rewards
+    weight: Array | float  # of their advantages
+    extrinsic_weight: Array | float  # of the advantages of the environment's own rewards
+
+
 class Trajectory(NamedTuple):
-    """What a rollout hands to PPO. Every array is [T, N, ...]."""
+    """What a rollout hands to PPO. Arrays are [T, N, ...]."""
 
     observation: Array
     action: Array
@@ -69,6 +86,8 @@ class Trajectory(NamedTuple):
     reward: Array
     terminated: Array  # the episode is over: the next state is worth nothing
     truncated: Array  # the episode was cut off: the next state is worth its value
+    following: Array | None = None  # [N, ...]: the observation that comes after the last step
+    intrinsic_value: Array | None = None  # where the network has such a head
 
 
 def optimizer(ppo: PPO, key: Array) -> Optimizer:
@@ -83,17 +102,6 @@ def optimizer(ppo: PPO, key: Array) -> Optimizer:
     )
 
 
-def log_prob_of(logits: Array, action: Array) -> Array:
-    """log pi(action) [...] of a categorical policy with logits [..., A]."""
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), action[..., None], -1)[..., 0]
-
-
-def entropy_of(logits: Array) -> Array:
-    """The entropy, in nats, of categorical distributions with logits [..., A]."""
-    log_probs = jax.nn.log_softmax(logits)
-    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
-
-
 def gae(trajectory: Trajectory, gamma: Array | float, gae_lambda: Array | float) -> Array:
     """Generalised advantage estimates [T, N] (Schulman et al. 2016).
 
@@ -102,11 +110,21 @@ def gae(trajectory: Trajectory, gamma: Array | float, gae_lambda: Array | float)
     """
     worth = jnp.where(trajectory.terminated, 0.0, trajectory.next_value)
     delta = trajectory.reward + gamma * worth - trajectory.value
-    goes_on = ~(trajectory.terminated | trajectory.truncated)
+    return traced(delta, ~(trajectory.terminated | trajectory.truncated), gamma * gae_lambda)
+
+
+def traced(delta: Array, goes_on: Array, decay: Array | float) -> Array:
+    """What temporal differences [T, N] add up to, from the last backwards. [T, N].
+
+    Args:
+      delta: the differences.
+      goes_on: whether the next step's belong to the same trace, bool [T, N].
+      decay: of the trace, a step.
+    """
 
     def back(advantage: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
         delta, goes_on = step
-        advantage = delta + gamma * gae_lambda * goes_on * advantage
+        advantage = delta + decay * goes_on * advantage
         return advantage, advantage
 
     _, advantages = jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, goes_on), reverse=True)
@@ -117,7 +135,7 @@ class Terms(NamedTuple):
     """What PPO's loss is made of: of each transition [B], or their means []."""
 
     policy: Array
-    value: Array
+    value: Array  # of both values, where there are two
     entropy: Array
 
     def total(self, ppo: PPO) -> Array:
@@ -133,12 +151,16 @@ def normalized(batch: Batch) -> Batch:
 
 def terms(ppo: PPO, output: Output, batch: Batch) -> Terms:
     """The terms of PPO's loss, transition by transition; advantages are taken as they are."""
-    ratio = jnp.exp(log_prob_of(output.logits, batch.action) - batch.log_prob)
+    ratio = jnp.exp(output.policy.log_prob(batch.action) - batch.log_prob)
     clipped = jnp.clip(ratio, 1 - ppo.clip, 1 + ppo.clip)
+    value = jnp.square(output.value - batch.target)
+    if batch.intrinsic_target is not None:
+        assert output.intrinsic_value is not None
+        value += jnp.square(output.intrinsic_value - batch.intrinsic_target)
     return Terms(
         policy=-jnp.minimum(ratio * batch.advantage, clipped * batch.advantage),
-        value=jnp.square(output.value - batch.target),
-        entropy=entropy_of(output.logits),
+        value=value,
+        entropy=output.policy.entropy(),
     )
 
 
@@ -146,7 +168,7 @@ def loss(ppo: PPO, output: Output, batch: Batch) -> tuple[Array, Metrics]:
     """PPO's loss of a minibatch whose network output is `output`: a scalar, and its terms."""
     each = terms(ppo, output, normalized(batch))
     means = Terms(*map(jnp.mean, each))
-    log_ratio = log_prob_of(output.logits, batch.action) - batch.log_prob
+    log_ratio = output.policy.log_prob(batch.action) - batch.log_prob
     ratio = jnp.exp(log_ratio)
     metrics = {
         "policy_loss": means.policy,
@@ -158,8 +180,12 @@ def loss(ppo: PPO, output: Output, batch: Batch) -> tuple[Array, Metrics]:
     return means.total(ppo), {name: {"all": metric} for name, metric in metrics.items()}
 
 
-def transitions(ppo: PPO, trajectory: Trajectory) -> Batch:
-    """All that a rollout [T, N, ...] has to learn from, [T * N, ...]."""
+def transitions(ppo: PPO, trajectory: Trajectory, intrinsic: Intrinsic | None = None) -> Batch:
+    """All that a rollout [T, N, ...] has to learn from, [T * N, ...].
+
+    With curiosity the advantages are the weighted sum of both kinds (Burda et al. 2018). Those of
+    what is intrinsic know no episodes: what is found in the next one is worth as much.
+    """
     advantage = gae(trajectory, ppo.gamma, ppo.gae_lambda)
     batch = Batch(
         observation=trajectory.observation,
@@ -168,6 +194,13 @@ def transitions(ppo: PPO, trajectory: Trajectory) -> Batch:
         advantage=advantage,
         target=advantage + trajectory.value,
     )
+    if intrinsic is not None:
+        delta = intrinsic.reward + intrinsic.gamma * intrinsic.next_value - intrinsic.value
+        own = traced(delta, jnp.ones(delta.shape), intrinsic.gamma * ppo.gae_lambda)
+        batch = batch._replace(
+            advantage=intrinsic.extrinsic_weight * advantage + intrinsic.weight * own,
+            intrinsic_target=own + intrinsic.value,
+        )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
@@ -178,6 +211,24 @@ def explained_variance(value: Array, target: Array) -> Array:
     return jnp.where(variance == 0, jnp.nan, 1 - share)
 
 
+def minibatches(ppo: PPO, key: Array) -> Array:
+    """Which transitions of a rollout each gradient step takes, all epochs after one another.
+
+    int32 [steps, M].
+    """
+    num_minibatches = ppo.batch_size // ppo.minibatch_size
+    order = jax.vmap(lambda key: jax.random.permutation(key, ppo.batch_size))(
+        jax.random.split(key, ppo.num_epochs)
+    )
+    return order[:, : num_minibatches * ppo.minibatch_size].reshape(-1, ppo.minibatch_size)
+
+
+def stepped(learner: Learner, gradient: Params, context: Context) -> Learner:
+    """What learns, after a step of its optimiser."""
+    updates, opt_state = context.optimizer.update(gradient, learner.opt_state, learner.params)
+    return Learner(optax.apply_updates(learner.params, updates), opt_state)
+
+
 def update(
     ppo: PPO,
     interventions: Interventions,
@@ -185,6 +236,7 @@ def update(
     learner: Learner,
     state: State,
     trajectory: Trajectory,
+    intrinsic: Intrinsic | None = None,
 ) -> tuple[Learner, State, Metrics]:
     """One PPO update from one rollout, with the interventions' hooks where they belong.
 
@@ -195,6 +247,7 @@ def update(
       learner: parameters and optimiser before the update.
       state: the interventions' state before the update.
       trajectory: the rollout, [T, N, ...].
+      intrinsic: what curiosity earned in it, where there is any.
 
     Returns:
       Learner and state after the update, and the update's metrics: means over its minibatches,
@@ -202,7 +255,7 @@ def update(
       change in the parameters; and `explained_variance`, of the rollout's values.
     """
     shuffle_key, steps_key, end_key = jax.random.split(context.key, 3)
-    data = transitions(ppo, trajectory)
+    data = transitions(ppo, trajectory, intrinsic)
     context = context._replace(rollout=data, rollout_params=learner.params)
 
     def objective(
@@ -223,18 +276,13 @@ def update(
         gradient, (output, metrics) = jax.grad(objective, has_aux=True)(
             learner.params, state, batch, seen
         )
-        updates, opt_state = context.optimizer.update(gradient, learner.opt_state, learner.params)
         after = seen._replace(
             key=step_key, output=output, gradient=gradient, previous=learner.params
         )
-        learner = Learner(optax.apply_updates(learner.params, updates), opt_state)
-        state, learner = interventions.after_step(state, learner, after)
+        state, learner = interventions.after_step(state, stepped(learner, gradient, context), after)
         return (learner, state), {**metrics, "gradient_norm": norms(gradient)}
 
-    num_minibatches = ppo.batch_size // ppo.minibatch_size
-    order = jax.vmap(lambda key: jax.random.permutation(key, ppo.batch_size))(
-        jax.random.split(shuffle_key, ppo.num_epochs)
-    )[:, : num_minibatches * ppo.minibatch_size].reshape(-1, ppo.minibatch_size)
+    order = minibatches(ppo, shuffle_key)
     (learner, state), metrics = jax.lax.scan(
         gradient_step, (learner, state), (order, jax.random.split(steps_key, len(order)))
     )

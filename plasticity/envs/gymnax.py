@@ -1,6 +1,7 @@
 """Gymnax's environments by name: MinAtar's games, classic control and others, compiled."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,9 @@ class GymnaxState(NamedTuple):
 
 
 class Gymnax(CompiledEnv):
-    """An environment of Gymnax with discrete actions. Its time limit cuts episodes off.
+    """An environment of Gymnax. Its time limit cuts episodes off.
+
+    Where its actions are numbers, -1 and 1 stand for the least and the largest.
 
     Its autoreset is gone round: each episode is begun by whoever runs it.
 
@@ -40,13 +43,19 @@ class Gymnax(CompiledEnv):
 
     @property
     def num_actions(self) -> int:
-        env, params = _made(self.id)
-        return int(env.action_space(params).n)
+        actions = _actions(self.id)
+        return int(math.prod(actions.shape) if self.continuous_actions else actions.n)
+
+    @property
+    def continuous_actions(self) -> bool:
+        return not hasattr(_actions(self.id), "n")
 
     def check(self) -> None:
-        env, params = _made(self.id)
-        if not hasattr(actions := env.action_space(params), "n"):
-            raise SettingError("env.id", self.id, f"must have discrete actions, not {actions}")
+        actions = _actions(self.id)
+        if self.continuous_actions and not hasattr(actions, "low"):
+            raise SettingError(
+                "env.id", self.id, f"must have discrete actions or numbers, not {actions}"
+            )
 
     def reset(self, task: Task, key: Array) -> GymnaxState:
         env, params = _made(self.id)
@@ -58,6 +67,10 @@ class Gymnax(CompiledEnv):
 
     def step(self, task: Task, state: GymnaxState, action: Array, key: Array) -> Step:
         env, params = _made(self.id)
+        if self.continuous_actions:
+            space = _actions(self.id)
+            low, high = jnp.asarray(space.low), jnp.asarray(space.high)
+            action = low + (jnp.clip(action, -1, 1) + 1) / 2 * (high - low)
         seen, inner, reward, terminated, _ = env.step_env(key, state.inner, action, params)
         terminated = jnp.asarray(terminated, bool)
         return Step(
@@ -66,6 +79,12 @@ class Gymnax(CompiledEnv):
             terminated=terminated,
             truncated=~terminated & env.is_truncated(inner, params),
         )
+
+
+def _actions(id: str) -> Any:
+    """The space of actions."""
+    env, params = _made(id)
+    return env.action_space(params)
 
 
 @functools.cache

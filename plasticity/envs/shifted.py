@@ -12,7 +12,7 @@ class ShiftedState(NamedTuple):
     """An episode under way. What the task does not ask for is None."""
 
     inner: State
-    last: Array | None  # int32 []: the environment's action of the step before
+    last: Array | None  # int32 [], or float32 [A]: the environment's action of the step before
     noise: Array | None  # float32 [*observation_shape]: standard normal, on what is seen now
 
 
@@ -40,6 +40,10 @@ class Shifted(CompiledEnv):
         return self.env.num_actions
 
     @property
+    def continuous_actions(self) -> bool:
+        return self.env.continuous_actions
+
+    @property
     def num_levels(self) -> int | Array | None:
         return self.env.num_levels
 
@@ -53,7 +57,10 @@ class Shifted(CompiledEnv):
 
     def reset(self, task: Task, key: Array) -> ShiftedState:
         key, _, noise_key = _keys(task, key)
-        last = None if task.sticky is None else jnp.zeros((), jnp.int32)
+        numbers = (self.num_actions,) if self.continuous_actions else ()
+        last = None
+        if task.sticky is not None:
+            last = jnp.zeros(numbers, float if self.continuous_actions else jnp.int32)
         return ShiftedState(self.env.reset(task, key), last, self._noise(task, noise_key))
 
     def observe(self, task: Task, state: ShiftedState) -> Array:
@@ -64,7 +71,8 @@ class Shifted(CompiledEnv):
         key, sticky_key, noise_key = _keys(task, key)
         last = None
         if task.actions is not None:
-            action = task.actions[action]
+            numbers = self.continuous_actions
+            action = action[task.actions] if numbers else task.actions[action]
         if task.sticky is not None:
             assert state.last is not None
             again = jax.random.bernoulli(sticky_key, task.sticky)

@@ -88,6 +88,7 @@ class Batch(NamedTuple):
     log_prob: Array  # of the action, under the policy that took it
     advantage: Array
     target: Array  # of the value
+    intrinsic_target: Array | None = None  # of the intrinsic value, where there is one
 
 
 class Context(NamedTuple):

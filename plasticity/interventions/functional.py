@@ -143,8 +143,7 @@ class ChurnReduction(Intervention):
         everything, size = context.rollout.observation, len(context.minibatch.observation)
         reference = everything[jax.random.randint(context.key, (size,), 0, len(everything))]
         before, now = (context.apply(either, reference) for either in (state.params, params))
-        log_before, log_now = map(jax.nn.log_softmax, (before.logits, now.logits))
-        kl = jnp.sum(jnp.exp(log_before) * (log_before - log_now), axis=-1)
+        kl = before.policy.divergence(now.policy)
         churn = self.coefficient * kl + self.value * jnp.square(now.value - before.value)
         return jnp.where(state.known, jnp.mean(churn), 0.0)
 

@@ -14,10 +14,9 @@ from plasticity.interventions.base import (
     cleared,
 )
 from plasticity.interventions.resets import last_layers
-from plasticity.networks import Params
+from plasticity.networks import Params, value_heads
 from plasticity.spec import static
 
-_HEADS = ("policy", "value")
 _LEAVES = ("kernel", "bias")
 
 
@@ -48,15 +47,15 @@ class PlasticityInjection(Intervention):
         def with_room(head: Params) -> Params:
             return {**head, "new": _zeros(head), "copy": _zeros(head)}
 
-        return {**params, **{name: with_room(params[name]) for name in _HEADS}}
+        return {**params, **{name: with_room(params[name]) for name in _heads(params)}}
 
     def effective(self, params: Params) -> Params:
-        return {**params, **{name: self._whole(params[name]) for name in _HEADS}}
+        return {**params, **{name: self._whole(params[name]) for name in _heads(params)}}
 
     def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
         assert context.previous is not None
         params = dict(learner.params)
-        for name in _HEADS:
+        for name in _heads(params):
             before, after = context.previous[name], params[name]
             injected = _injected(before)
             new = jax.tree.map(partial(jnp.where, injected), after["new"], before["new"])
@@ -70,7 +69,7 @@ class PlasticityInjection(Intervention):
     def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
         fresh = context.fresh(context.key)
         params = dict(learner.params)
-        for name in _HEADS:
+        for name in _heads(params):
             drawn = {leaf: fresh[name][leaf] for leaf in _zeros(fresh[name])}
             params[name] = {**self._whole(params[name]), "new": drawn, "copy": drawn}
         return state, Learner(params, cleared(learner, last_layers(params, 1), context))
@@ -88,6 +87,10 @@ class PlasticityInjection(Intervention):
             return old + (new - copy)  # in this order nothing is rounded right after an injection
 
         return {**rest, **{name: whole(head[name], new[name], copy[name]) for name in new}}
+
+
+def _heads(params: Params) -> tuple[str, ...]:
+    return ("policy", *value_heads(params))
 
 
 def _zeros(head: Params) -> Params:

@@ -2,6 +2,7 @@
 
 from plasticity.networks.activations import ACTIVATIONS
 from plasticity.networks.actor_critic import ActorCritic, Network, Output, Params
+from plasticity.networks.policy import Categorical, Gaussian, Policy, kind_of
 from plasticity.networks.torso import NORMS
 from plasticity.networks.tree import (
     Connections,
@@ -13,22 +14,28 @@ from plasticity.networks.tree import (
     map_hidden,
     norms,
     root_mean_squares,
+    value_heads,
 )
 
 __all__ = [
     "ACTIVATIONS",
     "NORMS",
     "ActorCritic",
+    "Categorical",
     "Connections",
+    "Gaussian",
     "Network",
     "Output",
     "Params",
+    "Policy",
     "at",
     "by_layer",
     "connections",
     "depth_of",
+    "kind_of",
     "layer_index",
     "map_hidden",
     "norms",
     "root_mean_squares",
+    "value_heads",
 ]

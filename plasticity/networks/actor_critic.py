@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 
 from plasticity.networks.activations import ACTIVATIONS
-from plasticity.networks.torso import NORMS, Convolution, Dense, Torso
+from plasticity.networks.policy import Categorical, Gaussian, Policy
+from plasticity.networks.torso import NORMS, Convolution, Dense, Torso, linear
 from plasticity.spec import SettingError, Spec, static
 
 Array = jax.Array
@@ -16,21 +17,26 @@ Params = Any  # {"torso": {layer: ...}, "policy": ..., "value": ...}
 class Output(NamedTuple):
     """What the network says of a batch of observations."""
 
-    logits: Array  # [B, A]
+    policy: Policy  # [B]
     value: Array  # [B]
     activations: dict[str, Array]  # of each hidden layer by name: [B, units] or [B, H, W, channels]
     preactivations: dict[str, Array]  # what the activation functions take, norms included
+    intrinsic_value: Array | None = None  # [B]: of what curiosity earns, where there is such a head
 
 
 class ActorCritic(nn.Module):
     """A torso, then the heads `policy` and `value`; or a torso for each of the two.
 
-    The layers of the value's own torso are called `value_hidden_0` and so on.
+    The layers of the value's own torso are called `value_hidden_0` and so on. Where actions are
+    numbers, the logarithms of their standard deviations are in the policy's entry, 0 at first.
+    A second value, `intrinsic_value`, is a head beside the first.
     """
 
     torso: nn.Module
     value_torso: nn.Module | None
     num_actions: int
+    continuous: bool = False
+    intrinsic: bool = False
 
     @nn.compact
     def __call__(self, observation: Array) -> Output:
@@ -41,11 +47,27 @@ class ActorCritic(nn.Module):
             value_features, own = self.value_torso(observation)
             for all_of_them, its in zip(layers, own, strict=True):
                 all_of_them |= {f"value_{name}": x for name, x in its.items()}
+        intrinsic = Dense(1, name="intrinsic_value") if self.intrinsic else None
         return Output(
-            logits=Dense(self.num_actions, name="policy")(features),
+            policy=Head(self.num_actions, self.continuous, name="policy")(features),
             value=Dense(1, name="value")(value_features)[:, 0],
             **layers._asdict(),
+            intrinsic_value=None if intrinsic is None else intrinsic(value_features)[:, 0],
         )
+
+
+class Head(nn.Module):
+    """A linear layer for a policy's logits; or for means, with deviations beside it."""
+
+    num_actions: int
+    continuous: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Policy:
+        said = linear(self, x, self.num_actions)
+        if not self.continuous:
+            return Categorical(said)
+        return Gaussian(said, self.param("log_std", nn.initializers.zeros, (self.num_actions,)))
 
 
 class Network(Spec):
@@ -73,13 +95,34 @@ class Network(Spec):
     padding: tuple[int, ...] = static((1,), ge=0, least=1)
     blocks: int = static(0, ge=0)
 
-    def build(self, observation_shape: tuple[int, ...], num_actions: int) -> ActorCritic:
+    def build(
+        self,
+        observation_shape: tuple[int, ...],
+        num_actions: int,
+        continuous: bool = False,
+        intrinsic: bool = False,
+    ) -> ActorCritic:
         """The Flax module of this description.
+
+        Args:
+          observation_shape: of one observation.
+          num_actions: how many discrete actions there are, or how many numbers an action is.
+          continuous: whether an action is numbers.
+          intrinsic: whether there is a second value.
 
         Raises:
           SettingError: a width cannot be had with this activation, or there is no image that is
             large enough for the convolutions.
         """
+        torso, value_torso = (
+            self.torso(observation_shape, name) for name in ("torso", "value_torso")
+        )
+        return ActorCritic(
+            torso, None if self.shared else value_torso, num_actions, continuous, intrinsic
+        )
+
+    def torso(self, observation_shape: tuple[int, ...], name: str | None = None) -> Torso:
+        """The module of what comes before the heads. Raises as `build` does."""
         widening = ACTIVATIONS[self.activation].widening
         for name, widths in (("hidden", self.hidden), ("channels", self.channels)):
             if any(units % widening for units in widths):
@@ -89,11 +132,7 @@ class Network(Spec):
                     f"each must be a multiple of {widening} for the activation {self.activation}",
                 )
         convolutions = self._convolutions(observation_shape)
-        torso, value_torso = (
-            Torso(convolutions, self.blocks, self.hidden, self.activation, self.norm, name=name)
-            for name in ("torso", "value_torso")
-        )
-        return ActorCritic(torso, None if self.shared else value_torso, num_actions)
+        return Torso(convolutions, self.blocks, self.hidden, self.activation, self.norm, name=name)
 
     def _convolutions(self, observation_shape: tuple[int, ...]) -> tuple[Convolution, ...]:
         sizes = []

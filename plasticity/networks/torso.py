@@ -48,17 +48,25 @@ class Layers(NamedTuple):
     preactivations: dict[str, Array]
 
 
+def linear(module: nn.Module, x: Array, features: int) -> Array:
+    """A linear layer whose parameters are a module's `kernel` and `bias`.
+
+    Both are drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is PyTorch's default.
+    """
+    bound = 1 / math.sqrt(x.shape[-1])
+    kernel = module.param("kernel", uniform, (x.shape[-1], features), bound)
+    bias = module.param("bias", uniform, (features,), bound)
+    return x @ kernel + bias
+
+
 class Dense(nn.Module):
-    """A linear layer, weights and biases U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default."""
+    """A linear layer."""
 
     features: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        bound = 1 / math.sqrt(x.shape[-1])
-        kernel = self.param("kernel", uniform, (x.shape[-1], self.features), bound)
-        bias = self.param("bias", uniform, (self.features,), bound)
-        return x @ kernel + bias
+        return linear(self, x, self.features)
 
 
 class Convolution(NamedTuple):

@@ -38,6 +38,11 @@ def map_hidden(change: Callable[[Params], Params], params: Params) -> Params:
     }
 
 
+def value_heads(params: Params) -> tuple[str, ...]:
+    """The heads that value something: the value's, and that of an intrinsic one."""
+    return tuple(name for name in ("value", "intrinsic_value") if name in params)
+
+
 def at(params: Params, path: tuple[str, ...]) -> Params:
     """What is at a path of a parameter tree."""
     for name in path:
@@ -91,10 +96,10 @@ def connections(params: Params) -> dict[str, Connections]:
     included.
     """
     found = {}
-    shared = "value_torso" not in params
+    shared, values = "value_torso" not in params, value_heads(params)
     for torso, prefix, heads in (
-        ("torso", "", ("policy", "value") if shared else ("policy",)),
-        ("value_torso", "value_", ("value",)),
+        ("torso", "", ("policy", *values) if shared else ("policy",)),
+        ("value_torso", "value_", values),
     ):
         layers = params.get(torso, {})
         for name in layers:

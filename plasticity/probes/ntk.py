@@ -14,9 +14,9 @@ class NTKRank(Probe):
     K_ij = sum_a <grad f_a(x_i), grad f_a(x_j)> over observations of the probe batch, not
     normalised; its rank is the exp of the entropy of its eigenvalues' shares (Roy & Vetterli
     2007). "value" is the kernel of the value; "policy" that of the logits without their mean
-    over actions, which no probability depends on; "all" that of both: the sum of the two.
-    Between 1 and `size`, or 0 where nothing has a gradient. As expensive as a gradient of
-    (actions + 1) * `size`^2 observations.
+    over actions, which no probability depends on, or of the means of actions that are numbers;
+    "all" that of both: the sum of the two. Between 1 and `size`, or 0 where nothing has a
+    gradient. As expensive as a gradient of (actions + 1) * `size`^2 observations.
 
     Attributes:
       size: how many observations; all, if the probe batch has fewer.
@@ -29,8 +29,7 @@ class NTKRank(Probe):
         observations = view.observations[: self.size]
 
         def policy(params: Params) -> Array:
-            logits = view.apply(params, observations).logits
-            return logits - jnp.mean(logits, axis=-1, keepdims=True)
+            return view.apply(params, observations).policy.matters
 
         def value(params: Params) -> Array:
             return view.apply(params, observations).value[:, None]

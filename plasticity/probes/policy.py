@@ -4,7 +4,6 @@ An update is a whole one, of all its epochs and gradient steps and what interven
 it. Before the first update of a round there is no change.
 """
 
-import jax
 import jax.numpy as jnp
 
 from plasticity.probes.base import Array, Probe, View
@@ -14,23 +13,19 @@ class PolicyKL(Probe):
     """KL(before || after) of the policy over the last update, the mean over the probe batch."""
 
     def __call__(self, view: View) -> dict[str, Array]:
-        before = jax.nn.log_softmax(view.previous_output.logits)
-        after = jax.nn.log_softmax(view.output.logits)
-        return {"all": jnp.mean(jnp.sum(jnp.exp(before) * (before - after), axis=-1))}
+        return {"all": jnp.mean(view.previous_output.policy.divergence(view.output.policy))}
 
 
 class PolicyChurn(Probe):
     """The share of the probe batch whose likeliest action the last update changed.
 
     Schaul et al. (2022), who compare greedy policies one gradient step apart; here it is an
-    update of PPO, which has many.
+    update of PPO, which has many. Of a policy over numbers, the share at which it moved a mean by
+    a standard deviation or more.
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
-        before, after = (
-            jnp.argmax(output.logits, axis=-1) for output in (view.previous_output, view.output)
-        )
-        return {"all": jnp.mean(before != after)}
+        return {"all": jnp.mean(view.previous_output.policy.departs(view.output.policy))}
 
 
 class ValueChurn(Probe):

@@ -13,11 +13,12 @@ class Trainability(Probe):
     """The loss that a copy reaches on random targets; low is trainable (Lyle et al. 2023).
 
     The targets of the probe batch are a + sin(1e5 f(x)), with f a network drawn at random and a the
-    mean over the batch of what the copy says at first. Every output is trained, logits and value
-    alike, so that each torso is; the loss is the mean squared error over outputs and batch, of
-    which 0.5 or so is the variance of the targets. The random networks are the same for every run
-    of an architecture and at every moment. "fresh" is the loss reached from the parameters that the
-    lifetime began with: the paper's loss of plasticity is the difference of the two.
+    mean over the batch of what the copy says at first. Every output is trained, logits (or the
+    means of numbers) and value alike, so that each torso is; the loss is the mean squared error
+    over outputs and batch, of which 0.5 or so is the variance of the targets. The random networks
+    are the same for every run of an architecture and at every moment. "fresh" is the loss reached
+    from the parameters that the lifetime began with: the paper's loss of plasticity is the
+    difference of the two.
 
     Full-batch Adam from a fresh state. The paper has its agents' optimisers, 2000 steps and 10
     targets; the defaults are cheaper. Expensive: 2 * `targets` * `steps` gradients of the whole
@@ -36,7 +37,7 @@ class Trainability(Probe):
     def __call__(self, view: View) -> dict[str, Array]:
         def outputs(params: Params) -> Array:
             output = view.apply(params, view.observations)
-            return jnp.concatenate([output.logits, output.value[:, None]], axis=-1)
+            return jnp.concatenate([output.policy.said, output.value[:, None]], axis=-1)
 
         # Not of view.key, which changes: curves compare only if the task stays the same. Nor in
         # low precision, of which 1e5 would leave no digit right.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plasticity.agents.ppo import Metrics, Trajectory, log_prob_of
+from plasticity.agents.ppo import Metrics, Trajectory
 from plasticity.envs.base import Task
 from plasticity.envs.host import HostEnv, HostEnvs, HostStep
 from plasticity.training import lifetime
@@ -104,9 +104,10 @@ class Act(NamedTuple):
     """What a policy did in n environments."""
 
     seen: Array  # what it saw, [n, *observation_shape]
-    action: Array  # [n]
+    action: Array  # [n], or [n, A] of numbers
     log_prob: Array  # [n]
     value: Array  # [n]
+    intrinsic_value: Array | None  # [n]
 
 
 class Told(NamedTuple):
@@ -121,13 +122,15 @@ def _act(run: Run, state: RunState, observation: Array, stream: Array, step: Arr
     seen = _look(run, state, observation, stream, step)
     output = lifetime.policy(run, state)(seen)
     key = jax.random.fold_in(key_for(run, stream, state.update), step)
-    action = jax.random.categorical(key, output.logits)
-    return Act(seen, action, log_prob_of(output.logits, action), output.value)
+    chosen = output.policy
+    action = chosen.act(chosen.noise(key, (len(observation), run.env.num_actions)))
+    return Act(seen, action, chosen.log_prob(action), output.value, output.intrinsic_value)
 
 
-def _value(run: Run, state: RunState, observation: Array, step: Array) -> Array:
+def _value(run: Run, state: RunState, observation: Array, step: Array) -> tuple[Array, Array]:
+    """What an observation that is not acted on is worth, and what is seen of it."""
     seen = _look(run, state, observation, Stream.NOISE, step)
-    return lifetime.policy(run, state)(seen).value
+    return lifetime.policy(run, state)(seen).value, seen
 
 
 def _improve(
@@ -153,7 +156,7 @@ def _improve(
       State and metrics after the update, and the trajectory.
     """
     done: Act = jax.tree.map(lambda *steps: jnp.stack(steps), *acts)
-    last = _value(run, state, following, jnp.asarray(run.agent.num_steps))
+    last, seen = _value(run, state, following, jnp.asarray(run.agent.num_steps))
     next_value = jnp.concatenate([done.value[1:], last[None]])
     trajectory = Trajectory(
         observation=done.seen,
@@ -164,6 +167,8 @@ def _improve(
         reward=told.reward,
         terminated=told.terminated,
         truncated=told.truncated,
+        following=seen,
+        intrinsic_value=done.intrinsic_value,
     )
     return *lifetime.improve(run, state, trajectory), trajectory
 
@@ -324,7 +329,7 @@ class Team:
             valued = act.value  # stands for what is not asked for
             if step.truncated.any():
                 value = self._compiled(_value, shared=1)
-                valued = value(self._runs, self.state, step.observation, t)
+                valued, _ = value(self._runs, self.state, step.observation, t)
             cut_off.append(valued)
             earned += step.reward
             count += step.ended.sum(axis=1)
@@ -367,17 +372,22 @@ class Team:
                 break
         return jnp.asarray(np.mean(earned, axis=1))
 
+    def _random_actions(self, draw: np.random.Generator, num_envs: int) -> np.ndarray:
+        """Actions drawn alike: one of them, or numbers between -1 and 1."""
+        env = self._runs.env
+        if env.continuous_actions:
+            return draw.uniform(-1, 1, (num_envs, env.num_actions)).astype(np.float32)
+        return draw.integers(env.num_actions, size=num_envs)
+
     def _sample(self, task: Task) -> np.ndarray:
-        """Observations met under uniformly random actions. [S, probe_batch, ...]."""
+        """Observations met under random actions. [S, probe_batch, ...]."""
         size = self._runs.schedule.probe_batch
         draw_each = draws(self._runs, Stream.PROBE_ACTIONS)
         observation = self._examiners.begin(task, Stream.PROBE, 0)
         num_envs, met = observation.shape[1], []
         for _ in range(max(128, -(-size // num_envs))):
             met.append(observation)
-            actions = [
-                draw.integers(self._runs.env.num_actions, size=num_envs) for draw in draw_each
-            ]
+            actions = [self._random_actions(draw, num_envs) for draw in draw_each]
             _, observation = self._examiners.step(np.stack(actions))
         seen = np.concatenate(met, axis=1)
         return np.stack(

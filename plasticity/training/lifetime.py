@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plasticity.agents import ppo
-from plasticity.agents.ppo import Metrics, Trajectory
+from plasticity.agents import ppo, rnd
+from plasticity.agents.moments import Moments, Returns, moments, returns
+from plasticity.agents.ppo import Intrinsic, Metrics, Trajectory
+from plasticity.agents.rnd import Curiosity
 from plasticity.envs.base import CompiledEnv, Env, Task
 from plasticity.envs.shifted import Shifted
 from plasticity.interventions import Batch, Context, Learner
@@ -27,9 +29,11 @@ from plasticity.probes import View
 from plasticity.shifts import blend
 from plasticity.training import rollout
 from plasticity.training.rollout import Envs, Episodes
-from plasticity.training.run import Run
+from plasticity.training.run import Run, module_of
 
 Array = jax.Array
+
+_LIMIT = 10.0  # deviations to which normalised observations and rewards are cut
 
 
 class Stream(enum.IntEnum):
@@ -49,6 +53,10 @@ class Stream(enum.IntEnum):
     PROBE_DRAWS = 11
     NOISE = 12
     BLEND = 13
+    PREDICTOR = 14
+    PREDICTOR_SHIFT = 15
+    PREDICTOR_UPDATE = 16
+    PREDICTOR_OPTIMIZER = 17
 
 
 def key_for(run: Run, stream: Stream | Array, count: Array | int = 0) -> Array:
@@ -82,6 +90,9 @@ class RunState(NamedTuple):
     round: Array  # int32 []: the round under way, 0 for the first
     update: Array  # int32 []: PPO updates completed
     diverged: Array  # int32 []: the update at which a gradient was not finite; 0 for never
+    seen: Moments | None = None  # of observations, where the network sees them normalised
+    earned: Returns | None = None  # of rewards, where it learns from them scaled
+    curiosity: Curiosity | None = None
 
 
 class Sums(NamedTuple):
@@ -96,6 +107,11 @@ def begin(run: Run) -> RunState:
     """The state before the first update of the first round."""
     zero = jnp.zeros((), jnp.int32)
     context = context_of(run, zero, zero)
+    shape = run.env.observation_shape
+    curiosity = None
+    if run.rnd is not None:
+        tools = _predictor_context(run, context, Stream.PREDICTOR)
+        curiosity = rnd.start(run.rnd, run.agent, shape, tools)
     params = context.fresh(key_for(run, Stream.PARAMS))
     learner = Learner(params, context.optimizer.init(params))
     task = run.shift.begin(run.env.task(run.seed), run.env, key_for(run, Stream.SHIFT))
@@ -111,6 +127,9 @@ def begin(run: Run) -> RunState:
         round=zero,
         update=zero,
         diverged=zero,
+        seen=moments(shape) if run.agent.normalize_observations else None,
+        earned=returns(run.agent.num_envs) if run.agent.normalize_rewards else None,
+        curiosity=curiosity,
     )
 
 
@@ -121,7 +140,7 @@ def next_round(run: Run, state: RunState) -> RunState:
     unless it is to be carried on.
     """
     round = state.round + 1
-    context = context_of(run, round, state.update)
+    context = context_of(run, round, state.update, state.seen)
     task = run.shift(state.task, round, key_for(run, Stream.SHIFT, round))
     boundary = None
     if run.schedule.shift_over:
@@ -129,8 +148,14 @@ def next_round(run: Run, state: RunState) -> RunState:
     intervention, learner = run.intervention.on_shift(state.intervention, state.learner, context)
     if run.agent.reset_optimizer:
         learner = learner._replace(opt_state=context.optimizer.init(learner.params))
+    curiosity = state.curiosity
+    if run.rnd is not None:
+        assert curiosity is not None
+        tools = _predictor_context(run, context, Stream.PREDICTOR_SHIFT)
+        curiosity = rnd.shift(run.rnd, run.agent, curiosity, tools)
     return state._replace(
         learner=learner,
+        curiosity=curiosity,
         intervention=intervention,
         round_params=learner.params,
         previous_params=learner.params,
@@ -141,11 +166,16 @@ def next_round(run: Run, state: RunState) -> RunState:
     )
 
 
-def context_of(run: Run, round: Array, update: Array) -> Context:
-    """What the hooks of `run` may use at the beginning of `round`."""
-    network = run.intervention.network(run.network).build(
-        run.env.observation_shape, run.env.num_actions
-    )
+def context_of(run: Run, round: Array, update: Array, seen: Moments | None = None) -> Context:
+    """What the hooks of `run` may use at the beginning of `round`.
+
+    Args:
+      run: the run.
+      round: the round.
+      update: updates completed.
+      seen: by which the network sees observations normalised, if it does.
+    """
+    network = module_of(run)
     nothing_seen = jnp.zeros((1, *run.env.observation_shape))
 
     def fresh(key: Array) -> Params:
@@ -154,6 +184,8 @@ def context_of(run: Run, round: Array, update: Array) -> Context:
         return run.intervention.extend(params, jax.random.fold_in(key, 0))
 
     def apply(params: Params, observation: Array) -> Output:
+        if seen is not None:
+            observation = seen.normalized(observation, _LIMIT)
         output = network.apply({"params": run.intervention.effective(params)}, observation)
         assert isinstance(output, Output)
         return output
@@ -185,15 +217,36 @@ def collect(run: Run, state: RunState) -> tuple[RunState, Trajectory, Episodes]:
 
 
 def improve(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState, Metrics]:
-    """One PPO update from a rollout, wherever that was made."""
+    """One PPO update from a rollout, wherever that was made.
+
+    Rewards, and what curiosity makes of the rollout, are scaled by statistics that include it;
+    the policy sees observations by those that it acted with until the update is over.
+    """
+    if state.earned is not None:
+        goes_on = ~(trajectory.terminated | trajectory.truncated)
+        earned = state.earned.including(trajectory.reward, goes_on, run.agent.gamma)
+        state = state._replace(earned=earned)
+    curiosity, intrinsic, found = _judged(run, state, trajectory)
     learner, intervention, metrics = ppo.update(
         run.agent,
         run.intervention,
         _context(run, state)._replace(key=key_for(run, Stream.UPDATE, state.update)),
         state.learner,
         state.intervention,
-        trajectory,
+        _scaled(state, trajectory),
+        intrinsic,
     )
+    if run.rnd is not None:
+        assert curiosity is not None
+        tools = _predictor_context(run, _context(run, state), Stream.PREDICTOR_UPDATE)
+        curiosity, predicted = rnd.learn(
+            run.rnd, run.agent, curiosity, trajectory.observation, tools
+        )
+        metrics = {**metrics, **found, **predicted}
+    seen = state.seen
+    if seen is not None:
+        met = trajectory.observation
+        seen = seen.including(met.reshape(-1, *met.shape[2:]))
     update = state.update + 1
     # The size of the update is not finite if any parameter has ceased to be.
     finite = jnp.isfinite(metrics["gradient_norm"]["all"] + metrics["update_size"]["all"])
@@ -204,7 +257,31 @@ def improve(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState
         task=_task_at(run, state, update),
         update=update,
         diverged=jnp.where(~finite & (state.diverged == 0), update, state.diverged),
+        seen=seen,
+        curiosity=curiosity,
     ), metrics
+
+
+def _scaled(state: RunState, trajectory: Trajectory) -> Trajectory:
+    """The rollout with rewards as the agent learns from them."""
+    if state.earned is None:
+        return trajectory
+    reward = jnp.clip(trajectory.reward / state.earned.scale, -_LIMIT, _LIMIT)
+    return trajectory._replace(reward=reward)
+
+
+def _judged(
+    run: Run, state: RunState, trajectory: Trajectory
+) -> tuple[Curiosity | None, Intrinsic | None, Metrics]:
+    """What curiosity makes of a rollout, where there is any."""
+    if run.rnd is None:
+        return None, None, {}
+    assert state.curiosity is not None
+    assert trajectory.following is not None
+    following_value = policy(run, state)(trajectory.following).intrinsic_value
+    assert following_value is not None
+    tools = _predictor_context(run, _context(run, state), Stream.PREDICTOR_UPDATE)
+    return rnd.judge(run.rnd, state.curiosity, trajectory, following_value, tools)
 
 
 def _task_at(run: Run, state: RunState, update: Array) -> Task:
@@ -280,7 +357,9 @@ def measure(
     context = _context(run, state)
 
     def batch() -> Batch:
-        return ppo.normalized(ppo.transitions(run.agent, trajectory or _trial(run, state)))
+        met = trajectory or _trial(run, state)
+        intrinsic = _judged(run, state, met)[1]
+        return ppo.normalized(ppo.transitions(run.agent, _scaled(state, met), intrinsic))
 
     def losses(params: Params, batch: Batch) -> Array:
         output = context.apply(params, batch.observation)
@@ -326,7 +405,19 @@ def compiled(env: Env) -> CompiledEnv:
 
 
 def _context(run: Run, state: RunState) -> Context:
-    return context_of(run, state.round, state.update)
+    return context_of(run, state.round, state.update, state.seen)
+
+
+def _predictor_context(run: Run, context: Context, stream: Stream) -> Context:
+    """What the hooks of the predictor's interventions may use; `context` is the agent's."""
+    assert run.rnd is not None
+    return rnd.context_of(
+        run.rnd,
+        run.agent,
+        run.env.observation_shape,
+        key_for(run, Stream.PREDICTOR_OPTIMIZER, context.round),
+        context._replace(key=key_for(run, stream, context.update)),
+    )
 
 
 def _start_envs(run: Run, task: Task, round: Array) -> Envs | None:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plasticity.agents.ppo import Trajectory, log_prob_of
+from plasticity.agents.ppo import Trajectory
 from plasticity.envs.base import CompiledEnv, State, Task
-from plasticity.networks import Output
+from plasticity.networks import Categorical, Gaussian, Output, kind_of
 
 Array = jax.Array
 Policy = Callable[[Array], Output]  # observations [N, ...] -> Output
@@ -51,7 +51,9 @@ def rollout(
     # All randomness is drawn before the loop. An episode lasts min_episode_steps at least, so
     # an environment needs no more than this many fresh ones.
     num_resets = 1 + (num_steps - 1) // env.min_episode_steps
-    noise = jax.random.gumbel(action_key, (num_steps, num_envs, env.num_actions))
+    noise = kind_of(env.continuous_actions).noise(
+        action_key, (num_steps, num_envs, env.num_actions)
+    )
     step_keys = jax.random.split(step_key, (num_steps, num_envs))
     fresh = jax.vmap(jax.vmap(env.reset, (None, 0)), (None, 0))(
         task, jax.random.split(reset_key, (num_envs, num_resets))
@@ -67,7 +69,7 @@ def rollout(
         noise, keys = drawn
         observation = observe(env, task, state)
         output = policy(observation)
-        action = jnp.argmax(output.logits + noise, axis=-1)
+        action = output.policy.act(noise)
         reached, reward, terminated, truncated = jax.vmap(env.step, (None, 0, 0, 0))(
             task, state, action, keys
         )
@@ -89,12 +91,13 @@ def rollout(
         transition = Trajectory(
             observation=observation,
             action=action,
-            log_prob=log_prob_of(output.logits, action),
+            log_prob=output.policy.log_prob(action),
             value=output.value,
             next_value=output.value,  # moved into place below
             reward=reward,
             terminated=terminated,
             truncated=truncated,
+            intrinsic_value=output.intrinsic_value,
         )
         last = observe(env, task, reached) if env.truncates else ()
         return carry, (transition, last)
@@ -102,13 +105,13 @@ def rollout(
     carry = Carry(envs, jnp.zeros(num_envs, jnp.int32), Episodes(jnp.zeros(()), jnp.zeros(())))
     (envs, _, episodes), (trajectory, last) = jax.lax.scan(step, carry, (noise, step_keys))
 
-    final_value = policy(observe(env, task, envs.state)).value
-    next_value = jnp.concatenate([trajectory.value[1:], final_value[None]])
+    following = observe(env, task, envs.state)
+    next_value = jnp.concatenate([trajectory.value[1:], policy(following).value[None]])
     if env.truncates:
         # After a cut-off the next row belongs to another episode.
         value = policy(last.reshape(-1, *last.shape[2:])).value.reshape(next_value.shape)
         next_value = jnp.where(trajectory.truncated, value, next_value)
-    return envs, trajectory._replace(next_value=next_value), episodes
+    return envs, trajectory._replace(next_value=next_value, following=following), episodes
 
 
 def evaluate(env: CompiledEnv, task: Task, policy: Policy, num_episodes: int, key: Array) -> Array:
@@ -124,8 +127,8 @@ def evaluate(env: CompiledEnv, task: Task, policy: Policy, num_episodes: int, ke
 
     def step(carry: Carry) -> Carry:
         action_key, step_key = jax.random.split(jax.random.fold_in(key, carry.step))
-        logits = policy(observe(env, task, carry.state)).logits
-        action = jax.random.categorical(action_key, logits)
+        chosen = policy(observe(env, task, carry.state)).policy
+        action = chosen.act(chosen.noise(action_key, (num_episodes, env.num_actions)))
         state, reward, terminated, truncated = jax.vmap(env.step, (None, 0, 0, 0))(
             task, carry.state, action, jax.random.split(step_key, num_episodes)
         )
@@ -141,13 +144,13 @@ def evaluate(env: CompiledEnv, task: Task, policy: Policy, num_episodes: int, ke
 
 
 def sample(env: CompiledEnv, task: Task, size: int, key: Array) -> Array:
-    """Observations of `task` met under uniformly random actions. [size, *observation_shape]."""
+    """Observations of `task` met under random actions. [size, *observation_shape]."""
     num_envs, num_steps = sample_shape(size)
     start_key, rollout_key, choice_key = jax.random.split(key, 3)
     _, trajectory, _ = rollout(
         env,
         task,
-        uniform_policy(env.num_actions),
+        random_policy(env),
         start(env, task, num_envs, start_key),
         num_steps,
         rollout_key,
@@ -161,11 +164,13 @@ def sample_shape(size: int) -> tuple[int, int]:
     return 32, max(128, -(-size // 32))
 
 
-def uniform_policy(num_actions: int) -> Policy:
-    """The policy that draws every action alike, and values nothing."""
+def random_policy(env: CompiledEnv) -> Policy:
+    """The policy that draws every action alike, or each number normally; it values nothing."""
 
     def policy(observation: Array) -> Output:
         batch = observation.shape[0]
-        return Output(jnp.zeros((batch, num_actions)), jnp.zeros(batch), {}, {})
+        said = jnp.zeros((batch, env.num_actions))
+        drawn = Gaussian(said, said[0]) if env.continuous_actions else Categorical(said)
+        return Output(drawn, jnp.zeros(batch), {}, {})
 
     return policy

@@ -1,14 +1,19 @@
 """What a run is: everything that defines one lifetime, in one frozen pytree."""
 
-import jax
+from typing import Any
 
-from plasticity.agents import PPO, ppo
+import jax
+import jax.numpy as jnp
+
+from plasticity.agents import PPO, RND, ppo, rnd
 from plasticity.envs.base import LEVELS_A_SEED, MAX_SEED, Env, Levels, Task
-from plasticity.interventions import Intervention, Interventions
-from plasticity.networks import Network
+from plasticity.interventions import Context, Intervention, Interventions
+from plasticity.networks import ActorCritic, Network
 from plasticity.probes import Probes
 from plasticity.shifts import Shifts
 from plasticity.spec import SettingError, Spec, check, setting, static
+
+Array = jax.Array
 
 
 class Schedule(Spec):
@@ -47,6 +52,7 @@ class Run(Spec):
       intervention: what is done against the loss of plasticity.
       network: the network's description, before interventions change it.
       agent: PPO's hyperparameters.
+      rnd: those of curiosity; None for what the environment pays alone.
       probes: what is measured of the network.
       schedule: how long, and how often.
       seed: of everything random; the same seed meets the same levels, shifts and first weights
@@ -61,6 +67,21 @@ class Run(Spec):
     probes: Probes = Probes()
     schedule: Schedule = Schedule()
     seed: int = setting(0, kind=int, ge=0, le=MAX_SEED)
+    rnd: RND | None = None
+
+
+def module_of(run: Run) -> ActorCritic:
+    """The network of a run, as its interventions have it.
+
+    Raises:
+      SettingError: there is no such network.
+    """
+    return run.intervention.network(run.network).build(
+        run.env.observation_shape,
+        run.env.num_actions,
+        continuous=run.env.continuous_actions,
+        intrinsic=run.rnd is not None,
+    )
 
 
 def check_run(run: Run) -> None:
@@ -68,14 +89,11 @@ def check_run(run: Run) -> None:
     check(run)
     run.env.check()
     run.shift.check(run.env)
-    run.intervention.network(run.network).build(run.env.observation_shape, run.env.num_actions)
+    module_of(run)
     run.intervention.optimizer(ppo.optimizer(run.agent, jax.random.key(0))).build()
-    kinds = [type(part) for part in run.intervention.parts]
-    extending = [kind for kind in kinds if kind.extend is not Intervention.extend]
-    if len(set(extending)) < len(extending):
-        raise SettingError(
-            "intervention", run.intervention.name, "must not have a method with parameters twice"
-        )
+    _check_extensions(run.intervention, "intervention")
+    if run.rnd is not None:
+        _check_curiosity(run, run.rnd)
     agent, schedule, levels = run.agent, run.schedule, run.env.num_levels
     if agent.batch_size >= 2**31:
         raise SettingError(
@@ -108,3 +126,44 @@ def check_run(run: Run) -> None:
             f"needs {used} levels for schedule.rounds={schedule.rounds} under {run.shift.name}; "
             f"must be few enough for the {LEVELS_A_SEED} that a seed owns",
         )
+
+
+def _check_extensions(interventions: Interventions, key: str) -> None:
+    kinds = [type(part) for part in interventions.parts]
+    extending = [kind for kind in kinds if kind.extend is not Intervention.extend]
+    if len(set(extending)) < len(extending):
+        raise SettingError(key, interventions.name, "must not have a method with parameters twice")
+
+
+def _check_curiosity(run: Run, curious: RND) -> None:
+    """Raises `SettingError` for the first of its settings that cannot be used."""
+    shape, network = run.env.observation_shape, curious.network
+    if curious.channels > shape[-1]:
+        raise SettingError(
+            "rnd.channels", curious.channels, f"must be at most the {shape[-1]} that are seen"
+        )
+    if not network.channels and len(network.hidden) < 3:
+        raise SettingError(
+            "rnd.network.hidden",
+            network.hidden,
+            "must have three layers or more without convolutions: the target has two fewer",
+        )
+    _check_extensions(curious.intervention, "rnd.intervention")
+
+    def learn(key: Array) -> Any:
+        zero = jnp.zeros((), jnp.int32)
+        context = Context(key, zero, zero, *[None] * 4)  # type: ignore[arg-type]
+        tools = rnd.context_of(curious, run.agent, shape, key, context)
+        seen = jnp.zeros((run.agent.num_steps, run.agent.num_envs, *shape))
+        curiosity = rnd.start(curious, run.agent, shape, tools)
+        curiosity, _ = rnd.learn(curious, run.agent, curiosity, seen, tools)
+        return rnd.shift(curious, run.agent, curiosity, tools)
+
+    try:
+        jax.eval_shape(learn, jax.random.key(0))
+    except (AssertionError, AttributeError, LookupError, TypeError) as error:
+        raise SettingError(
+            "rnd.intervention",
+            curious.intervention.name,
+            "must be of methods that look at parameters alone, not at what a policy does",
+        ) from error
