@@ -97,8 +97,12 @@ def _build(node: Any, kind: type[S], key: str) -> S:
             there = ", ".join(known) or "none"
             raise SettingError(f"{key}.{name}", value, f"no such setting; there are {there}")
         kind_of = hints[name]
-        if isinstance(kind_of, type) and issubclass(kind_of, Parts):
-            value = _build_parts(value, kind_of, _part_of(kind_of), f"{key}.{name}")
+        if isinstance(kind_of, type) and issubclass(kind_of, Spec):
+            value = (
+                _build_parts(value, kind_of, _part_of(kind_of), f"{key}.{name}")
+                if issubclass(kind_of, Parts)
+                else _build(value, kind_of, f"{key}.{name}")
+            )
         settings[name] = value
     for name, field in known.items():
         if name not in settings and field.default is dataclasses.MISSING:

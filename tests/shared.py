@@ -63,6 +63,51 @@ class Toy(Void, CompiledEnv):
         return Step(reached, pushed[action] - pushed[5], reached.steps == 5, jnp.zeros((), bool))
 
 
+class TugState(NamedTuple):
+    """Two numbers that are wanted, and how long they have been."""
+
+    wanted: jax.Array
+    steps: jax.Array
+
+
+class Tug(Void, CompiledEnv):
+    """Say the two numbers that are shown, ten times larger and 100 more: squares away from them cost."""
+
+    @property
+    def observation_shape(self):
+        return (2,)
+
+    @property
+    def num_actions(self):
+        return 2
+
+    @property
+    def continuous_actions(self):
+        return True
+
+    @property
+    def min_episode_steps(self):
+        return 5
+
+    @property
+    def truncates(self):
+        return False
+
+    def reset(self, task, key):
+        return TugState(self._want(key), jnp.zeros((), jnp.int32))
+
+    def observe(self, task, state):
+        return 100 + 10 * state.wanted
+
+    def step(self, task, state, action, key):
+        away = jnp.sum(jnp.square(jnp.clip(action, -1, 1) - state.wanted))
+        after = TugState(self._want(key), state.steps + 1)
+        return Step(after, -away, after.steps == 5, jnp.zeros((), bool))
+
+    def _want(self, key):
+        return jax.random.uniform(key, (2,), minval=-1, maxval=1)
+
+
 def same(one, other, rtol=0.0, atol=0.0):
     """Asserts that two trees agree, to the bit unless told otherwise."""
     jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), one, other)
