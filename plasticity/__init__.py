@@ -10,7 +10,19 @@ pl.results.overview(frame)
 from plasticity import results
 from plasticity.agents import PPO
 from plasticity.config import runs_from
-from plasticity.envs import CartPole, Games, Gather, Gymnasium, Gymnax, Navix, Sequence
+from plasticity.envs import (
+    Atari,
+    CartPole,
+    Games,
+    Gather,
+    Gymnasium,
+    Gymnax,
+    MiniGrid,
+    MuJoCo,
+    Navix,
+    ProcGen,
+    Sequence,
+)
 from plasticity.interventions import (
     GELU,
     L2,
@@ -122,6 +134,7 @@ __all__ = [
     "UPGD",
     "AdamRel",
     "ApproximateRank",
+    "Atari",
     "Batch",
     "CReLU",
     "CartPole",
@@ -160,6 +173,8 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "Learner",
+    "MiniGrid",
+    "MuJoCo",
     "NTKRank",
     "Navix",
     "Network",
@@ -175,6 +190,7 @@ __all__ = [
     "PolicyKL",
     "Probe",
     "Probes",
+    "ProcGen",
     "ProximalFeatures",
     "RMSNorm",
     "RandomDynamics",
