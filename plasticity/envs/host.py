@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
+import minigrid  # noqa: F401  registers MiniGrid's tasks
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
@@ -71,7 +72,8 @@ class Gymnasium(HostEnv):
     That fixes whatever an environment draws during the episode too.
 
     Attributes:
-      id: as registered with Gymnasium; `module:id` imports the module first.
+      id: as registered with Gymnasium, MiniGrid's tasks included; `module:id` imports the module
+        first.
       levels: the size of a level set.
       wrappers: import paths of wrappers, the innermost first.
       scale: what observations are multiplied by.
