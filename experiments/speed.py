@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.cli import runs_of
 from experiments.fused import Group
-from plasticity.envs import Gymnasium, HostEnvs, HostStep
+from plasticity.envs import Gymnasium, HostEnvs, HostStep, Task
 from plasticity.envs.base import CompiledEnv
 from plasticity.networks import Params, by_layer
 from plasticity.spec import fields
@@ -344,9 +344,12 @@ class _Clock:
         self.spent = self._left = 0.0
         self.between: list[float] = []
 
-    def reset(self, levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def turn_to(self, task: Task) -> None:
+        self._envs.turn_to(task)
+
+    def reset(self, mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         with self._clocked():
-            return self._envs.reset(levels, mask)
+            return self._envs.reset(mask, draw)
 
     def step(self, actions: np.ndarray) -> HostStep:
         self.between.append(time.perf_counter() - self._left)

@@ -10,7 +10,19 @@ pl.results.overview(frame)
 from plasticity import results
 from plasticity.agents import PPO, RND
 from plasticity.config import runs_from
-from plasticity.envs import CartPole, Games, Gather, Gymnasium, Gymnax, Navix, Sequence
+from plasticity.envs import (
+    Atari,
+    CartPole,
+    Games,
+    Gather,
+    Gymnasium,
+    Gymnax,
+    MiniGrid,
+    MuJoCo,
+    Navix,
+    ProcGen,
+    Sequence,
+)
 from plasticity.interventions import (
     GELU,
     L2,
@@ -123,6 +135,7 @@ __all__ = [
     "UPGD",
     "AdamRel",
     "ApproximateRank",
+    "Atari",
     "Batch",
     "CReLU",
     "CartPole",
@@ -161,6 +174,8 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "Learner",
+    "MiniGrid",
+    "MuJoCo",
     "NTKRank",
     "Navix",
     "Network",
@@ -176,6 +191,7 @@ __all__ = [
     "PolicyKL",
     "Probe",
     "Probes",
+    "ProcGen",
     "ProximalFeatures",
     "RMSNorm",
     "RandomDynamics",

@@ -14,6 +14,7 @@ class Shift(Spec):
     """What changes at the boundary between two rounds."""
 
     needs_levels: ClassVar[bool] = False
+    within: ClassVar[bool] = False  # whether it changes levels or dynamics, not how they are met
 
     def check(self, env: Env) -> None:
         """Raises `SettingError` if there is nothing in `env` that this could change."""
@@ -68,6 +69,7 @@ class Window(Shift):
     """Replaces the level set by the next disjoint one of the same size."""
 
     needs_levels: ClassVar[bool] = True
+    within: ClassVar[bool] = True
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         levels = task.levels
@@ -78,6 +80,7 @@ class Expand(Shift):
     """Grows the level set by the size it had at first; the old levels stay."""
 
     needs_levels: ClassVar[bool] = True
+    within: ClassVar[bool] = True
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         levels = task.levels
@@ -212,6 +215,8 @@ class Dynamics(Listed):
       parameter: which number, as the environment calls it.
     """
 
+    within: ClassVar[bool] = True
+
     values: tuple[float, ...] = static((0.0, 0.1, 0.2), least=1)
     parameter: str = static("slip")
 
@@ -247,6 +252,8 @@ class RandomDynamics(Shift):
       low: the lowest that is drawn.
       high: the highest.
     """
+
+    within: ClassVar[bool] = True
 
     parameter: str = static("slip")
     low: float = setting(0.01, gt=0)

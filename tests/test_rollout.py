@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from plasticity.agents import PPO
-from plasticity.envs.base import CompiledEnv, Step, Task
+from plasticity.envs.base import CompiledEnv, Levels, Step, Task
 from plasticity.envs.host import Gymnasium, GymnasiumEnvs, HostStep
 from plasticity.networks import Categorical, Network, Output
 from plasticity.shifts import Permute, Shifts, Window
@@ -471,11 +471,14 @@ class Told:
     def __init__(self, num_envs):
         self.actions, self._num_envs = [], num_envs
 
-    def reset(self, levels, mask):
+    def turn_to(self, task):
+        self.task = task
+
+    def reset(self, mask, draw):
         return np.zeros((self._num_envs, 2), np.float32)
 
     def step(self, actions):
-        self.actions.append(actions.reshape(2, -1))
+        self.actions.append(actions)
         ended = np.full(self._num_envs, len(self.actions) % 3 == 0)
         ones = np.ones(self._num_envs, np.float32)
         return HostStep(np.zeros((self._num_envs, 2), np.float32), ones, ended, ended & False)
@@ -498,7 +501,8 @@ def test_crews_act_and_are_paid_as_their_tasks_say(monkeypatch):
     crew.begin(task, lifetime.Stream.ENVS, 0)
     rewards = [crew.step(np.full((2, 500), 1))[0].reward for _ in range(4)]
     assert all((reward == [[1], [-2]]).all() for reward in rewards)
-    told = np.stack(crew._envs.actions)
+    told = np.stack([envs.actions for envs in crew._envs], axis=1)
+    assert [envs.task.levels.first for envs in crew._envs] == [0, 20_000]
     # Run 0 means 2 by action 1; run 1 is not sticky.
     assert (told[:, 1] == 1).all()
     assert set(np.unique(told[:, 0])) == {0, 2}
@@ -506,7 +510,35 @@ def test_crews_act_and_are_paid_as_their_tasks_say(monkeypatch):
     assert (told[:, 0] == 0).mean(axis=1) == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 2], abs=0.08)
     crew.turn_to(task._replace(sticky=np.array([0.0, 1.0])))
     crew.step(np.full((2, 500), 2))
-    assert (crew._envs.actions[-1] == [[0], [1]]).all()
+    assert [set(envs.actions[-1]) for envs in crew._envs] == [{0}, {1}]
+    crew.close()
+
+
+class Numbers(Gymnasium):
+    """Takes three numbers as an action."""
+
+    @property
+    def continuous_actions(self):
+        return True
+
+    def make(self, num_envs):
+        return Told(num_envs)
+
+
+def test_actions_that_are_numbers_are_permuted_and_repeated_whole():
+    """Would catch the numbers of one action mixed with another's, or half of one repeated."""
+    run = host_run(0).replace(env=Numbers(id=HOST_ID))
+    task = jax.device_get(jax.vmap(run.env.task)(jnp.array([0])))
+    task = task._replace(actions=np.array([[1, 2, 0]]), sticky=np.array([0.5]))
+    crew = Crew(lives.stack([run]), 200)
+    crew.begin(task, lifetime.Stream.ENVS, 0)
+    for t in range(1, 5):
+        crew.step(np.full((1, 200, 3), t) + np.array([0.1, 0.2, 0.3]))
+    met = {tuple(action) for action in crew._envs[0].actions[2].round(1)}
+    # The third step ends an episode, and the fourth follows on zeros.
+    assert met == {(0, 0, 0), *((t + 0.3, t + 0.1, t + 0.2) for t in (1, 2, 3))}
+    met = {tuple(action) for action in crew._envs[0].actions[3].round(1)}
+    assert met == {(0, 0, 0), (4.3, 4.1, 4.2)}
     crew.close()
 
 
@@ -514,11 +546,13 @@ def test_gymnasium_adapter():
     """Would catch wrappers in the wrong order, an autoreset, or a mistyped id as a traceback."""
     env = Gymnasium(id=HOST_ID, wrappers=(f"{__name__}.Half",), scale=4.0)
     assert (env.name, env.observation_shape, env.num_actions) == (HOST_ID, (2,), 3)
-    envs = env.make(2)
-    seen = envs.reset(np.array([5, 8]), np.array([True, True]))
-    assert seen.tolist() == [[10, 0], [16, 0]]
-    assert envs.step(np.array([0, 0])).observation.tolist() == [[10, 2], [16, 2]]
-    kept = envs.reset(np.array([7, 9]), np.array([False, True]))
+    envs, draw = env.make(2), np.random.default_rng(0)
+    envs.turn_to(Task(Levels(5, 1, 1), dynamics={}))
+    seen = envs.reset(np.array([True, True]), draw)
+    assert seen.tolist() == [[10, 0], [10, 0]]
+    assert envs.step(np.array([0, 0])).observation.tolist() == [[10, 2], [10, 2]]
+    envs.turn_to(Task(Levels(9, 1, 1), dynamics={}))
+    kept = envs.reset(np.array([False, True]), draw)
     assert kept.tolist() == [[10, 2], [18, 0]]
     envs.close()
     with pytest.raises(ValueError, match="autoreset_mode"):

@@ -15,14 +15,14 @@ from plasticity.spec import SettingError, describe
 from plasticity.training.run import check_run
 
 FAMILIES = (
-    "Empty-5x5-v0",
-    "Empty-Random-6x6-v0",
-    "DoorKey-6x6-v0",
-    "FourRooms-v0",
-    "LavaGapS6-v0",
-    "SimpleCrossingS9N2-v0",
-    "KeyCorridorS3R2-v0",
-    "Dynamic-Obstacles-6x6-v0",
+    "MiniGrid-Empty-5x5-v0",
+    "MiniGrid-Empty-Random-6x6-v0",
+    "MiniGrid-DoorKey-6x6-v0",
+    "MiniGrid-FourRooms-v0",
+    "MiniGrid-LavaGapS6-v0",
+    "MiniGrid-SimpleCrossingS9N2-v0",
+    "MiniGrid-KeyCorridorS3R2-v0",
+    "MiniGrid-Dynamic-Obstacles-6x6-v0",
 )
 LEFT = 0
 
@@ -36,13 +36,13 @@ def jitted(env):
 def empty():
     """The empty room of MiniGrid's, with a time limit of 30."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")
-    env = Navix("Empty-5x5-v0", levels=5, episode_steps=30)
+    env = Navix("MiniGrid-Empty-5x5-v0", levels=5, episode_steps=30)
     return env, env.task(0), *jitted(env)
 
 
-def real(task="Empty-5x5-v0", limit=30):
+def real(task="MiniGrid-Empty-5x5-v0", limit=30):
     """MiniGrid's own."""
-    return gymnasium.make(f"MiniGrid-{task}", max_steps=limit).unwrapped
+    return gymnasium.make(task, max_steps=limit).unwrapped
 
 
 def test_the_compiled_room_is_minigrids(empty):
@@ -72,7 +72,7 @@ def test_the_compiled_room_is_minigrids(empty):
 def test_a_level_is_a_layout():
     """Would catch levels that depend on the episode, or that are all alike."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")
-    env = Navix("DoorKey-6x6-v0")
+    env = Navix("MiniGrid-DoorKey-6x6-v0")
     show = jax.jit(
         jax.vmap(
             lambda first, key: env.observe(
@@ -107,7 +107,7 @@ def test_every_family_of_tasks(id):
 def test_the_time_limit_is_minigrids():
     """Would catch Navix's own limit, or a cut-off that is taken for an end."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")
-    env = Navix("DoorKey-6x6-v0")
+    env = Navix("MiniGrid-DoorKey-6x6-v0")
     task, (reset, _, step) = env.task(0), jitted(env)
     state = reset(task, jax.random.key(0))
     for steps in (358, 359):
@@ -163,7 +163,9 @@ def test_a_game_of_a_sequence_is_that_game(game):
 def test_games_are_filled_up_to_the_largest():
     """Would catch zeros at the wrong end, or actions that a game does not have."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")
-    games = Sequence(Games((Gather(levels=5), Navix("Empty-5x5-v0", levels=5)), ("a", "b")))
+    games = Sequence(
+        Games((Gather(levels=5), Navix("MiniGrid-Empty-5x5-v0", levels=5)), ("a", "b"))
+    )
     assert (games.observation_shape, games.num_actions) == ((11, 11, 3), 7)
     task = games.task(0)._replace(dynamics={"game": jnp.float32(1)})
     state = games.reset(task, jax.random.key(0))
@@ -210,7 +212,10 @@ def test_a_life_that_goes_from_game_to_game():
         (pl.Run(Gymnax("Pong")), r"env\.id='Pong': must be one of .*Breakout-MinAtar"),
         (pl.Run(Gymnax("Pendulum-v1")), r"env\.id='Pendulum-v1': must have discrete actions"),
         (pl.Run(Gymnax("CartPole-v1"), pl.Shifts.of(pl.Window())), "has none"),
-        (pl.Run(Navix("DoorKey-3x3-v0")), r"env\.id='DoorKey-3x3-v0': must be one of .*DoorKey"),
+        (
+            pl.Run(Navix("MiniGrid-DoorKey-3x3-v0")),
+            r"env\.id='MiniGrid-DoorKey-3x3-v0': .*MiniGrid-DoorKey-5",
+        ),
         (pl.Run(TWO, pl.Shifts.of(pl.SwitchGame((0, 2)))), r"must be one of 0, 1"),
         (pl.Run(TWO, pl.Shifts.of(pl.SwitchGame((0.5,)))), r"must be one of 0, 1"),
         (pl.Run(Sequence(Games.of(SMALL, CartPole()))), r"env\.games=.* equally many axes"),

@@ -2,16 +2,20 @@
 
 from plasticity.envs.base import CompiledEnv, Env, Levels, Step, Task
 from plasticity.envs.cartpole import CartPole
+from plasticity.envs.envpool import Atari, EnvPool, MiniGrid, ProcGen
 from plasticity.envs.gather import Gather, Level
 from plasticity.envs.gymnax import Gymnax
 from plasticity.envs.host import Gymnasium, HostEnv, HostEnvs, HostStep
+from plasticity.envs.mujoco import MuJoCo
 from plasticity.envs.navix import Navix
 from plasticity.envs.sequence import Games, Sequence
 
 __all__ = [
+    "Atari",
     "CartPole",
     "CompiledEnv",
     "Env",
+    "EnvPool",
     "Games",
     "Gather",
     "Gymnasium",
@@ -21,7 +25,10 @@ __all__ = [
     "HostStep",
     "Level",
     "Levels",
+    "MiniGrid",
+    "MuJoCo",
     "Navix",
+    "ProcGen",
     "Sequence",
     "Step",
     "Task",

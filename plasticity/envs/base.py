@@ -72,8 +72,8 @@ class Task(NamedTuple):
         return self._replace(levels=self.levels._replace(first=self.levels.first + HELD_OUT))
 
 
-def optional(package: str) -> Any:
-    """A package that only some environments need.
+def optional(package: str, extra: str = "envs") -> Any:
+    """A package that only some environments need, of one of this project's extras.
 
     Raises:
       SettingError: it is not installed.
@@ -82,7 +82,7 @@ def optional(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise SettingError(
-            "env", package, f"must be installed: pip install 'plasticity[envs]' ({error})"
+            "env", package, f"must be installed: pip install 'plasticity[{extra}]' ({error})"
         ) from error
 
 
@@ -137,6 +137,11 @@ class Env(Spec):
     def dynamics(self) -> Mapping[str, Range]:
         """What of its dynamics a task may set, by name, and to which values."""
         return {}
+
+    @property
+    def gradual(self) -> bool:
+        """Whether it can go on to other levels and dynamics while episodes are under way."""
+        return True
 
     def check(self) -> None:
         """Raises `SettingError` if there is no such environment, or it cannot be used."""

@@ -1,8 +1,8 @@
 """Environments that live on the host: any of Gymnasium's with a box to see, discrete actions.
 
-Only their rollouts differ from a compiled environment's. Gymnasium's autoreset is switched off:
-each episode is begun by hand, on a level of the task, so that the last observation of one and the
-first of the next are both seen and no step is lost, doubled or credited to the wrong episode.
+Only their rollouts differ from a compiled environment's. Each episode is begun by hand, as the
+task says, so that the last observation of one and the first of the next are both seen and no step
+is lost, doubled or credited to the wrong episode; Gymnasium's autoreset is switched off.
 """
 
 import functools
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
+import minigrid  # noqa: F401  registers MiniGrid's tasks
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from plasticity.envs.base import Env
+from plasticity.envs.base import Env, Task
 from plasticity.spec import SettingError, locate, setting, static
 
 
@@ -24,18 +25,31 @@ class HostStep(NamedTuple):
     reward: np.ndarray  # float32 [n]
     terminated: np.ndarray  # bool [n]
     truncated: np.ndarray  # bool [n]
+    score: np.ndarray | None = None  # float32 [n]: what returns count, where not the reward
 
     @property
     def ended(self) -> np.ndarray:
         """Where an episode is over, for good or cut off. bool [n]."""
         return self.terminated | self.truncated
 
+    @property
+    def counted(self) -> np.ndarray:
+        """What the returns in the results table are sums of. float32 [n]."""
+        return self.reward if self.score is None else self.score
+
 
 class HostEnvs(Protocol):
-    """n environments under way."""
+    """The n environments of one run, under way."""
 
-    def reset(self, levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Begins an episode on level `levels[i]` wherever `mask[i]`. All observations [n, ...]."""
+    def turn_to(self, task: Task) -> None:
+        """Makes the episodes that are begun from now on those of a task, of NumPy arrays."""
+
+    def reset(self, mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """Begins an episode of the task wherever `mask`. All observations [n, ...].
+
+        What is random in it is drawn with `draw`. With another generator than the time before
+        all begin anew: what follows depends on that generator and the actions alone.
+        """
 
     def step(self, actions: np.ndarray) -> HostStep:
         """One step of each. One that has ended must be reset before the next."""
@@ -48,7 +62,7 @@ class HostEnv(Env):
     """An environment whose episodes are run by `HostEnvs`, outside of any compiled program."""
 
     def make(self, num_envs: int) -> HostEnvs:
-        """`num_envs` of them; each must be reset before its first step."""
+        """`num_envs` of them for one run, which must be turned to a task and reset first."""
         raise NotImplementedError
 
 
@@ -58,7 +72,8 @@ class Gymnasium(HostEnv):
     That fixes whatever an environment draws during the episode too.
 
     Attributes:
-      id: as registered with Gymnasium; `module:id` imports the module first.
+      id: as registered with Gymnasium, MiniGrid's tasks included; `module:id` imports the module
+        first.
       levels: the size of a level set.
       wrappers: import paths of wrappers, the innermost first.
       scale: what observations are multiplied by.
@@ -111,7 +126,13 @@ class GymnasiumEnvs:
         self._vector = vector
         self._scale = np.float32(scale)
 
-    def reset(self, levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def turn_to(self, task: Task) -> None:
+        self._levels = task.levels
+
+    def reset(self, mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        first, size = int(self._levels.first), int(self._levels.size)
+        levels = np.zeros(len(mask), np.int64)
+        levels[mask] = first + draw.integers(size, size=np.count_nonzero(mask))
         # Gymnasium's vector environments take a seed for each, though the base class says one.
         seeds: Any = [int(level) for level in levels]
         return self._seen(self._vector.reset(seed=seeds, options={"reset_mask": mask})[0])

@@ -31,7 +31,7 @@ class Navix(CompiledEnv):
     Navix itself pays 1.
 
     Attributes:
-      id: MiniGrid's name of the task, without `MiniGrid-`: `DoorKey-5x5-v0`.
+      id: MiniGrid's name of the task: `MiniGrid-DoorKey-5x5-v0`.
       levels: the size of a level set.
       episode_steps: the time limit; 0 for MiniGrid's own, or Navix's where MiniGrid has no such
         task.
@@ -93,18 +93,18 @@ def _kept(state: Any) -> Any:
 def _made(id: str) -> Any:
     """Navix's environment."""
     navix = optional("navix")
-    known = [name.removeprefix("Navix-") for name in navix.registry()]
+    known = [name.replace("Navix-", "MiniGrid-") for name in navix.registry()]
     if id not in known:
         raise SettingError("env.id", id, f"must be one of {', '.join(sorted(known))}")
     with jax.ensure_compile_time_eval():  # or its constants belong to what is traced just now
-        return navix.make(f"Navix-{id}")
+        return navix.make(id.replace("MiniGrid-", "Navix-"))
 
 
 @functools.cache
 def _limit(id: str) -> int:
     """How many steps an episode may take."""
-    if (name := f"MiniGrid-{id}") not in gymnasium.registry:
+    if id not in gymnasium.registry:
         return int(_made(id).max_steps)
-    env: Any = gymnasium.make(name)
+    env: Any = gymnasium.make(id)
     env.close()
     return int(env.unwrapped.max_steps)

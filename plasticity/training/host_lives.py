@@ -35,69 +35,98 @@ def draws(runs: Run, stream: Stream, count: int = 0) -> list[np.random.Generator
 class Crew:
     """S x n environments on the host: n for each of S runs, arrays being [S, n, ...].
 
-    Each run draws the levels of its episodes from its own task with its own generator, so that
-    it meets the same ones whatever it is stacked with.
+    Each run's environments read its own task and draw with its own generator, so that it meets
+    the same episodes whatever it is stacked with.
     """
 
     def __init__(self, runs: Run, num_envs: int) -> None:
         self._runs = runs
-        self._shape = (len(seeds_of(runs)), num_envs)
+        num_runs = len(seeds_of(runs))
+        self._shape = (num_runs, num_envs)
         assert isinstance(runs.env, HostEnv)
-        self._envs: HostEnvs = runs.env.make(self._shape[0] * num_envs)
+        self._envs: list[HostEnvs] = [_one(runs.env, s).make(num_envs) for s in range(num_runs)]
+        action = (runs.env.num_actions,) if runs.env.continuous_actions else ()
+        self._rest = np.zeros((*self._shape, *action), np.float32 if action else np.int64)
 
     def begin(self, task: Task, stream: Stream, count: int) -> np.ndarray:
         """Begins an episode of `task` in every environment. Observations [S, n, ...]."""
         self._draws = draws(self._runs, stream, count)
-        self._last = np.zeros(self._shape, np.int64)
+        self._last = self._rest
         self.turn_to(task)
-        return self._follow(np.ones(self._shape, bool))
+        everywhere = np.ones(self._shape[1], bool)
+        return np.stack(
+            [
+                envs.reset(everywhere, draw)
+                for envs, draw in zip(self._envs, self._draws, strict=True)
+            ]
+        )
 
     def turn_to(self, task: Task) -> None:
         """Makes the next steps and episodes those of another task. Its arrays are on the host."""
         self._task = task
-        self._levels = [
-            (int(first), int(size))
-            for first, size in np.stack([task.levels.first, task.levels.size], axis=1)
-        ]
+        for s, envs in enumerate(self._envs):
+            envs.turn_to(_one(task, s))
 
     def step(self, actions: np.ndarray | Array) -> tuple[HostStep, np.ndarray]:
-        """One step of each, by actions [S, n], and what each shows to act on next [S, n, ...].
+        """One step of each, and what each shows to act on next [S, n, ...].
 
         Where an episode ended that is the first observation of the next.
+
+        Args:
+          actions: [S, n]; or [S, n, A], of A numbers each.
         """
-        actions = self._meant(np.asarray(actions))
-        step = HostStep(*map(self._apart, self._envs.step(actions.reshape(-1))))
+        meant = self._meant(np.asarray(actions))
+        each = [envs.step(acts) for envs, acts in zip(self._envs, meant, strict=True)]
+        step: HostStep = jax.tree.map(lambda *arrays: np.stack(arrays), *each)
         if self._task.reward is not None:
-            step = step._replace(reward=step.reward * np.asarray(self._task.reward)[:, None])
-        return step, self._follow(step.ended) if step.ended.any() else step.observation
+            scale = np.asarray(self._task.reward)[:, None]
+            score = None if step.score is None else step.score * scale
+            step = step._replace(reward=step.reward * scale, score=score)
+        return step, self._follow(step) if step.ended.any() else step.observation
 
     def close(self) -> None:
         """Frees what the environments hold."""
-        self._envs.close()
+        for envs in self._envs:
+            envs.close()
 
-    def _follow(self, ended: np.ndarray) -> np.ndarray:
-        """Begins the next episode wherever `ended` [S, n]. Observations [S, n, ...]."""
-        levels = np.zeros(self._shape, np.int64)
-        self._last = np.where(ended, 0, self._last)
-        for row, mask, (first, size), draw in zip(
-            levels, ended, self._levels, self._draws, strict=True
-        ):
-            row[mask] = first + draw.integers(size, size=np.count_nonzero(mask))
-        return self._apart(self._envs.reset(levels.reshape(-1), ended.reshape(-1)))
+    def _follow(self, step: HostStep) -> np.ndarray:
+        """Begins the next episode wherever one ended. Observations [S, n, ...]."""
+        ended = step.ended
+        self._last = np.where(_like(ended, self._last), self._rest, self._last)
+        return np.stack(
+            [
+                envs.reset(mask, draw) if mask.any() else seen
+                for envs, mask, draw, seen in zip(
+                    self._envs, ended, self._draws, step.observation, strict=True
+                )
+            ]
+        )
 
     def _meant(self, actions: np.ndarray) -> np.ndarray:
-        """What actions [S, n] are to the environments under the task."""
+        """What actions [S, n] or [S, n, A] are to the environments under the task."""
         task = self._task
         if task.actions is not None:
-            actions = np.take_along_axis(np.asarray(task.actions), actions, axis=1)
+            order = np.asarray(task.actions)
+            if actions.ndim > 2:  # number i is the environment's number order[i]
+                back = np.argsort(order, axis=1)[:, None]
+                actions = np.take_along_axis(actions, back, axis=2)
+            else:
+                actions = np.take_along_axis(order, actions, axis=1)
         if task.sticky is not None:
             drawn = np.stack([draw.random(self._shape[1]) for draw in self._draws])
             again = drawn < np.asarray(task.sticky)[:, None]
-            self._last = actions = np.where(again, self._last, actions)
+            self._last = actions = np.where(_like(again, actions), self._last, actions)
         return actions
 
-    def _apart(self, array: np.ndarray) -> np.ndarray:
-        return array.reshape(*self._shape, *array.shape[1:])
+
+def _one(stack: T, s: int) -> T:
+    """Run `s` of a stack, on the host."""
+    return jax.tree.map(lambda x: np.asarray(x)[s], stack)
+
+
+def _like(flags: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Flags [S, n] as they go with values [S, n, ...]."""
+    return flags.reshape(flags.shape + (1,) * (values.ndim - flags.ndim))
 
 
 class Act(NamedTuple):

@@ -111,6 +111,14 @@ def check_run(run: Run) -> None:
             schedule.shift_over,
             f"must be at most schedule.updates={schedule.updates}",
         )
+    sudden = [part.name for part in run.shift.parts if part.within and not run.env.gradual]
+    if schedule.shift_over and sudden:
+        raise SettingError(
+            "schedule.shift_over",
+            schedule.shift_over,
+            f"must be 0 under {'+'.join(sudden)}: {run.env.name} is made anew for other levels and "
+            "dynamics, and only what is seen, done and earned can change little by little",
+        )
     if levels is None:
         return
     task = Task(Levels(0, levels, levels), dynamics={})
