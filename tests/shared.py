@@ -71,7 +71,7 @@ class TugState(NamedTuple):
 
 
 class Tug(Void, CompiledEnv):
-    """Say the two numbers that are shown, ten times larger and 100 more: squares away from them cost."""
+    """Say the two numbers that are shown, ten times larger and 100 more: squares of errors cost."""
 
     @property
     def observation_shape(self):

@@ -120,7 +120,7 @@ def test_classes_of_ones_own_work_by_their_import_paths(shell, tmp_path):
         ("+agent.foo=3", "agent.foo=3: no such setting"),
         ("env=minigrid env.id=Nope-v0", "env.id='Nope-v0': must be registered"),
         ("env=minigrid env.wrappers=[]", "must be seen as a Box"),
-        ("env=gymnasium env.id=Pendulum-v1", "must have discrete actions"),
+        ("env=gymnasium env.id=Blackjack-v1", "must be seen as a Box"),
         ("-m agent.learning_rate=0.1,-3", "agent.learning_rate=-3.0: must be"),
         ("out=occupied", "folder='occupied': must hold no other run; has one with no"),
         ("agent.clip=(", "error"),

@@ -1,4 +1,4 @@
-"""Environments that live on the host: any of Gymnasium's with a box to see, discrete actions.
+"""Environments that live on the host: any of Gymnasium's with a box to see.
 
 Only their rollouts differ from a compiled environment's. Each episode is begun by hand, as the
 task says, so that the last observation of one and the first of the next are both seen and no step
@@ -69,7 +69,8 @@ class HostEnv(Env):
 class Gymnasium(HostEnv):
     """A Gymnasium environment by its id. A level is the seed of a `reset`.
 
-    That fixes whatever an environment draws during the episode too.
+    That fixes whatever an environment draws during the episode too. Actions are discrete or a box
+    of numbers, of which -1 and 1 stand for the least and the largest.
 
     Attributes:
       id: as registered with Gymnasium, MiniGrid's tasks included; `module:id` imports the module
@@ -96,11 +97,15 @@ class Gymnasium(HostEnv):
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        return _spaces(self.id, self.wrappers)[0]
+        return _spaces(self.id, self.wrappers).shape
 
     @property
     def num_actions(self) -> int:
-        return _spaces(self.id, self.wrappers)[1]
+        return _spaces(self.id, self.wrappers).num_actions
+
+    @property
+    def continuous_actions(self) -> bool:
+        return _spaces(self.id, self.wrappers).box is not None
 
     def check(self) -> None:
         _spaces(self.id, self.wrappers)
@@ -113,18 +118,30 @@ class Gymnasium(HostEnv):
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
             wrappers=_wrappers(self.wrappers),
         )
-        return GymnasiumEnvs(vector, self.scale)
+        return GymnasiumEnvs(vector, self.scale, _spaces(self.id, self.wrappers).box)
 
 
 class GymnasiumEnvs:
-    """A Gymnasium vector environment as `HostEnvs`. Its autoreset must be off."""
+    """A Gymnasium vector environment as `HostEnvs`. Its autoreset must be off.
 
-    def __init__(self, vector: VectorEnv[Any, Any, Any], scale: float = 1.0) -> None:
+    Args:
+      vector: the environment.
+      scale: what observations are multiplied by.
+      box: the space of an action that is numbers.
+    """
+
+    def __init__(
+        self,
+        vector: VectorEnv[Any, Any, Any],
+        scale: float = 1.0,
+        box: gymnasium.spaces.Box | None = None,
+    ) -> None:
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED:
             raise ValueError(f"autoreset_mode={mode}: must be {AutoresetMode.DISABLED}")
         self._vector = vector
         self._scale = np.float32(scale)
+        self._box = box
 
     def turn_to(self, task: Task) -> None:
         self._levels = task.levels
@@ -138,6 +155,10 @@ class GymnasiumEnvs:
         return self._seen(self._vector.reset(seed=seeds, options={"reset_mask": mask})[0])
 
     def step(self, actions: np.ndarray) -> HostStep:
+        if self._box is not None:
+            low, high = self._box.low, self._box.high
+            share = (np.clip(actions, -1, 1) + 1) / 2
+            actions = (low + share.reshape(-1, *low.shape) * (high - low)).astype(low.dtype)
         observation, reward, terminated, truncated, _ = self._vector.step(actions)
         return HostStep(
             observation=self._seen(observation),
@@ -157,9 +178,17 @@ def _wrappers(paths: tuple[str, ...]) -> list[Callable[[Any], Any]]:
     return [locate(path, "env.wrappers") for path in paths]
 
 
+class Spaces(NamedTuple):
+    """What is seen and done in an environment."""
+
+    shape: tuple[int, ...]  # of an observation
+    num_actions: int  # or numbers of an action
+    box: gymnasium.spaces.Box | None  # of an action that is numbers
+
+
 @functools.cache
-def _spaces(id: str, wrappers: tuple[str, ...]) -> tuple[tuple[int, ...], int]:
-    """The shape of an observation and the number of actions, from one environment made for it."""
+def _spaces(id: str, wrappers: tuple[str, ...]) -> Spaces:
+    """The spaces of an environment, from one that is made for it."""
     try:
         env: Any = gymnasium.make(id)
     except (gymnasium.error.Error, ImportError) as error:
@@ -174,6 +203,10 @@ def _spaces(id: str, wrappers: tuple[str, ...]) -> tuple[tuple[int, ...], int]:
     env.close()
     if not isinstance(seen, gymnasium.spaces.Box):
         raise SettingError("env.id", id, f"must be seen as a Box, not {seen}; see env.wrappers")
+    if isinstance(actions, gymnasium.spaces.Box) and actions.is_bounded():
+        return Spaces(seen.shape, int(np.prod(actions.shape)), actions)
     if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
-        raise SettingError("env.id", id, f"must have discrete actions from 0, not {actions}")
-    return seen.shape, int(actions.n)
+        raise SettingError(
+            "env.id", id, f"must have discrete actions from 0, or a bounded box, not {actions}"
+        )
+    return Spaces(seen.shape, int(actions.n), None)

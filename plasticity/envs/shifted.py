@@ -71,8 +71,10 @@ class Shifted(CompiledEnv):
         key, sticky_key, noise_key = _keys(task, key)
         last = None
         if task.actions is not None:
-            numbers = self.continuous_actions
-            action = action[task.actions] if numbers else task.actions[action]
+            if self.continuous_actions:
+                action = jnp.zeros_like(action).at[task.actions].set(action)
+            else:
+                action = task.actions[action]
         if task.sticky is not None:
             assert state.last is not None
             again = jax.random.bernoulli(sticky_key, task.sticky)

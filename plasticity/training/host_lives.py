@@ -319,8 +319,11 @@ class Team:
         """As `Lives` has it."""
         task = jax.device_get(self.state.task)
         train = yield from self._examine(task, 0)
-        test = yield from self._examine(task.held_out(), 1)
-        return {"eval_train_return": {"all": train}, "eval_test_return": {"all": test}}
+        metrics = {"eval_train_return": {"all": train}}
+        if self._runs.env.num_levels is not None:
+            test = yield from self._examine(task.held_out(), 1)
+            metrics["eval_test_return"] = {"all": test}
+        return metrics
 
     def measure(self, probes: Collection[str]) -> Metrics:
         """As `Lives` has it."""
@@ -360,7 +363,7 @@ class Team:
                 value = self._compiled(_value, shared=1)
                 valued, _ = value(self._runs, self.state, step.observation, t)
             cut_off.append(valued)
-            earned += step.reward
+            earned += step.counted
             count += step.ended.sum(axis=1)
             returns += (earned * step.ended).sum(axis=1)
             earned[step.ended] = 0.0
@@ -395,7 +398,7 @@ class Team:
             act = self._act(observation, Stream.EVALUATION, 2 * t + part)
             yield act.action
             step, observation = self._examiners.step(act.action)
-            earned += step.reward * under_way
+            earned += step.counted * under_way
             under_way &= ~step.ended
             if not under_way.any():
                 break
