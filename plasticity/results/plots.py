@@ -66,7 +66,6 @@ STYLE: dict[Any, Any] = {
 METRIC_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "train_return": "Train return per episode",
-        "intrinsic_return": "Intrinsic return",
         "eval_train_return": "Eval return, train task",
         "eval_test_return": "Eval return, test task",
         "episodes": "Episodes that ended",
@@ -294,7 +293,8 @@ def learning_curve(
     """Draws a metric by environment step, as `lines_by_round` does, of lives that nothing divides.
 
     Training is cut into 40 equal stretches, and a point is what `by_stretch` makes of one: episodes
-    of different seeds do not end at the same updates.
+    of different seeds do not end at the same updates. Where none of a seed's ended, mean and band
+    are over the others.
 
     Args:
       frame: a results table of one env and shift.
