@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from experiments.cli import command
 from plasticity import results
 from plasticity.results import table
-from plasticity.results.claims import DEAD_UNITS
-from plasticity.results.study import RETURNS
+from plasticity.results.claims import dead_units
+from plasticity.results.study import INTRINSIC, RETURNS
 from plasticity.training.folder import read_meta
 
 OWN = ("seed", "shift", "intervention")  # what differs between the runs of a study
@@ -88,9 +88,9 @@ def ship(sources: Sequence[Path], target: Path, *, partial: bool = False) -> Non
     if len(lacking) and not partial:
         what = ", ".join(map(str, lacking[0]))
         raise results.ResultsError(f"{what}: no finished run; --partial packs what there is")
-    layer = DEAD_UNITS.partition("/")[2]
+    layer = dead_units(frame).partition("/")[2]
     ends = frame["update"] == frame.groupby(["run", "round"])["update"].transform("max")
-    always = frame["metric"].isin([*RETURNS, "episodes"])
+    always = frame["metric"].isin([*RETURNS, INTRINSIC, "episodes"])
     kept = frame[frame["layer"].isin(["all", layer]) & (ends | always)]
     with table.replacing(target / table.TABLE) as temporary:
         _pack(kept, temporary)

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 from matplotlib.colors import to_hex
 
-from experiments.reproduce import main
+from experiments.cli import CONFIG, CONFIGS
+from experiments.reproduce import SIZES, main, markdown
 from experiments.ship import ship
 from experiments.tune import choice, tell
 from plasticity import results
 from plasticity.results import claims
-from plasticity.results.study import METRICS, RETURNS, figures, returns, tables
+from plasticity.results.study import RETURNS, figures, metrics_of, returns, tables
 
 METHODS = (
     "warm_start",
@@ -32,6 +34,13 @@ METHODS = (
     "regenerative_l2+layer_norm",
 )
 CURES = {*METHODS[4:9], "reset_all", *METHODS[-2:]}
+METRICS = (
+    "policy_entropy",
+    "weight_rms",
+    "update_size",
+    "gradient_norm",
+    "rollout_inactive_fraction/hidden_1",
+)
 SHIFTS = ("permute", "window", "expand")
 ROUNDS = 5
 
@@ -74,7 +83,40 @@ def study(fall=fall, seeds=4, tied=0.5):
     )
 
 
+def in_coinrun(frame):
+    """The same results, of CoinRun and its deeper network."""
+    return frame.assign(env="CoinrunEasy-v0", layer=frame["layer"].replace("hidden_1", "hidden_4"))
+
+
+def montezuma(seeds=4, updates=100, **earned):
+    """A results table of Montezuma's Revenge, in which nothing is earned but in the second half.
+
+    An episode ends in every second update, of a seed's own, and earns what is said of its method.
+    """
+    rng, rows = np.random.default_rng(0), []
+    for name, value in earned.items():
+        for seed in range(seeds):
+            for update in range(1 + seed % 2, updates + 1, 2):
+                got = (value + rng.normal(0, 0.01)) * (update > updates / 2) * (value > 0)
+                for metric, value_of in (("train_return", got), ("intrinsic_return", 5 / update)):
+                    rows.append((name, seed, update, metric, value_of))
+                rows.append((name, seed, update, "episodes", 1 + update % 3))
+    frame = pd.DataFrame(rows, columns=["intervention", "seed", "update", "metric", "value"])
+    return results.tidy(
+        frame.assign(
+            run=frame["intervention"],
+            env="MontezumaRevenge-v5",
+            shift="none",
+            round=1,
+            layer="all",
+            env_steps=4096 * frame["update"],
+        )
+    )
+
+
 STUDY = study()
+COINRUN = in_coinrun(STUDY)
+MONTEZUMA = montezuma(warm_start=1, regenerative_l2=2, soft_shrink_perturb=3)
 
 
 def verdicts(frame):
@@ -108,7 +150,7 @@ def test_one_seed_or_mere_noise_decides_nothing():
     assert {of_seeds[f"C{i}"] for i in range(1, 7)} == {"undecided"}
     few = claims.judge(STUDY[STUDY["round"] <= claims.LAST])[0]
     assert set(few["verdict"]) == {"not run"}
-    assert set(few["here"]) == {"3 rounds: expected more than 3"}
+    assert set(few["here"][:-1]) == {"3 rounds: expected more than 3"}
     noise = verdicts(study(lambda *what: 0.0, seeds=3))
     assert "holds" not in {noise[name] for name in ("C1", "C2", "C4")}
 
@@ -182,8 +224,96 @@ def test_what_is_missing_is_named():
     assert "intervention warm_start: not in the table" in judged.loc["C1", "here"]
     judged = claims.judge(STUDY[STUDY["shift"] != "expand"])[0].set_index("name")
     assert "shift expand: not in the table" in judged.loc["C1", "here"]
-    with pytest.raises(results.ResultsError, match="one env, not gather, other"):
+    with pytest.raises(results.ResultsError, match="gridworld: expected one env, not gather, oth"):
         claims.judge(results.concat([STUDY, STUDY.assign(env="other")]))
+    with pytest.raises(results.ResultsError, match="no rows"):
+        claims.judge(results.empty())
+
+
+@pytest.mark.parametrize(
+    ("earned", "verdict", "here"),
+    [
+        ({"regenerative_l2": 2, "soft_shrink_perturb": 3}, "holds", "none: 2 holds"),
+        ({"regenerative_l2": 2, "soft_shrink_perturb": 0.5}, "fails", "none: 1 holds, 1 fails"),
+        ({"regenerative_l2": 2, "soft_shrink_perturb": 1}, "undecided", "1 holds, 1 undecided"),
+        ({"regenerative_l2": 2}, "not run", "intervention soft_shrink_perturb: not in the table"),
+    ],
+)
+def test_in_montezuma_both_methods_must_earn_more(earned, verdict, here):
+    """Would catch a sign that is turned, and a verdict on one method of two."""
+    judged = claims.judge(montezuma(warm_start=1, **earned))[0].set_index("name")
+    assert judged.loc["C7", "verdict"] == verdict
+    assert here in judged.loc["C7", "here"]
+    assert set(judged.loc["C1":"C6", "here"]) == {"needs an env that shifts"}
+
+
+def test_where_nothing_was_earned_nothing_is_judged():
+    """Would catch a tie that is told as if something had been measured."""
+    none = montezuma(warm_start=0, regenerative_l2=0, soft_shrink_perturb=0)
+    judged, parts = claims.judge(none)
+    assert judged.iloc[0]["verdict"] == "undecided"
+    assert judged.iloc[0]["here"] == "none: 2 undecided; no return was found"
+    assert list(parts["seeds"]) == [0, 0]
+    # Once is enough to say no such thing; at the end they are level.
+    once = none.assign(value=none["value"].mask(none.index == none.index[0], 1.0))
+    judged, parts = claims.judge(once)
+    assert judged.iloc[0]["here"] == "none: 2 undecided"
+    assert list(parts["effect"]) == [0, 0]
+    # What is no Montezuma says nothing about it.
+    other = claims.judge(MONTEZUMA.assign(env="cartpole"))[0]
+    assert other.iloc[0]["here"] == "needs Montezuma's Revenge"
+
+
+def test_what_is_earned_is_the_mean_over_the_episodes_of_the_last_tenth():
+    """Would catch a mean over rows, over all of training, or of seeds that are not paired."""
+    parts = claims.judge(MONTEZUMA)[1].set_index("what")
+    late = MONTEZUMA[MONTEZUMA["update"] > 90]
+    wide = late.pivot(index=["intervention", "seed", "update"], columns="metric", values="value")
+    weighted = (wide["train_return"] * wide["episodes"]).groupby(["intervention", "seed"]).sum()
+    own = weighted / wide["episodes"].groupby(["intervention", "seed"]).sum()
+    d = own["regenerative_l2"] - own["warm_start"]
+    part = parts.loc["regenerative_l2 - warm_start"]
+    assert part["effect"] == pytest.approx(d.mean())
+    assert part["low"] == pytest.approx(d.mean() - 3.182446 * d.std(ddof=1) / 2)
+    found = tables(MONTEZUMA)
+    table = found["returns_train_return"].set_index("intervention")
+    assert table.loc["regenerative_l2", "value"] == pytest.approx(own["regenerative_l2"].mean())
+    assert table.loc["regenerative_l2", "gain"] == pytest.approx(d.mean())
+    assert table.loc["regenerative_l2", "first"] == 0
+    paired = found["paired_vs_warm_start_train_return"]
+    assert set(paired["intervention"]) == {"regenerative_l2", "soft_shrink_perturb"}
+
+
+def test_a_seed_of_which_no_episode_ended_leaves_its_part_undecided():
+    lost = (MONTEZUMA["intervention"] == "regenerative_l2") & (MONTEZUMA["update"] > 90)
+    parts = claims.judge(MONTEZUMA[~(lost & (MONTEZUMA["seed"] == 2))])[1]
+    assert list(parts["verdict"]) == ["undecided", "holds"]
+    assert "1 seeds without a value" in parts["what"].iloc[0]
+    assert list(claims.judge(MONTEZUMA[~lost])[1]["seeds"]) == [0, 4]
+    assert list(tables(MONTEZUMA[~lost])["returns_train_return"]["seeds"]) == [4, 0, 4]
+
+
+def test_claims_are_judged_for_each_env():
+    """Would catch results of two envs in one verdict."""
+    here = in_coinrun(study(lambda *what: 0.3 - fall(*what), tied=-0.5))
+    judged, parts = claims.judge(results.concat([MONTEZUMA, here, STUDY]))
+    assert list(judged["env"]) == ["gather"] * 6 + ["CoinrunEasy-v0"] * 6 + ["MontezumaRevenge-v5"]
+    found = judged.set_index(["env", "name"])["verdict"]
+    assert set(found["gather"]) == {"holds"}
+    assert found["CoinrunEasy-v0", "C1"] == "fails"
+    assert found["MontezumaRevenge-v5", "C7"] == "holds"
+    for env, frame in (("gather", STUDY), ("CoinrunEasy-v0", here)):
+        own = claims.judge(frame)[1]
+        pd.testing.assert_frame_equal(parts[parts["env"] == env].reset_index(drop=True), own)
+
+
+def test_dead_units_are_those_of_the_last_hidden_layer():
+    rows = STUDY[STUDY["layer"] == "hidden_1"]
+    names = ("hidden_9", "hidden_10", "value_hidden_11", "hidden_0_0_in", "all")
+    deep = results.concat([STUDY, *(rows.assign(layer=name) for name in names)])
+    assert metrics_of(deep)[-1] == "rollout_inactive_fraction/hidden_10"
+    assert metrics_of(COINRUN)[-1] == "rollout_inactive_fraction/hidden_4"
+    assert metrics_of(MONTEZUMA)[-1] == "rollout_inactive_fraction"
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +327,43 @@ def test_every_figure_is_drawn(drawn):
     names += [*(f"A_rounds_{metric.split('/')[0]}" for metric in METRICS), "A_profiles"]
     assert list(drawn) == names
     assert all(len(one.data) for one in drawn.values())
+
+
+def test_each_env_has_its_figures(drawn):
+    """Would catch figures of one env in place of another's, and seeds of two in one panel."""
+    few = COINRUN[COINRUN["intervention"].isin(METHODS[:3])].assign(value=COINRUN["value"] + 1)
+    both = {one.name: one for one in figures(results.concat([MONTEZUMA, few]))}
+    assert list(both) == [
+        "6_warm_start",
+        "6_correlations",
+        "6_intervals",
+        *(f"6_rounds_{metric.split('/')[0]}" for metric in (*RETURNS, *METRICS)),
+        "6_profiles",
+        "7_learning",
+    ]
+    assert set(both["6_intervals"].data["env"]) == {"CoinrunEasy-v0"}
+    ends = both["6_rounds_train_return"].data
+    own = drawn["5_rounds_train_return"].data
+    own = own[own["intervention"].isin(METHODS[:3])]
+    np.testing.assert_allclose(ends["value"], own["value"] + 1)
+
+
+def test_the_learning_curves_show_both_returns_of_every_method_and_seed():
+    (one,) = figures(MONTEZUMA)
+    extrinsic, intrinsic = one.figure.axes
+    assert "intrinsic" in intrinsic.get_ylabel().lower()
+    for ax in one.figure.axes:
+        named = {line.get_label(): line for line in ax.lines}
+        assert len(named) == 3 * (1 + 4)
+        assert {"warm start", "_warm_start seed 3"} <= set(named)
+    (mean,) = (line for line in extrinsic.lines if line.get_label() == "soft shrink perturb")
+    assert mean.get_xdata()[-1] == 100 * 4096
+    np.testing.assert_allclose(mean.get_ydata(), np.repeat([0, 3], 20), atol=0.02)
+    data = one.data[one.data["metric"] == "train_return"]
+    assert len(data) == 3 * 4 * 40
+    # Without RND there is one return.
+    plain = MONTEZUMA[MONTEZUMA["metric"] != "intrinsic_return"]
+    assert len(next(figures(plain)).figure.axes) == 1
 
 
 def test_the_warm_start_figure_shows_both_returns_by_update_and_round(drawn):
@@ -319,9 +486,9 @@ def test_one_command_trains_draws_and_judges(shell, tmp_path, capsys):
         ship([tmp_path / "again"], tmp_path / "packed")
 
     for words, told in {
-        "cpuu": "must be a folder of results, or one of cpu, paper, smoke",
+        "cpuu": "must be a folder of results, or one of coinrun_cpu, ",
         "cpu --markdown": "must be a folder",
-        "out seed=[0]": "must go with a size",
+        "out seed=[0]": "must be folders, too; overrides go with a size",
     }.items():
         assert shell(words, entry=main) == 2
         assert told in capsys.readouterr().err
@@ -332,6 +499,75 @@ def test_one_command_trains_draws_and_judges(shell, tmp_path, capsys):
     assert shell("out", entry=main) == 0
     assert "to train" not in capsys.readouterr().out
     assert (folder / "tables/t_tests_train_return.csv").read_text() == before
+
+
+@pytest.mark.filterwarnings("default")
+def test_folders_of_several_envs_are_judged_together(shell, tmp_path, capsys):
+    few = STUDY["intervention"].isin(METHODS[:2]) & (STUDY["shift"] == "window")
+    each = {"gather": STUDY[few], "coinrun": in_coinrun(STUDY[few]), "montezuma": MONTEZUMA}
+    for name, frame in each.items():
+        results.write(frame, tmp_path / name / "metrics.parquet")
+    assert shell("gather montezuma coinrun", entry=main) == 0
+    told = capsys.readouterr().out
+    places = [told.index(env) for env in ("gather", "CoinrunEasy-v0", "MontezumaRevenge-v5")]
+    assert places == sorted(places)
+    folder = tmp_path / "gather"
+    for name in ("1_levels", "4_intervals", "6_intervals", "7_learning"):
+        assert (folder / f"figures/{name}.png").stat().st_size > 0
+    judged = pd.read_csv(folder / "tables/claims.csv")
+    assert len(judged) == 13
+    for env in ("gather", "CoinrunEasy-v0", "MontezumaRevenge-v5"):
+        assert set(pd.read_csv(folder / f"tables/{env}/returns_train_return.csv")["env"]) == {env}
+    assert not (tmp_path / "coinrun/figures").exists()
+
+    assert shell("montezuma --markdown", entry=main) == 0
+    assert "#" not in capsys.readouterr().out
+    told = markdown(results.concat([each["montezuma"], each["coinrun"]]))
+    assert [text for text in told if text.startswith("#")] == [
+        "### CoinrunEasy-v0",
+        "### MontezumaRevenge-v5",
+    ]
+    assert "| `regenerative_l2` | 2.0" in told[-2]
+    assert markdown(each["coinrun"])[0].count("| C7 |") == 1
+
+
+def test_what_is_packed_has_the_whole_learning_curves(tmp_path):
+    """Would catch rows that are dropped for they are not at the end of a round."""
+    for name in ("warm_start", "regenerative_l2", "soft_shrink_perturb"):
+        folder = tmp_path / "from" / name
+        own = MONTEZUMA[MONTEZUMA["intervention"] == name]
+        results.write(own, folder / "metrics.parquet")
+        (folder / "config.yaml").write_text(f"{{seed: 0, shift: {{}}, intervention: {name}}}")
+        session = {"wall_seconds": 1.0, "device": ["cpu"], "machine": "here"}
+        meta = {"status": "finished", "commit": "c", "sessions": [session], "versions": {}}
+        (folder / "meta.json").write_text(json.dumps(meta | {"trained_together": 4}))
+    ship([tmp_path / "from"], tmp_path / "to")
+    packed = results.load(tmp_path / "to")
+    assert len(packed) == len(MONTEZUMA)
+    assert list(claims.judge(packed)[1]["verdict"]) == ["holds", "holds"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_each_size_names_what_there_is(size):
+    """Would catch a method, a shift or a key that was renamed."""
+    env = size.partition("_")[0] if "_" in size else "gather"
+    if not (CONFIGS / f"env/{env}.yaml").exists():
+        pytest.skip(f"needs env={env}")
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        swept = compose(CONFIG, [f"experiment=reproduce/{size}"], return_hydra_config=True)
+        params = swept.hydra.sweeper.params
+        assert swept.out == f"outputs/reproduce/{size}"
+        for shift in params.shift.split(","):
+            config = compose(
+                CONFIG,
+                [
+                    f"experiment=reproduce/{size}",
+                    f"shift={shift}",
+                    f"intervention=[{params.intervention.replace('[', '').replace(']', '')}]",
+                ],
+            )
+            assert list(config.shift) == [name for name in [shift.split("_")[0]] if name != "none"]
+            assert {"warm_start", "soft_shrink_perturb"} <= {"warm_start", *config.intervention}
 
 
 def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path, capsys):

@@ -20,8 +20,16 @@ normalised return. What a method comes to is its mean over the last three rounds
 with fewer there is no verdict. The *gap* is what
 `reset_all` comes to, less what `warm_start` does; a method *cures* the loss if it regains at least
 half of the gap. Where the gap is not above zero nothing was lost, and no cure can be judged.
+
+C1 to C6 are judged for each env with shifts by itself. C7 is about Montezuma's Revenge, where
+nothing shifts: what a method has *earned* there is its mean train return, as it is, over the
+episodes that ended in the last tenth of all updates. An effect is what a regenerative method has
+earned less what `warm_start` has, the same agent without it, paired by seed as everywhere; a seed
+of which no episode ended in that time has no value, and leaves its part undecided. Where no method
+had a return other than 0 in all of its training there is nothing to judge by.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -30,20 +38,28 @@ import pandas as pd
 import scipy.stats
 
 from plasticity.results.comparisons import end_of_rounds, metric_points, paired_tests, scores
-from plasticity.results.statistics import REFERENCES, RETURN, SHIFTS, student
+from plasticity.results.kinds import Kind, by_kind, env_of
+from plasticity.results.statistics import (
+    REFERENCES,
+    RETURN,
+    SETTING,
+    SHIFTS,
+    by_stretch,
+    left_out,
+    select,
+    shared_seeds,
+    student,
+    warn_of,
+)
 from plasticity.results.table import ResultsError
 
 LAST = 3
+TENTHS = 10
 TRAIN, TEST = RETURN, "eval_test_return"
-# The paper's "dead units" are those of the last hidden layer.
-DEAD_UNITS = "rollout_inactive_fraction/hidden_1"
-METRICS = {
-    "weight_rms": "weight magnitude",
-    "gradient_norm": "gradient norm",
-    DEAD_UNITS: "dead units",
-}
+DEAD_UNITS = "rollout_inactive_fraction"
 BASELINE, CONTROL = REFERENCES
 BEST = "soft_shrink_perturb+layer_norm"
+NONE_FOUND = "no return was found"
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "undecided", "not run"
 
@@ -94,35 +110,77 @@ def judge(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All claims, as a results table shows them.
 
     Args:
-      frame: of the study, of one env. A claim about methods or shifts that it lacks is `not run`.
+      frame: of the study, of one env or several. A claim about methods or shifts that an env lacks
+        is `not run`.
 
     Returns:
-      A row for each claim, with the columns of `Claim`, and one for each part, with those of
-      `Part`.
+      A row for each env and claim about it, with the columns env and those of `Claim`, and one for
+      each part, with env and those of `Part`. A claim about no env of the table has a row whose
+      env is empty.
 
     Raises:
-      ResultsError: there are several envs, or no rows.
+      ResultsError: there are several envs of a kind, or no rows.
     """
-    if frame["env"].nunique() != 1:
-        envs = ", ".join(sorted(frame["env"].unique())) or "none"
-        raise ResultsError(f"claims are about one env, not {envs}; select one")
-    if (rounds := int(frame["round"].max())) <= LAST:
-        reason = f"{rounds} rounds: expected more than {LAST}"
-        none = [Claim(name, paper, NOT_RUN, reason) for name, (paper, _) in CLAIMS.items()]
-        return pd.DataFrame(none), pd.DataFrame(columns=Part._fields)
-    claims, parts, outcomes = [], [], Outcomes(frame)
-    for name, (paper, rule) in CLAIMS.items():
-        try:
-            if rule is None:
-                raise ResultsError("needs Montezuma's Revenge")
-            found = rule(outcomes)
-        except ResultsError as error:
-            claims.append(Claim(name, paper, NOT_RUN, str(error)))
-            continue
-        parts += found
-        planned = [part for part in found if not part.afterthought]
-        claims.append(Claim(name, paper, _whole(name, planned), _in_words(planned)))
-    return pd.DataFrame(claims, columns=Claim._fields), pd.DataFrame(parts, columns=Part._fields)
+    claims, parts, envs = [], [], by_kind(frame)
+    for kind, rows in envs.items():
+        outcomes, env = Outcomes(rows), env_of(rows)
+        for name, rule in CLAIMS.items():
+            if kind in rule.kinds:
+                claim, found = _judged(name, rule, outcomes)
+                claims.append((env, *claim))
+                parts += [(env, *part) for part in found]
+    for name, rule in CLAIMS.items():
+        if not envs.keys() & set(rule.kinds):
+            claims.append(("", *Claim(name, rule.paper, NOT_RUN, f"needs {rule.needs}")))
+    return (
+        pd.DataFrame(claims, columns=["env", *Claim._fields]),
+        pd.DataFrame(parts, columns=["env", *Part._fields]),
+    )
+
+
+def _judged(name: str, rule: "Rule", outcomes: "Outcomes") -> tuple[Claim, list[Part]]:
+    """A claim about one env, and its parts."""
+    try:
+        parts = rule.parts(outcomes)
+    except ResultsError as error:
+        return Claim(name, rule.paper, NOT_RUN, str(error)), []
+    planned = [part for part in parts if not part.afterthought]
+    return Claim(name, rule.paper, _whole(name, planned), _in_words(planned)), parts
+
+
+def dead_units(frame: pd.DataFrame) -> str:
+    """The paper's "dead units", `metric/layer`: those of the last hidden layer.
+
+    Args:
+      frame: of one env. The layer is left out where the table has none of them.
+    """
+    layers = frame.loc[frame["metric"] == DEAD_UNITS, "layer"].unique()
+    numbers = [int(found[1]) for name in layers if (found := re.fullmatch(r"hidden_(\d+)", name))]
+    return f"{DEAD_UNITS}/hidden_{max(numbers)}" if numbers else DEAD_UNITS
+
+
+def earned(frame: pd.DataFrame, metric: str = TRAIN, tenth: int = TENTHS) -> pd.DataFrame:
+    """What methods earn in a tenth of training, the last if not told otherwise.
+
+    Args:
+      frame: a results table of one env.
+      metric: a return.
+      tenth: which, from 1 on.
+
+    Returns:
+      Columns env, shift, intervention, seed and score, as `scores` gives them. A seed of which no
+      episode ended in that time is not there.
+
+    Warns:
+      UserWarning: seeds diverged, and are NaN from there on; or runs share a seed.
+
+    Raises:
+      ResultsError: the table lacks the metric.
+    """
+    warn_of([*shared_seeds(frame), *left_out(frame)])
+    values = by_stretch(frame, metric, TENTHS)
+    own = values[values["stretch"] == tenth].groupby([*SETTING, "intervention", "seed"])["value"]
+    return own.mean(skipna=False).rename("score").reset_index()
 
 
 class Outcomes:
@@ -139,7 +197,9 @@ class Outcomes:
         self._scores: dict[tuple[str, str], pd.DataFrame] = {}
 
     def under(self, shift: str) -> pd.DataFrame:
-        """The rows of a shift."""
+        """The rows of a shift, of rounds enough for a verdict."""
+        if (rounds := int(self.frame["round"].max())) <= LAST:
+            raise ResultsError(f"{rounds} rounds: expected more than {LAST}")
         rows = self.frame[self.frame["shift"] == shift]
         if rows.empty:
             raise ResultsError(f"shift {shift}: not in the table")
@@ -269,10 +329,17 @@ def metrics(outcomes: Outcomes) -> list[Part]:
     task harder, and that hides what goes together in the others. Their intervals are percentiles
     over resampled seeds.
     """
-    names = list(METRICS)
+    for shift in SHIFTS:
+        outcomes.under(shift)  # or there is no verdict
+    words = {
+        "weight_rms": "weight magnitude",
+        "gradient_norm": "gradient norm",
+        dead_units(outcomes.frame): "dead units",
+    }
+    names = list(words)
     points = metric_points(outcomes.frame, TRAIN, names)
     parts = []
-    for name, word in METRICS.items():
+    for name, word in words.items():
         both = points[[name, TRAIN]].dropna()
         what = f"correlation of {word} with the fall"
         flat = (both.nunique() < 2).any()
@@ -280,7 +347,7 @@ def metrics(outcomes: Outcomes) -> list[Part]:
             parts.append(_open("C6", "all", what))
             continue
         found = scipy.stats.pearsonr(-both[TRAIN], both[name])
-        low, high = found.confidence_interval(1 - 0.05 / len(METRICS))
+        low, high = found.confidence_interval(1 - 0.05 / len(words))
         parts.append(
             Part("C6", "all", what, found.statistic, low, high, len(both), _verdict(low, high))
         )
@@ -292,8 +359,28 @@ def metrics(outcomes: Outcomes) -> list[Part]:
             )
             for name in (TRAIN, *names)
         }
-        for name, word in METRICS.items():
+        for name, word in words.items():
             parts.append(_within(shift, word, -changes[TRAIN], changes[name]))
+    return parts
+
+
+def montezuma(outcomes: Outcomes) -> list[Part]:
+    """C7: what each of two methods has earned, less what the baseline has."""
+    frame, names = outcomes.frame, ("regenerative_l2", "soft_shrink_perturb")
+    if not env_of(frame).lower().startswith("montezuma"):
+        raise ResultsError("needs Montezuma's Revenge")
+    for name in (BASELINE, *names):
+        if name not in set(frame["intervention"]):
+            raise ResultsError(f"intervention {name}: not in the table")
+    if not select(frame, TRAIN)["value"].fillna(0).any():
+        return [_open("C7", "none", f"{name} - {BASELINE}: {NONE_FOUND}") for name in names]
+    wide = earned(frame).pivot(index="seed", columns="intervention", values="score")
+    parts = []
+    for name in names:
+        both = [BASELINE, name]
+        seeds = frame.loc[frame["intervention"].isin(both), "seed"].unique()
+        own = wide.reindex(index=sorted(seeds), columns=both)
+        parts.append(_part("C7", "none", f"{name} - {BASELINE}", own[name] - own[BASELINE]))
     return parts
 
 
@@ -320,27 +407,47 @@ def _within(shift: str, word: str, falls: pd.DataFrame, metric: pd.DataFrame) ->
     return Part("C6", shift, what, effect, low, high, len(left), _verdict(low, high), True)
 
 
-# What the paper says, and the rule; none where nothing could be run to judge by.
-CLAIMS: dict[str, tuple[str, Callable[[Outcomes], list[Part]] | None]] = {
-    "C1": (
+class Rule(NamedTuple):
+    """A claim, and how it is judged.
+
+    Attributes:
+      paper: what the paper says.
+      parts: of the outcomes of one env, the effects that it is judged by.
+      kinds: about which parts of the study.
+      needs: what a table without any of them lacks.
+    """
+
+    paper: str
+    parts: Callable[[Outcomes], list[Part]]
+    kinds: tuple[Kind, ...] = (Kind.GRIDWORLD, Kind.COINRUN)
+    needs: str = "an env that shifts"
+
+
+CLAIMS: dict[str, Rule] = {
+    "C1": Rule(
         "Under each shift the warm-started agent's end-of-round train return falls with the "
         "rounds and ends below reset_all's.",
         loss,
     ),
-    "C2": ("reset_final and plasticity_injection do not cure it.", heads),
-    "C3": ("crelu helps in some conditions only.", crelu),
-    "C4": (
+    "C2": Rule("reset_final and plasticity_injection do not cure it.", heads),
+    "C3": Rule("crelu helps in some conditions only.", crelu),
+    "C4": Rule(
         "shrink_perturb, soft_shrink_perturb, regenerative_l2, l2_norm and layer_norm hold the "
         "train return up under all shifts.",
         regenerative,
     ),
-    "C5": (
+    "C5": Rule(
         "layer_norm alone is not consistent on test return; soft_shrink_perturb+layer_norm is "
         "best or tied for best on train and test.",
         best,
     ),
-    "C6": ("Weight magnitude, gradient norm and dead units move with the loss.", metrics),
-    "C7": ("In Montezuma's Revenge both regenerative methods beat the RND baseline.", None),
+    "C6": Rule("Weight magnitude, gradient norm and dead units move with the loss.", metrics),
+    "C7": Rule(
+        "In Montezuma's Revenge both regenerative methods beat the RND baseline.",
+        montezuma,
+        (Kind.CURVES,),
+        "Montezuma's Revenge",
+    ),
 }
 
 
@@ -370,12 +477,14 @@ def _verdict(low: float, high: float) -> str:
 
 
 def _in_words(parts: Sequence[Part]) -> str:
-    """The verdicts on parts, by shift."""
+    """The verdicts on parts, by shift, and whether there was nothing to judge by."""
     told = []
     for shift in dict.fromkeys(part.shift for part in parts):
         verdicts = [part.verdict for part in parts if part.shift == shift]
         counts = [(verdicts.count(kind), kind) for kind in (HOLDS, FAILS, UNDECIDED)]
         told.append(f"{shift}: " + ", ".join(f"{count} {kind}" for count, kind in counts if count))
+    if all(part.what.endswith(NONE_FOUND) for part in parts):
+        told.append(NONE_FOUND)
     return "; ".join(told)
 
 

@@ -22,6 +22,7 @@ from plasticity.results.plots import (
     count_seeds,
     curve,
     finish,
+    learning_curve,
     line_styles,
     lines_by_round,
     new_figure,
@@ -251,6 +252,33 @@ def rounds_figure(frame: pd.DataFrame, metric: str, layer: str = "all") -> Figur
             list(legend),
             loc="outside lower center",
             ncols=min(5, len(legend)),
+            title=_of_bands(frame),
+        )
+    return figure
+
+
+def learning_figure(frame: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """Learning curves: metrics by environment step, a panel for each, every method in it.
+
+    Args:
+      frame: a results table of one env and shift.
+      metrics: which.
+
+    Returns:
+      The figure, with every seed as a thin line.
+
+    Raises:
+      ResultsError: the table holds several envs or shifts, or lacks a metric.
+    """
+    with plt.rc_context(STYLE):
+        figure = new_figure((4.6 * len(metrics) + 0.4, 4.2))
+        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+        for metric, ax in zip(metrics, axes, strict=True):
+            learning_curve(frame, metric, ax=ax)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=3,
             title=_of_bands(frame),
         )
     return figure

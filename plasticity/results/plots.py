@@ -25,6 +25,7 @@ from plasticity.results.statistics import (
     RETURN,
     bootstrap_mean,
     by_round,
+    by_stretch,
     divergences,
     kind_of,
     left_out,
@@ -109,6 +110,9 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
 
 # A band is drawn for every point of a line, at a precision beyond what print can show.
 BAND_RESAMPLES = 2_000
+
+# Into how many equal stretches a learning curve cuts training.
+STRETCHES = 40
 
 # The panels of the overview beside the return, those that the table has, and where they go.
 PANELS = ("dead_units", "weight_norm", "effective_rank", "gradient_norm", "eval_test_return")
@@ -271,6 +275,51 @@ def curve(
             )
         _draw(axes, frame, values, "update", confidence, seeds)
         axes.set(xlabel="PPO updates", ylabel=_label(metric, layer))
+        finish(axes)
+        if ax is None:
+            _legend(axes, frame, confidence, seeds)
+    return axes
+
+
+def learning_curve(
+    frame: pd.DataFrame,
+    metric: str,
+    layer: str = "all",
+    ax: Axes | None = None,
+    *,
+    confidence: float = 0.95,
+    seeds: bool = True,
+) -> Axes:
+    """Draws a metric by environment step, as `lines_by_round` does, of lives that nothing divides.
+
+    Training is cut into 40 equal stretches, and a point is what `by_stretch` makes of one: episodes
+    of different seeds do not end at the same updates. Where none of a seed's ended, mean and band
+    are over the others.
+
+    Args:
+      frame: a results table of one env and shift.
+      metric: what to draw.
+      layer: `"all"` for the aggregate over layers, or the name of one.
+      ax: where to draw; in a new figure, which has a legend too, if not given.
+      confidence: of the band, see `bootstrap_mean`.
+      seeds: whether to draw each seed, as a thin line.
+
+    Returns:
+      The axes.
+
+    Warns:
+      UserWarning: seeds diverged, or runs share a seed.
+
+    Raises:
+      ResultsError: the table holds several envs or shifts, or lacks the metric or layer.
+    """
+    one_setting(frame)
+    values = by_stretch(frame, metric, STRETCHES, layer)
+    warn_of([*shared_seeds(frame), *left_out(frame)])
+    with plt.rc_context(STYLE):
+        axes = new_figure((6.0, 4.4)).add_subplot() if ax is None else ax
+        _draw(axes, frame, values, "env_steps", confidence, seeds)
+        axes.set(xlabel="Environment steps", ylabel=_label(metric, layer))
         finish(axes)
         if ax is None:
             _legend(axes, frame, confidence, seeds)

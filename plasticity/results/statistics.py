@@ -92,6 +92,32 @@ def by_round(
     return values.where(complete).rename("value").reset_index()
 
 
+def by_stretch(frame: pd.DataFrame, metric: str, count: int, layer: str = "all") -> pd.DataFrame:
+    """One value of a metric for each run, seed and stretch of training, all equally long.
+
+    Where rows come when episodes end, seeds have them at different updates; a stretch has some of
+    each.
+
+    Args:
+      frame: a results table of one env, whose training is taken to end at its last update.
+      metric: such as `"train_return"`; the mean of the stretch's rows, as `by_round` weighs them.
+      count: into how many stretches training is cut.
+      layer: `"all"` for the aggregate over layers, or the name of one.
+
+    Returns:
+      Columns run, env, shift, intervention, seed, stretch (from 1 on), env_steps (at its end) and
+      value. A stretch with a row of value NaN is NaN; one without rows is not there.
+
+    Raises:
+      ResultsError: the table has no such metric or layer.
+    """
+    stretch = -(-frame["update"] * count // frame["update"].max())  # rounded up
+    values = by_round(frame.assign(round=stretch), metric, layer)
+    ends = frame.groupby(stretch)["env_steps"].max()
+    values.insert(len(RUN) + 1, "env_steps", values["round"].map(ends))
+    return values.rename(columns={"round": "stretch"})
+
+
 def divergences(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs that diverged, and where.
 

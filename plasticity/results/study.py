@@ -1,7 +1,7 @@
 """Juliani & Ash (2024), "A Study of Plasticity Loss in On-Policy Deep Reinforcement Learning".
 
-Its figures and tables, from a results table of its methods under its shifts. What it claims is in
-`claims.py`.
+Its figures and tables, from a results table of its methods: under its shifts in the gridworld and
+in CoinRun, and over time in Montezuma's Revenge. What it claims is in `claims.py`.
 """
 
 import warnings
@@ -13,7 +13,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from plasticity.results.claims import BASELINE, CONTROL, DEAD_UNITS, LAST, TEST, TRAIN
+from plasticity.results.claims import (
+    BASELINE,
+    CONTROL,
+    LAST,
+    TENTHS,
+    TEST,
+    TRAIN,
+    dead_units,
+    earned,
+)
 from plasticity.results.comparisons import (
     aggregates,
     correlations,
@@ -29,16 +38,21 @@ from plasticity.results.comparisons import (
 from plasticity.results.figures import (
     correlation_figure,
     intervals_figure,
+    learning_figure,
     profiles_figure,
     rounds_figure,
     warm_start_figure,
 )
-from plasticity.results.statistics import SETTING, order, student
+from plasticity.results.kinds import Kind, by_kind
+from plasticity.results.plots import STRETCHES
+from plasticity.results.statistics import SETTING, by_stretch, order, student
 from plasticity.results.table import ResultsError
 
 RETURNS = (TRAIN, TEST)
-# The paper's policy entropy, weight magnitude, weight difference, gradient norm and dead units.
-METRICS = ("policy_entropy", "weight_rms", "update_size", "gradient_norm", DEAD_UNITS)
+INTRINSIC = "intrinsic_return"  # what Random Network Distillation pays
+
+T = TypeVar("T")
+Makers = dict[str, Callable[[], T]]
 
 
 class Drawn(NamedTuple):
@@ -55,24 +69,72 @@ class Drawn(NamedTuple):
     data: pd.DataFrame
 
 
+class Numbers(NamedTuple):
+    """What names of figures begin with: their numbers in the paper, and A for its appendix."""
+
+    warm_start: str = "2"
+    correlations: str = "3"
+    intervals: str = "4"
+    rounds: str = "5"
+    appendix: str = "A"
+
+
+# Those of CoinRun are one figure of the paper's.
+NUMBERS = {Kind.GRIDWORLD: Numbers(), Kind.COINRUN: Numbers("6", "6", "6", "6", "6")}
+
+
+def metrics_of(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The paper's metrics: names, or `metric/layer` for a layer of one.
+
+    Policy entropy, weight magnitude, weight difference, gradient norm and dead units.
+
+    Args:
+      frame: a results table of one env.
+    """
+    return "policy_entropy", "weight_rms", "update_size", "gradient_norm", dead_units(frame)
+
+
 def figures(frame: pd.DataFrame) -> Iterator[Drawn]:
     """Every figure of the study that results can show, named by its number in the paper.
 
     Args:
-      frame: a results table of the study.
+      frame: a results table of the study, of one env or several.
 
     Warns:
       UserWarning: a figure is left out, for a part of a study is not enough for it.
+
+    Raises:
+      ResultsError: there are several envs of a kind, or no rows.
     """
+    for kind, rows in by_kind(frame).items():
+        makers = _over_time(rows) if kind is Kind.CURVES else _by_round(rows, NUMBERS[kind])
+        for name, (figure, data) in _possible(makers):
+            yield Drawn(name, figure, data)
+
+
+def _over_time(frame: pd.DataFrame) -> Makers[tuple[Figure, pd.DataFrame]]:
+    """What makes the figure of an env that does not shift; the intrinsic return if there is one."""
+    metrics = [TRAIN, INTRINSIC] if (frame["metric"] == INTRINSIC).any() else [TRAIN]
+
+    def learning() -> tuple[Figure, pd.DataFrame]:
+        curves = [by_stretch(frame, one, STRETCHES).assign(metric=one) for one in metrics]
+        return learning_figure(frame, metrics), pd.concat(curves, ignore_index=True)
+
+    return {"7_learning": learning}
+
+
+def _by_round(frame: pd.DataFrame, numbers: Numbers) -> Makers[tuple[Figure, pd.DataFrame]]:
+    """What makes the figures of an env that shifts."""
+    metrics = metrics_of(frame)
     pair = frame["intervention"].isin([BASELINE, CONTROL])
-    earned = frame["metric"].isin([*RETURNS, "episodes"]) & (frame["layer"] == "all")
+    returned = frame["metric"].isin([*RETURNS, "episodes"]) & (frame["layer"] == "all")
 
     def warm_start() -> tuple[Figure, pd.DataFrame]:
-        return warm_start_figure(frame), frame[pair & earned]
+        return warm_start_figure(frame), frame[pair & returned]
 
     def correlation() -> tuple[Figure, pd.DataFrame]:
         points = _points(frame)
-        return correlation_figure(points, METRICS, RETURNS), points
+        return correlation_figure(points, metrics, RETURNS), points
 
     def intervals() -> tuple[Figure, pd.DataFrame]:
         last = pd.concat(
@@ -91,37 +153,57 @@ def figures(frame: pd.DataFrame) -> Iterator[Drawn]:
         found = performance_profiles(last, thresholds)
         return profiles_figure(found, "Change of the train return since round 1"), found
 
-    makers: dict[str, Callable[[], tuple[Figure, pd.DataFrame]]] = {
-        "2_warm_start": warm_start,
-        "3_correlations": correlation,
-        "4_intervals": intervals,
+    makers: Makers[tuple[Figure, pd.DataFrame]] = {
+        f"{numbers.warm_start}_warm_start": warm_start,
+        f"{numbers.correlations}_correlations": correlation,
+        f"{numbers.intervals}_intervals": intervals,
     }
-    for number, names in (("5", RETURNS), ("A", METRICS)):
+    for number, names in ((numbers.rounds, RETURNS), (numbers.appendix, metrics)):
         for name in names:
             makers[f"{number}_rounds_{name.partition('/')[0]}"] = partial(rounds, name)
-    makers["A_profiles"] = profiles
-    for name, (figure, data) in _possible(makers):
-        yield Drawn(name, figure, data)
+    makers[f"{numbers.appendix}_profiles"] = profiles
+    return makers
 
 
 def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Every table of the study, by name.
 
     Args:
-      frame: a results table of the study.
+      frame: a results table of the study, of one env.
 
     Warns:
       UserWarning: a table is left out, for a part of a study is not enough for it.
+
+    Raises:
+      ResultsError: there are several envs, or no rows.
     """
+    if _kind_of(frame) is Kind.CURVES:
+        return dict(
+            _possible(
+                {
+                    f"returns_{TRAIN}": lambda: returns(frame),
+                    f"paired_vs_{BASELINE}_{TRAIN}": lambda: paired_tests(earned(frame), BASELINE),
+                }
+            )
+        )
     points = cache(partial(_points, frame))
     makers = [_makers(frame, metric, points) for metric in RETURNS]
     return dict(_possible({name: make for each in makers for name, make in each.items()}))
 
 
+def _kind_of(frame: pd.DataFrame) -> Kind:
+    """What kind of env the only one of a table is."""
+    if len(kinds := list(by_kind(frame))) > 1:
+        envs = ", ".join(sorted(frame["env"].unique()))
+        raise ResultsError(f"tables are of one env, not {envs}; select one")
+    return kinds[0]
+
+
 def _makers(
     frame: pd.DataFrame, metric: str, points: Callable[[], pd.DataFrame]
-) -> dict[str, Callable[[], pd.DataFrame]]:
+) -> Makers[pd.DataFrame]:
     """What makes the tables of a return; `points` are those of all its metrics."""
+    metrics = metrics_of(frame)
     last = cache(partial(final, frame, metric))
     each: dict[str, Callable[[], pd.DataFrame]] = {
         "returns": lambda: returns(frame, metric),
@@ -131,8 +213,8 @@ def _makers(
         "paired_vs_warm_start": lambda: paired_tests(last(), BASELINE),
         "interquartile_means": lambda: aggregates(last()),
         "improvement_over_warm_start": lambda: probability_of_improvement(last()),
-        "correlations": lambda: correlations(points(), metric, METRICS),
-        "linear_model": lambda: linear_model(points(), metric, METRICS),
+        "correlations": lambda: correlations(points(), metric, metrics),
+        "linear_model": lambda: linear_model(points(), metric, metrics),
     }
     return {f"{name}_{metric}": make for name, make in each.items()}
 
@@ -140,7 +222,9 @@ def _makers(
 def returns(frame: pd.DataFrame, metric: str = TRAIN) -> pd.DataFrame:
     """What methods come to, as it is, and not as a change since the first round.
 
-    A method with a poor first round gains by its change alone; here it does not.
+    A method with a poor first round gains by its change alone; here it does not. Where nothing
+    shifts, the last tenth of training stands for the last three rounds, and the first for the
+    first.
 
     Args:
       frame: a results table of the study.
@@ -155,10 +239,15 @@ def returns(frame: pd.DataFrame, metric: str = TRAIN) -> pd.DataFrame:
     rows = []
     for keys, some in frame.groupby(SETTING, sort=False):
         rounds = sorted(some["round"].unique())
-        ends = scores(some, metric, rounds=rounds[-LAST:], normalized=False)
-        first = scores(some, metric, rounds=rounds[:1], normalized=False)
+        if _kind_of(some) is Kind.CURVES:
+            first, ends = (earned(some, metric, tenth) for tenth in (1, TENTHS))
+        else:
+            ends = scores(some, metric, rounds=rounds[-LAST:], normalized=False)
+            first = scores(some, metric, rounds=rounds[:1], normalized=False)
+        names = order(some)
         wide = ends.pivot(index="seed", columns="intervention", values="score")
-        for name in order(some):
+        wide = wide.reindex(columns=names)
+        for name in names:
             begun = first.loc[first["intervention"] == name, "score"].mean()
             gain = (
                 student(wide[name] - wide[BASELINE])
@@ -177,12 +266,9 @@ def final(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _points(frame: pd.DataFrame) -> pd.DataFrame:
-    points = metric_points(frame, RETURNS[0], METRICS)
+    points = metric_points(frame, RETURNS[0], metrics_of(frame))
     test = metric_points(frame, RETURNS[1], [])
     return points.merge(test, on=["env", "shift", "intervention"])
-
-
-T = TypeVar("T")
 
 
 def _possible(makers: Mapping[str, Callable[[], T]]) -> Iterator[tuple[str, T]]:
