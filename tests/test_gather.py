@@ -160,3 +160,19 @@ def test_every_episode_lasts_its_steps_and_ends_for_good(levels):
     assert not np.any(truncated)
     assert not ENV.truncates
     assert ENV.min_episode_steps == 100
+
+
+def test_picture():
+    """Would catch colours exchanged, rows for columns, or cells of the wrong size."""
+    env = Gather(levels=5, pixels=64)
+    state = env.start(ENV.level(7))
+    picture = np.asarray(jax.jit(lambda state: env.observe(TASK, state))(state))
+    level = ENV.level(7)
+    colours = {1: (0, 1, 0), -1: (1, 0, 0), 0: (0, 0, 0)}
+    assert picture.shape == env.observation_shape == (64, 64, 3)
+    for y, x in np.ndindex(64, 64):
+        row, column = int(y * 11 / 64), int(x * 11 / 64)
+        known = colours[int(level.objects[row, column])]
+        known = (0.5,) * 3 if level.walls[row, column] else known
+        known = (0, 0, 1) if (row, column) == (5, 5) else known
+        assert tuple(picture[y, x]) == known

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task
-from plasticity.spec import Range, setting, static
+from plasticity.spec import Range, SettingError, setting, static
 
 SIZE = 11
 CELLS = SIZE * SIZE
@@ -25,6 +25,8 @@ _RING = np.pad(np.zeros((SIZE - 2, SIZE - 2), bool), 1, constant_values=True).re
 _ROWS, _COLUMNS = np.divmod(np.arange(CELLS), SIZE)
 # Where walls, gems and pits may lie: rows 2 to 8 and columns 1 to 9, but for the start.
 _FREE = np.flatnonzero((_ROWS >= 2) & (_ROWS <= 8) & ~_RING & (np.arange(CELLS) != START))
+_RED, _GREEN, _BLUE = np.eye(3, dtype=np.float32)
+_GREY = np.full(3, 0.5, np.float32)
 _MOVES = np.array([-SIZE, 1, SIZE, -1])  # up, right, down, left
 
 
@@ -48,13 +50,15 @@ class Gather(CompiledEnv):
     """Collect gems, avoid pits. Actions: 0 up, 1 right, 2 down, 3 left.
 
     Observations are 11 x 11 x 3, channels last: the agent, the objects (worth `reward` or
-    `-reward`), the walls. Every episode lasts `episode_steps` and ends for good there, as in
+    `-reward`), the walls; or the room as a picture. Every episode lasts `episode_steps` and ends for good there, as in
     the reference: nothing is bootstrapped, though the agent does not see the clock.
 
     Attributes:
       levels: the size of a level set.
       reward: what a gem gives and a pit takes. The code of the study has 0.75, its text 1.
       episode_steps: the length of every episode.
+      pixels: how wide and high the picture is, 64 in the study; 0 for the three planes. In it
+        the agent is blue, gems are green, pits red and walls grey, on black.
 
     A task may set `slip`, the probability that a random action is taken in place of the agent's.
     """
@@ -62,6 +66,7 @@ class Gather(CompiledEnv):
     levels: int = setting(100, kind=int, ge=1)
     reward: float = setting(0.75, gt=0)
     episode_steps: int = static(100, ge=1)
+    pixels: int = static(0, ge=0)
 
     @property
     def name(self) -> str:
@@ -69,7 +74,8 @@ class Gather(CompiledEnv):
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        return (SIZE, SIZE, 3)
+        size = self.pixels or SIZE
+        return (size, size, 3)
 
     @property
     def num_actions(self) -> int:
@@ -121,7 +127,13 @@ class Gather(CompiledEnv):
     def reset(self, task: Task, key: Array) -> GatherState:
         return self.start(self.level(task.levels.draw(key)))
 
+    def check(self) -> None:
+        if 0 < self.pixels < SIZE:
+            raise SettingError("env.pixels", self.pixels, f"must be 0, or at least {SIZE}")
+
     def observe(self, task: Task, state: GatherState) -> Array:
+        if self.pixels:
+            return self._picture(state)
         planes = (
             jnp.arange(CELLS) == state.agent,
             state.objects * jnp.asarray(self.reward, jnp.float32),
@@ -130,6 +142,14 @@ class Gather(CompiledEnv):
         return jnp.stack([plane.astype(jnp.float32) for plane in planes], -1).reshape(
             self.observation_shape
         )
+
+    def _picture(self, state: GatherState) -> Array:
+        things = (jnp.arange(CELLS) == state.agent, state.objects > 0, state.objects < 0)
+        colours = jnp.where(state.walls[:, None], _GREY, jnp.zeros(3))
+        for thing, colour in zip(reversed(things), (_RED, _GREEN, _BLUE), strict=True):
+            colours = jnp.where(thing[:, None], colour, colours)
+        cell = np.arange(self.pixels) * SIZE // self.pixels  # that each pixel lies in
+        return colours.reshape(SIZE, SIZE, 3)[cell][:, cell]
 
     def step(self, task: Task, state: GatherState, action: Array, key: Array) -> Step:
         if "slip" in task.dynamics:
