@@ -15,6 +15,7 @@ import pytest
 from minigrid.wrappers import ImgObsWrapper, OneHotPartialObsWrapper
 
 import plasticity as pl
+from experiments.cli import runs_of
 from plasticity.envs import Atari, MiniGrid, MuJoCo, ProcGen
 from plasticity.envs.base import MAX_SEED, Levels, Task
 from plasticity.envs.mujoco import slippery
@@ -67,7 +68,10 @@ def actions_for(env, num_steps, num_envs, seed=1):
     rng, shape = np.random.default_rng(seed), (num_steps, num_envs)
     if env.continuous_actions:
         return rng.uniform(-1, 1, (*shape, env.num_actions))
-    return rng.integers(env.num_actions, size=shape)
+    actions = rng.integers(env.num_actions, size=shape)
+    if isinstance(env, ProcGen):  # or CoinRun's episodes hardly end
+        actions[rng.random(shape) < 0.6] = RIGHT
+    return actions
 
 
 def walked(env, actions, also=(), **how):
@@ -138,6 +142,7 @@ def test_every_step_is_the_agents(family, logs):
         assert counts.tolist() == [130] * 3
     else:
         assert all(len(steps) < count <= family.repeats * len(steps) for count in counts)
+        assert counts.min() < family.repeats * len(steps)  # some ended within a step
     assert shown.dtype == np.float32
     assert shown.shape[2:] == family.observation_shape
 
@@ -244,9 +249,7 @@ def test_one_life_after_another(logs):
 def test_coinrun_ends_as_it_should(logs):
     """Would catch a coin or a death taken for a cut-off, or the time limit for an end."""
     env = needed(ProcGen(COINRUN, levels=20, step_reward=-0.25))
-    actions = actions_for(env, 300, 8)
-    actions[np.random.default_rng(0).random(actions.shape) < 0.6] = RIGHT
-    shown, steps = walked(env, actions)
+    shown, steps = walked(env, actions_for(env, 300, 8))
     coins = deaths = 0
     for t, step in enumerate(steps):
         assert not step.truncated.any()
@@ -264,6 +267,33 @@ def test_coinrun_ends_as_it_should(logs):
     assert not any(step.truncated.any() for step in [*steps[:249], steps[250]])
     elapsed = {n for _, over, info in logs[1].calls for n in info["elapsed_step"][over].tolist()}
     assert max(elapsed) == 1000
+
+
+@pytest.mark.parametrize(
+    "env", [ProcGen(COINRUN), Atari(BREAKOUT), MiniGrid(GAP), MuJoCo(ANT, episode_steps=1)]
+)
+def test_an_end_in_the_last_step_is_an_end(env, monkeypatch):
+    """Would catch a value that is bootstrapped after a coin, a goal, a lost game or a fall."""
+    needed(env)
+    shown = np.stack([env.made_spec().observation_space.sample()] * 3) if env.name != GAP else {
+        "image": np.zeros((3, 7, 7, 3), np.uint8)
+    }  # fmt: skip
+    counted = not env.limit  # by EnvPool, which then calls all three cut off
+    info = {"prev_level_complete": np.array([1, 0, 0]), "terminated": np.array([1, 0, 0])}
+
+    class Ending:
+        def reset(self, ids):
+            return shown, {}
+
+        def step(self, actions, ids):
+            over, cut = np.array([not counted, False, True]), np.array([counted, counted, False])
+            return shown, np.array([1.0, 0.0, 0.0]), over, cut, info
+
+    monkeypatch.setattr(type(env), "pool", lambda self, seeds, of_task: Ending())
+    envs, _, _ = begun(env, 3)
+    step = envs.step(actions_for(env, 1, 3)[0])
+    assert step.terminated.tolist() == [True, False, True]
+    assert step.truncated.tolist() == [False, True, False]
 
 
 def test_what_is_earned_on_the_way_is_summed():
@@ -443,11 +473,29 @@ def test_what_is_missing_is_named(monkeypatch):
         patch.setitem(sys.modules, "envpool.procgen", None)
         with pytest.raises(SettingError, match=r"^env\.id='MazeHard-v0': needs Qt 5, .*libqt5gui5"):
             ProcGen("MazeHard-v0").check()
-    for name in ("envpool", "envpool.registration"):
-        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "envpool", None)
     for env in (ProcGen("MinerHard-v0"), Atari("Pong-v5")):
-        with pytest.raises(SettingError, match=r"must be installed: .*plasticity\[envpool\]"):
+        with pytest.raises(SettingError, match=r"^env='envpool': must be .*\[envpool\]"):
             env.check()
+
+
+def test_presets_are_what_they_are_called():
+    """Would catch a setting that a preset leaves out, or CoinRun other than the study's."""
+    study = ProcGen(COINRUN, 100, 2, 200, -0.01, True, True)
+    for name, env in (
+        ("coinrun", study),
+        ("procgen", ProcGen("BigfishEasy-v0", levels=200)),
+        ("atari", Atari("Pong-v5")),
+        ("montezuma", Atari("MontezumaRevenge-v5", clip_rewards=True)),
+        ("minigrid_envpool", MiniGrid("MiniGrid-DoorKey-5x5-v0")),
+        ("ant", MuJoCo(ANT)),
+    ):
+        (run,) = runs_of(f"env={name}")
+        assert run.env == env
+        needed(env).check()
+    (games,) = runs_of("env=atari_games", "shift=sequence")
+    assert games.env.name == "breakout+space_invaders+pong"
+    check_run(games)
 
 
 def test_a_task_of_one_run_is_plain():

@@ -17,12 +17,13 @@ from scipy import stats
 from plasticity.agents import PPO
 from plasticity.envs.base import CompiledEnv, Levels, Step, Task
 from plasticity.envs.host import Gymnasium, GymnasiumEnvs, HostStep
+from plasticity.envs.sequence import HostGames, HostSequence
 from plasticity.networks import Categorical, Network, Output
-from plasticity.shifts import Permute, Shifts, Window
+from plasticity.shifts import Permute, Shifts, SwitchGame, Window
 from plasticity.spec import SettingError, check, static
 from plasticity.training import host_lives, lifetime, lives, rollout
 from plasticity.training.host_lives import Crew, HostLives
-from plasticity.training.run import Run, Schedule
+from plasticity.training.run import Run, Schedule, check_run
 
 STEPS, ENVS, ROLLOUTS = 9, 6, 5
 HOST_ID = "plasticity-test/Counting-v0"
@@ -540,6 +541,42 @@ def test_actions_that_are_numbers_are_permuted_and_repeated_whole():
     met = {tuple(action) for action in crew._envs[0].actions[3].round(1)}
     assert met == {(0, 0, 0), (4.3, 4.1, 4.2)}
     crew.close()
+
+
+def test_games_on_the_host_are_played_in_turn():
+    """Would catch the wrong game, zeros at the wrong end, or an episode that goes on in another."""
+    small, large = Gymnasium(id="CartPole-v1", levels=8), Gymnasium(id="Acrobot-v1", levels=8)
+    env = HostSequence(HostGames((small, large), ("small", "large")))
+    assert (env.name, env.observation_shape, env.num_actions) == ("small+large", (6,), 3)
+    assert env.num_levels == 8
+    envs, everywhere = env.make(2), np.array([True, True])
+    task = jax.device_get(env.task(1))
+    for number, game in enumerate((small, large)):
+        this = task._replace(dynamics={"game": np.float32(number)})
+        alone, draws = game.make(2), [np.random.default_rng(0) for _ in range(2)]
+        for each in (envs, alone):
+            each.turn_to(this)
+        if number:
+            with pytest.raises(ValueError, match="goes to another game"):
+                envs.reset(np.array([True, False]), draws[0])
+        size = game.observation_shape[0]
+        seen = envs.reset(everywhere, draws[0])
+        np.testing.assert_array_equal(seen[:, :size], alone.reset(everywhere, draws[1]))
+        for action in (2, 1, 0):
+            step = envs.step(np.array([action, 0]))
+            own = alone.step(np.array([action % game.num_actions, 0]))
+            np.testing.assert_array_equal(step.observation[:, :size], own.observation)
+            assert not step.observation[:, size:].any()
+            np.testing.assert_array_equal(step.reward, own.reward)
+        alone.close()
+    envs.close()
+    run = host_run().replace(env=env, shift=Shifts.of(SwitchGame()))
+    check_run(run)
+    with pytest.raises(SettingError, match="must be 0 under switch_game: small\\+large"):
+        check_run(run.replace(schedule=Schedule(shift_over=2)))
+    mixed = HostSequence(HostGames((small, Numbers(id=HOST_ID, levels=8)), ("a", "b")))
+    with pytest.raises(SettingError, match=r"env\.games='a\+b': must all have numbers"):
+        check_run(run.replace(env=mixed))
 
 
 def test_gymnasium_adapter():

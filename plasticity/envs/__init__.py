@@ -8,7 +8,7 @@ from plasticity.envs.gymnax import Gymnax
 from plasticity.envs.host import Gymnasium, HostEnv, HostEnvs, HostStep
 from plasticity.envs.mujoco import MuJoCo
 from plasticity.envs.navix import Navix
-from plasticity.envs.sequence import Games, Sequence
+from plasticity.envs.sequence import Games, HostGames, HostSequence, Sequence
 
 __all__ = [
     "Atari",
@@ -22,6 +22,8 @@ __all__ = [
     "Gymnax",
     "HostEnv",
     "HostEnvs",
+    "HostGames",
+    "HostSequence",
     "HostStep",
     "Level",
     "Levels",

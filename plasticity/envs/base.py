@@ -45,8 +45,7 @@ class Task(NamedTuple):
     noise: Array | None = None  # float32 []: the standard deviation of noise on every entry
     # int32 [D]: entry i that is seen is entry permutation[i]; or [g * g], of blocks of an image.
     permutation: Array | None = None
-    # int32 [A]: action i is the environment's actions[i], or its number i is number actions[i].
-    actions: Array | None = None
+    actions: Array | None = None  # int32 [A]: action (or number) i is the environment's actions[i]
     sticky: Array | None = None  # float32 []: how likely the last action is taken again
     reward: Array | None = None  # float32 []: what rewards are multiplied by
 

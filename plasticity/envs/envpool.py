@@ -69,7 +69,7 @@ class EnvPool(HostEnv):
     @classmethod
     def known(cls) -> tuple[str, ...]:
         """The ids of the family."""
-        registry = optional("envpool.registration", extra="envpool").registry
+        registry = optional("envpool", extra="envpool").registration.registry
         return tuple(sorted(id for id, (path, *_) in registry.specs.items() if path == cls.family))
 
     def check(self) -> None:
