@@ -6,6 +6,7 @@ the same. How far it is off is what an observation earns: much where little like
 Shapes: T steps of a rollout, N environments, M a minibatch.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -36,8 +37,8 @@ class RND(Spec):
       weight: of the advantages of what is intrinsic.
       extrinsic_weight: of those of the environment's own rewards.
       gamma: the discount of intrinsic rewards, which know no episodes.
-      share: how much of each minibatch, at random, the predictor is trained on. In the paper as
-        much as 32 environments are worth, however many there are.
+      share: how much of each minibatch the predictor is trained on. In the paper as much as 32
+        environments are worth, however many there are; there each transition is taken by a coin.
       features: how many numbers the target says of an observation.
       channels: of what the agent sees, how many of the last channels predictor and target see, as
         the newest of Atari's stacked frames; 0 for all.
@@ -51,7 +52,7 @@ class RND(Spec):
     weight: float = setting(1.0, ge=0)
     extrinsic_weight: float = setting(2.0, ge=0)
     gamma: float = setting(0.99, ge=0, le=1)
-    share: float = setting(0.25, gt=0, le=1)
+    share: float = static(0.25, gt=0, le=1)
     features: int = static(512, ge=1)
     channels: int = static(0, ge=0)
     limit: float = setting(5.0, gt=0)
@@ -208,11 +209,8 @@ def learn(
     shuffle_key, steps_key, end_key = jax.random.split(context.key, 3)
 
     def objective(params: Params, state: Any, batch: Array, key: Array) -> Array:
-        share_key, loss_key = jax.random.split(key)
-        errors = _errors(rnd, curiosity, params, batch, context)
-        kept = jax.random.bernoulli(share_key, rnd.share, errors.shape)
-        mean = jnp.sum(errors * kept) / jnp.maximum(jnp.sum(kept), 1)
-        return mean + rnd.intervention.loss(state, params, context._replace(key=loss_key))
+        error = jnp.mean(_errors(rnd, curiosity, params, batch, context))
+        return error + rnd.intervention.loss(state, params, context._replace(key=key))
 
     def gradient_step(
         carry: tuple[Learner, Any], step: tuple[Array, Array]
@@ -226,10 +224,11 @@ def learn(
         state, learner = rnd.intervention.after_step(
             state, ppo.stepped(learner, gradient, context), after
         )
-        size = optax.tree.norm(gradient)
-        return (learner, state), _named({"predictor_loss": loss, "predictor_gradient_norm": size})
+        norm = optax.tree.norm(gradient)
+        return (learner, state), _named({"predictor_loss": loss, "predictor_gradient_norm": norm})
 
-    order = ppo.minibatches(agent, shuffle_key)
+    size = math.ceil(rnd.share * agent.minibatch_size)
+    order = ppo.minibatches(agent, shuffle_key)[:, :size]
     (predictor, state), metrics = jax.lax.scan(
         gradient_step,
         (curiosity.predictor, curiosity.intervention),

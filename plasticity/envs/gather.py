@@ -50,8 +50,9 @@ class Gather(CompiledEnv):
     """Collect gems, avoid pits. Actions: 0 up, 1 right, 2 down, 3 left.
 
     Observations are 11 x 11 x 3, channels last: the agent, the objects (worth `reward` or
-    `-reward`), the walls; or the room as a picture. Every episode lasts `episode_steps` and ends for good there, as in
-    the reference: nothing is bootstrapped, though the agent does not see the clock.
+    `-reward`), the walls; or the room as a picture. Every episode lasts `episode_steps` and ends
+    for good there, as in the reference: nothing is bootstrapped, though the agent does not see
+    the clock.
 
     Attributes:
       levels: the size of a level set.

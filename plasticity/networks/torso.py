@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plasticity.networks.activations import ACTIVATIONS
+from plasticity.networks.convolution import convolve
 from plasticity.networks.initial import uniform
 
 Array = jax.Array
@@ -94,13 +95,7 @@ class Conv(nn.Module):
         bound = 1 / math.sqrt(math.prod(shape[:-1]))
         weights = self.param("kernel", uniform, shape, bound)
         bias = self.param("bias", uniform, (channels,), bound)
-        return bias + jax.lax.conv_general_dilated(
-            x,
-            weights,
-            window_strides=(stride, stride),
-            padding=[(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return bias + convolve(x, weights, stride, padding)
 
 
 class Torso(nn.Module):
