@@ -91,7 +91,7 @@ class View:
 
 def singular_values(matrix: Array) -> Array:
     """The singular values of a matrix, the largest first."""
-    return jnp.linalg.svd(matrix, compute_uv=False)
+    return jnp.linalg.svd(matrix, full_matrices=False, compute_uv=False)
 
 
 class Probe(Spec):
