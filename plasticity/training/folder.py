@@ -24,7 +24,10 @@ from plasticity.training.run import Run
 
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
-_PACKAGES = ("plasticity", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "minigrid")
+_PACKAGES = (
+    *("plasticity", "jax", "jaxlib", "flax", "optax", "numpy"),
+    *("gymnasium", "minigrid", "gymnax", "navix", "envpool"),
+)
 
 
 class Job(NamedTuple):
