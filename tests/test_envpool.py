@@ -427,21 +427,30 @@ def test_other_robots(id, seen, numbers):
     assert MuJoCo(ANT, contact_forces=True).observation_shape == (105,)
 
 
-@pytest.mark.parametrize("name", ["procgen", "atari", "minigrid"])
+@pytest.mark.parametrize("name", ["procgen", "atari", "minigrid", "mujoco"])
 def test_a_short_life(name, tiny_run):
     """Would catch a family that cannot be trained in, or levels that a shift cannot move."""
-    env = needed(FAMILIES[name])
-    shift = pl.Window() if name == "procgen" else pl.PermuteActions()
+    env, numbers = needed(FAMILIES[name]), name == "mujoco"
+    shifts = {
+        "procgen": pl.Window(),
+        "mujoco": pl.RandomDynamics(parameter="friction", low=0.1, high=0.2),
+    }
+    agent = pl.PPO(num_envs=2, num_steps=4, minibatch_size=4, num_epochs=1)
     run = tiny_run(
         env=env,
-        shift=pl.Shifts.of(shift),
-        network=pl.Network(hidden=(8,), channels=(2,)),
-        agent=pl.PPO(num_envs=2, num_steps=4, minibatch_size=4, num_epochs=1),
+        shift=pl.Shifts.of(shifts.get(name, pl.PermuteActions())),
+        network=pl.Network(hidden=(8,), channels=() if numbers else (2,)),
+        agent=agent.replace(normalize_observations=numbers, normalize_rewards=numbers),
+        rnd=pl.RND(network=pl.Network(hidden=(8, 8, 8)), features=4) if name == "atari" else None,
         schedule=pl.Schedule(rounds=2, updates=1, eval_episodes=2, probe_batch=8),
     )
     frame = pl.train([run])
-    assert np.isfinite(frame["value"]).all()
+    # None of an episode has ended so soon, but where episodes are short.
+    assert np.isfinite(frame.loc[frame["metric"] != "train_return", "value"]).all()
     assert set(frame["round"]) == {1, 2}
+    found = set(frame["metric"])
+    assert ("eval_test_return" in found) == (name == "procgen")
+    assert ("intrinsic_return" in found) == (name == "atari")
 
 
 def test_what_cannot_be_played(tiny_run):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shared import Toy, same
+from shared import Toy, Tug, same
 
 from experiments.methods import methods
-from plasticity.agents import PPO
+from plasticity.agents import PPO, RND
 from plasticity.envs import Gather
 from plasticity.interventions import chain
 from plasticity.networks import Network
@@ -120,7 +120,10 @@ def test_stacked_alone_and_beside_one_that_diverges(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_with_another_kind_of_network(name):
-    """Would catch a method that knows one torso, one activation a unit, no norm or no image."""
+    """Would catch a method that knows one torso, one activation a unit, no norm or no image.
+
+    Or that knows logits alone, or one value.
+    """
     network = Network(
         hidden=(6,),
         shared=False,
@@ -131,6 +134,11 @@ def test_with_another_kind_of_network(name):
         stride=(1,),
         blocks=1,
     )
-    runs = lives.stack([run_of(chain(METHODS[name]()), network=network, env=Gather())])
-    after, begun = (jax.eval_shape(jax.vmap(of_one), runs) for of_one in (live_one, lifetime.begin))
-    assert after[:2] == (begun.learner.params, begun.intervention)
+    run = run_of(chain(METHODS[name]()), network=network, env=Gather())
+    curious = RND(network=Network(hidden=(4, 4, 4)))
+    for one in (run, run.replace(env=Tug(), network=SMALL, rnd=curious)):
+        runs = lives.stack([one])
+        after, begun = (
+            jax.eval_shape(jax.vmap(of_one), runs) for of_one in (live_one, lifetime.begin)
+        )
+        assert after[:2] == (begun.learner.params, begun.intervention)
