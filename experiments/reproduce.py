@@ -30,7 +30,7 @@ from plasticity import results
 from plasticity.envs import Gather, Level
 from plasticity.envs.gather import SIZE, START
 from plasticity.results import claims, study, table
-from plasticity.results.kinds import Kind, by_kind, env_of
+from plasticity.results.kinds import by_kind, env_of
 from plasticity.spec import SettingError
 
 # What several sizes have in common is none.
@@ -55,7 +55,7 @@ def reproduce(folders: Sequence[Path], console: Console | None = None) -> None:
         written |= {f"{above}{name}": data for name, data in study.tables(rows).items()}
     for name, data in written.items():
         _write(data, target / "tables" / f"{name}.csv")
-    levels = [_levels(range(4))] if Kind.GRIDWORLD in envs else []
+    levels = [_levels(range(4))] if "gather" in map(env_of, envs.values()) else []
     for drawn in itertools.chain(levels, study.figures(frame)):
         results.save(drawn.figure, target / "figures" / drawn.name)
         _write(drawn.data, target / "figures" / f"{drawn.name}.csv")

@@ -25,7 +25,11 @@ class SettingError(ValueError):
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
         super().__init__(f"{key}={value!r}: {allowed}")
-        self.key = key
+        self.key, self._value, self._allowed = key, value, allowed
+
+    def within(self, key: str) -> "SettingError":
+        """The same of a setting within that of another key."""
+        return SettingError(f"{key}.{self.key}", self._value, self._allowed)
 
 
 @dataclasses.dataclass(frozen=True)

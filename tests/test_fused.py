@@ -20,7 +20,7 @@ from plasticity.training.lives import stack
 from plasticity.training.memory import Memory, memory_of
 
 SMALL = (
-    "env._target_=shared.Toy ~env.levels ~env.reward ~env.episode_steps "
+    "env._target_=shared.Toy ~env.levels ~env.reward ~env.episode_steps ~env.pixels "
     "schedule=smoke schedule.updates=4 probes=[] "
     "agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
     "network.hidden=[8,8] schedule.eval_episodes=2 schedule.probe_batch=16"

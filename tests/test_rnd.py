@@ -82,9 +82,13 @@ def test_judged_as_published():
     """Would catch a reward for the wrong observation, sums that end with an episode, scales of a
     batch alone, channels from the wrong side, or statistics that a rollout is not part of."""
     curiosity, tools = started(run_of())
-    judge = jax.jit(
-        lambda curiosity, met: rnd.judge(CURIOUS, curiosity, met, jnp.arange(3.0), tools)
-    )
+
+    @jax.jit
+    def judge(curiosity, met):
+        curiosity, found, metrics = rnd.meet(CURIOUS, curiosity, met, tools)
+        earned = rnd.judge(CURIOUS, curiosity, met, found, jnp.arange(3.0))
+        return curiosity, earned, metrics
+
     met, every, sums = [], [], np.zeros(ENVS)
     for seed in range(2):
         trajectory = trajectory_of(seed)
@@ -147,7 +151,7 @@ def test_both_values_are_learnt():
 def test_predictor_learns_the_target():
     """Would catch a target that moves, a predictor that does not, or the share's wrong side."""
     curiosity, tools = started(run_of())
-    seen = trajectory_of(0).observation
+    seen = trajectory_of(0)
 
     def learn(of, share):
         return rnd.learn(CURIOUS.replace(share=share), AGENT, of, seen, tools)
@@ -209,13 +213,16 @@ def test_interventions_act_on_the_predictor_by_choice():
     ("curious", "says"),
     [
         (CURIOUS.replace(channels=7), "rnd.channels=7: must be at most the 6"),
-        (CURIOUS.replace(network=Network(hidden=(8, 8))), "must have three layers"),
+        (
+            CURIOUS.replace(network=Network(hidden=(8, 8))),
+            "must have two layers or more, three without",
+        ),
         (
             CURIOUS.replace(intervention=chain(ReDo())),
             "rnd.intervention='redo': must be of methods",
         ),
         (CURIOUS.replace(weight=-1.0), "rnd.weight=-1.0"),
-        (CURIOUS.replace(network=Network(channels=(4,))), "network.channels"),
+        (CURIOUS.replace(network=Network(channels=(4,))), "rnd.network.channels"),
     ],
 )
 def test_what_cannot_be_is_refused(curious, says):

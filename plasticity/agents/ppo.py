@@ -37,7 +37,9 @@ class PPO(Spec):
       normalize_observations: whether the network sees each entry of an observation less its mean
         and over its deviation so far in the lifetime, cut to [-10, 10].
       normalize_rewards: whether it learns from rewards over the deviation of their discounted
-        sums so far. What is reported as earned is not scaled.
+        sums so far, cut to [-10, 10]. What is reported as earned is not scaled.
+      reset_statistics: whether both begin anew at every shift, as the optimiser does. If not, they
+        are a past that every method has, `reset_all` included.
     """
 
     num_envs: int = static(11, ge=1)
@@ -57,6 +59,7 @@ class PPO(Spec):
     reset_optimizer: bool = static(True)
     normalize_observations: bool = static(False)
     normalize_rewards: bool = static(False)
+    reset_statistics: bool = static(False)
 
     @property
     def batch_size(self) -> int:

@@ -45,8 +45,8 @@ class RND(Spec):
       limit: entries of what they see are cut to [-limit, limit] deviations.
       network: of the predictor, before the layer that says `features`. The target has the last
         two of its hidden layers fewer.
-      intervention: interventions on the predictor, beside those on the agent. They may look at
-        parameters, not at activations.
+      intervention: interventions on the predictor, beside those on the agent. Only those that
+        treat all parameters alike, without units, activations or heads.
     """
 
     weight: float = setting(1.0, ge=0)
@@ -135,76 +135,97 @@ def start(rnd: RND, agent: PPO, shape: tuple[int, ...], context: Context) -> Cur
     )
 
 
-def judge(
-    rnd: RND,
-    curiosity: Curiosity,
-    trajectory: Trajectory,
-    following_value: Array,
-    context: Context,
-) -> tuple[Curiosity, Intrinsic, Metrics]:
-    """What a rollout earned by what was seen in it.
-
-    A step earns what the observation that comes after it is worth, though it be the first of the
-    next episode.
+def meet(
+    rnd: RND, curiosity: Curiosity, trajectory: Trajectory, context: Context
+) -> tuple[Curiosity, Array, Metrics]:
+    """Takes a rollout into the statistics.
 
     Args:
       rnd: the hyperparameters.
       curiosity: before the rollout.
-      trajectory: the rollout, [T, N, ...], with intrinsic values.
-      following_value: the intrinsic value of `trajectory.following`, [N].
+      trajectory: the rollout, [T, N, ...].
       context: of `context_of`.
 
     Returns:
-      Curiosity with the rollout in its statistics, what was earned, and metrics: `novelty`, the
-      mean squared error itself; `intrinsic_reward`, the same over the deviation of its discounted
-      sums; and `intrinsic_return`, the mean of those sums so far over their deviation.
+      Curiosity after it, its `novelty`, and metrics: `novelty`, the mean of that;
+      `intrinsic_reward`, the same over the deviation of its discounted sums; and
+      `intrinsic_return`, the mean of those sums after the last step over their deviation.
+    """
+    coming = _coming(rnd, trajectory)
+    seen = curiosity.seen.including(coming.reshape(-1, *coming.shape[2:]))
+    curiosity = curiosity._replace(seen=seen)
+    found = novelty(rnd, curiosity, trajectory, context)
+    earned = curiosity.earned.including(found, jnp.ones(found.shape, bool), rnd.gamma)
+    metrics = {
+        "novelty": jnp.mean(found),
+        "intrinsic_reward": jnp.mean(found) / earned.scale,
+        "intrinsic_return": jnp.mean(earned.sums) / earned.scale,
+    }
+    return curiosity._replace(earned=earned), found, _named(metrics)
+
+
+def novelty(rnd: RND, curiosity: Curiosity, trajectory: Trajectory, context: Context) -> Array:
+    """The predictor's mean squared errors, [T, N], on what each step of a rollout led to.
+
+    That may be the first observation of the next episode.
+
+    Args:
+      rnd: the hyperparameters.
+      curiosity: as it is.
+      trajectory: the rollout, [T, N, ...].
+      context: of `context_of`.
+    """
+    params = curiosity.predictor.params
+    # Step by step, for the activations of a whole rollout of images are large.
+    return jax.lax.map(
+        lambda x: _errors(rnd, curiosity, params, x, context), _coming(rnd, trajectory)
+    )
+
+
+def judge(
+    rnd: RND,
+    curiosity: Curiosity,
+    trajectory: Trajectory,
+    found: Array,
+    following_value: Array,
+) -> Intrinsic:
+    """What a rollout earned by what was seen in it.
+
+    Args:
+      rnd: the hyperparameters.
+      curiosity: as it is.
+      trajectory: the rollout, [T, N, ...], with intrinsic values.
+      found: its `novelty`, [T, N].
+      following_value: the intrinsic value of `trajectory.following`, [N].
     """
     assert trajectory.intrinsic_value is not None
-    assert trajectory.following is not None
-    coming = jnp.concatenate([trajectory.observation[1:], trajectory.following[None]])
-    coming = _looked_at(rnd, coming)
-    curiosity = curiosity._replace(
-        seen=curiosity.seen.including(coming.reshape(-1, *coming.shape[2:]))
-    )
-    # Step by step, for the activations of a whole rollout of images are large.
-    novelty = jax.lax.map(
-        lambda x: _errors(rnd, curiosity, curiosity.predictor.params, x, context), coming
-    )
-    sums = curiosity.earned.including(novelty, jnp.ones(novelty.shape, bool), rnd.gamma)
-    reward = novelty / sums.scale
-    intrinsic = Intrinsic(
-        reward=reward,
+    return Intrinsic(
+        reward=found / curiosity.earned.scale,
         value=trajectory.intrinsic_value,
         next_value=jnp.concatenate([trajectory.intrinsic_value[1:], following_value[None]]),
         gamma=rnd.gamma,
         weight=rnd.weight,
         extrinsic_weight=rnd.extrinsic_weight,
     )
-    metrics = {
-        "novelty": jnp.mean(novelty),
-        "intrinsic_reward": jnp.mean(reward),
-        "intrinsic_return": jnp.mean(sums.sums) / sums.scale,
-    }
-    return curiosity._replace(earned=sums), intrinsic, _named(metrics)
 
 
 def learn(
-    rnd: RND, agent: PPO, curiosity: Curiosity, observations: Array, context: Context
+    rnd: RND, agent: PPO, curiosity: Curiosity, trajectory: Trajectory, context: Context
 ) -> tuple[Curiosity, Metrics]:
-    """Trains the predictor on a rollout, in as many epochs and minibatches as the agent.
+    """Trains the predictor on what it judged, in as many epochs and minibatches as the agent.
 
     Args:
       rnd: the hyperparameters.
       agent: the agent's.
       curiosity: with the rollout in its statistics.
-      observations: what was seen in the rollout, [T, N, ...].
+      trajectory: the rollout, [T, N, ...].
       context: of `context_of`.
 
     Returns:
       Curiosity after it, and metrics, means over minibatches: `predictor_loss`, and
       `predictor_gradient_norm`, which is before clipping.
     """
-    seen = _looked_at(rnd, observations)
+    seen = _coming(rnd, trajectory)
     seen = seen.reshape(-1, *seen.shape[2:])
     shuffle_key, steps_key, end_key = jax.random.split(context.key, 3)
 
@@ -259,8 +280,11 @@ def seen_shape(rnd: RND, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-1], rnd.channels) if rnd.channels else shape
 
 
-def _looked_at(rnd: RND, observations: Array) -> Array:
-    return observations[..., -rnd.channels :] if rnd.channels else observations
+def _coming(rnd: RND, trajectory: Trajectory) -> Array:
+    """What each step of a rollout led to, as far as it is looked at. [T, N, ...]."""
+    assert trajectory.following is not None
+    coming = jnp.concatenate([trajectory.observation[1:], trajectory.following[None]])
+    return coming[..., -rnd.channels :] if rnd.channels else coming
 
 
 def _predictor(rnd: RND, shape: tuple[int, ...]) -> Described:

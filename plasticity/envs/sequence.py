@@ -42,6 +42,10 @@ class Several(Env):
         return max(game.num_actions for game in self.games.parts)
 
     @property
+    def continuous_actions(self) -> bool:
+        return self.games.parts[0].continuous_actions
+
+    @property
     def num_levels(self) -> int | Array | None:
         sizes = [game.num_levels for game in self.games.parts]
         return None if any(size is None for size in sizes) else sizes[0]
@@ -63,8 +67,11 @@ class Several(Env):
             shapes = [game.observation_shape for game in self.games.parts]
             raise SettingError("env.games", shapes, "must show equally many axes")
         sizes = [game.num_levels for game in self.games.parts]
-        if None not in sizes and len(set(sizes)) > 1:
-            raise SettingError("env.games", sizes, "must have as many levels each")
+        if len(set(sizes)) > 1:
+            raise SettingError("env.games", sizes, "must have as many levels each, or none")
+        kinds = [game.continuous_actions for game in self.games.parts]
+        if len(set(kinds)) > 1:
+            raise SettingError("env.games", self.name, "must all have numbers as actions, or none")
 
 
 class Sequence(Several, CompiledEnv):
@@ -72,7 +79,8 @@ class Sequence(Several, CompiledEnv):
 
     A task sets `game`, the number of the one that is played, 0 unless it does. What a game shows
     is filled up with zeros to the largest, at the end of each axis; an action that a game does
-    not have is taken modulo the number of those that it has.
+    not have is taken modulo the number of those that it has, and of more numbers than a game takes
+    the first ones count.
 
     Attributes:
       games: the environments by name.
@@ -104,7 +112,9 @@ class Sequence(Several, CompiledEnv):
     def step(self, task: Task, state: State, action: Array, key: Array) -> Step:
         def play(i: int) -> Step:
             game = self.games.parts[i]
-            step = game.step(task, state[i], action % game.num_actions, key)
+            numbers = game.continuous_actions
+            known = action[: game.num_actions] if numbers else action % game.num_actions
+            step = game.step(task, state[i], known, key)
             return step._replace(state=(*state[:i], step.state, *state[i + 1 :]))
 
         return self._of_game(task, play)
@@ -119,8 +129,6 @@ class Sequence(Several, CompiledEnv):
 class HostSequence(Several, HostEnv):
     """Games on the host that are played one after the other, as those of a `Sequence` are.
 
-    Of an action of more numbers than a game takes, the first ones count.
-
     Attributes:
       games: the environments by name.
     """
@@ -128,18 +136,8 @@ class HostSequence(Several, HostEnv):
     games: HostGames
 
     @property
-    def continuous_actions(self) -> bool:
-        return self.games.parts[0].continuous_actions
-
-    @property
     def gradual(self) -> bool:
         return False
-
-    def check(self) -> None:
-        super().check()
-        kinds = [game.continuous_actions for game in self.games.parts]
-        if len(set(kinds)) > 1:
-            raise SettingError("env.games", self.name, "must all have numbers as actions, or none")
 
     def make(self, num_envs: int) -> "SequenceEnvs":
         return SequenceEnvs(self, num_envs)

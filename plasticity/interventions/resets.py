@@ -11,7 +11,9 @@ from plasticity.spec import setting, static
 class ResetAll(Intervention):
     """Draws every parameter anew at each shift: the upper control, with no past at all.
 
-    The optimiser's state begins anew as well.
+    The optimiser's state begins anew as well. Running statistics of what is seen and earned, where
+    an agent has them, go on unless `agent.reset_statistics` is on, and so does a predictor unless
+    this is among `rnd.intervention` too.
     """
 
     def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:

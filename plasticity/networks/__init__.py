@@ -2,7 +2,7 @@
 
 from plasticity.networks.activations import ACTIVATIONS
 from plasticity.networks.actor_critic import ActorCritic, Network, Output, Params
-from plasticity.networks.policy import Categorical, Gaussian, Policy, kind_of
+from plasticity.networks.policy import Categorical, Gaussian, Policy, policy_class
 from plasticity.networks.torso import NORMS
 from plasticity.networks.tree import (
     Connections,
@@ -32,10 +32,10 @@ __all__ = [
     "by_layer",
     "connections",
     "depth_of",
-    "kind_of",
     "layer_index",
     "map_hidden",
     "norms",
+    "policy_class",
     "root_mean_squares",
     "value_heads",
 ]

@@ -57,7 +57,11 @@ class ActorCritic(nn.Module):
 
 
 class Head(nn.Module):
-    """A linear layer for a policy's logits; or for means, with deviations beside it."""
+    """A linear layer for a policy's logits; or for means, with deviations beside it.
+
+    The deviations' logarithms begin at 0 and are parameters like others: what draws weights anew,
+    shrinks or penalises them does so with these.
+    """
 
     num_actions: int
     continuous: bool
@@ -124,10 +128,10 @@ class Network(Spec):
     def torso(self, observation_shape: tuple[int, ...], name: str | None = None) -> Torso:
         """The module of what comes before the heads. Raises as `build` does."""
         widening = ACTIVATIONS[self.activation].widening
-        for name, widths in (("hidden", self.hidden), ("channels", self.channels)):
+        for field, widths in (("hidden", self.hidden), ("channels", self.channels)):
             if any(units % widening for units in widths):
                 raise SettingError(
-                    f"network.{name}",
+                    f"network.{field}",
                     widths,
                     f"each must be a multiple of {widening} for the activation {self.activation}",
                 )

@@ -47,12 +47,12 @@ class Categorical(NamedTuple):
         return jnp.argmax(self.logits, axis=-1) != jnp.argmax(other.logits, axis=-1)
 
     @property
-    def said(self) -> Array:
+    def outputs(self) -> Array:
         """What the head computes for each action. [..., A]."""
         return self.logits
 
     @property
-    def matters(self) -> Array:
+    def centred(self) -> Array:
         """The same without what no probability depends on. [..., A]."""
         return self.logits - jnp.mean(self.logits, axis=-1, keepdims=True)
 
@@ -100,12 +100,12 @@ class Gaussian(NamedTuple):
         return jnp.any(away >= 1, axis=-1)
 
     @property
-    def said(self) -> Array:
+    def outputs(self) -> Array:
         """What the head computes for each number. [..., A]."""
         return self.mean
 
     @property
-    def matters(self) -> Array:
+    def centred(self) -> Array:
         """All of it. [..., A]."""
         return self.mean
 
@@ -113,6 +113,6 @@ class Gaussian(NamedTuple):
 Policy = Categorical | Gaussian
 
 
-def kind_of(continuous: bool) -> type[Categorical] | type[Gaussian]:
+def policy_class(continuous: bool) -> type[Categorical] | type[Gaussian]:
     """The kind of policy that acts in numbers, or in discrete actions."""
     return Gaussian if continuous else Categorical

@@ -29,7 +29,7 @@ class NTKRank(Probe):
         observations = view.observations[: self.size]
 
         def policy(params: Params) -> Array:
-            return view.apply(params, observations).policy.matters
+            return view.apply(params, observations).policy.centred
 
         def value(params: Params) -> Array:
             return view.apply(params, observations).value[:, None]

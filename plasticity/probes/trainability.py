@@ -37,7 +37,7 @@ class Trainability(Probe):
     def __call__(self, view: View) -> dict[str, Array]:
         def outputs(params: Params) -> Array:
             output = view.apply(params, view.observations)
-            return jnp.concatenate([output.policy.said, output.value[:, None]], axis=-1)
+            return jnp.concatenate([output.policy.outputs, output.value[:, None]], axis=-1)
 
         # Not of view.key, which changes: curves compare only if the task stays the same. Nor in
         # low precision, of which 1e5 would leave no digit right.

@@ -372,7 +372,7 @@ def montezuma(outcomes: Outcomes) -> list[Part]:
     for name in (BASELINE, *names):
         if name not in set(frame["intervention"]):
             raise ResultsError(f"intervention {name}: not in the table")
-    if not select(frame, TRAIN)["value"].fillna(0).any():
+    if TRAIN not in set(frame["metric"]) or not select(frame, TRAIN)["value"].fillna(0).any():
         return [_open("C7", "none", f"{name} - {BASELINE}: {NONE_FOUND}") for name in names]
     wide = earned(frame).pivot(index="seed", columns="intervention", values="score")
     parts = []

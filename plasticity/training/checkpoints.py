@@ -141,7 +141,8 @@ class Checkpoints:
 
     def _check(self, about: Any) -> None:
         for name, version in self._versions.items():
-            if (had := about["versions"].get(name)) != version:
+            had = about["versions"].get(name)
+            if had != version and had is not None:  # what was not there has made nothing of it
                 raise SettingError(
                     "checkpoint",
                     str(self._folder),

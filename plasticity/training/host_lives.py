@@ -405,10 +405,10 @@ class Team:
         return jnp.asarray(np.mean(earned, axis=1))
 
     def _random_actions(self, draw: np.random.Generator, num_envs: int) -> np.ndarray:
-        """Actions drawn alike: one of them, or numbers between -1 and 1."""
+        """Actions drawn alike, or numbers drawn normally."""
         env = self._runs.env
         if env.continuous_actions:
-            return draw.uniform(-1, 1, (num_envs, env.num_actions)).astype(np.float32)
+            return draw.normal(size=(num_envs, env.num_actions)).astype(np.float32)
         return draw.integers(env.num_actions, size=num_envs)
 
     def _sample(self, task: Task) -> np.ndarray:

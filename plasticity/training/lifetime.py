@@ -107,11 +107,11 @@ def begin(run: Run) -> RunState:
     """The state before the first update of the first round."""
     zero = jnp.zeros((), jnp.int32)
     context = context_of(run, zero, zero)
-    shape = run.env.observation_shape
+    seen, earned = _statistics(run)
     curiosity = None
     if run.rnd is not None:
         tools = _predictor_context(run, context, Stream.PREDICTOR)
-        curiosity = rnd.start(run.rnd, run.agent, shape, tools)
+        curiosity = rnd.start(run.rnd, run.agent, run.env.observation_shape, tools)
     params = context.fresh(key_for(run, Stream.PARAMS))
     learner = Learner(params, context.optimizer.init(params))
     task = run.shift.begin(run.env.task(run.seed), run.env, key_for(run, Stream.SHIFT))
@@ -127,9 +127,18 @@ def begin(run: Run) -> RunState:
         round=zero,
         update=zero,
         diverged=zero,
-        seen=moments(shape) if run.agent.normalize_observations else None,
-        earned=returns(run.agent.num_envs) if run.agent.normalize_rewards else None,
+        seen=seen,
+        earned=earned,
         curiosity=curiosity,
+    )
+
+
+def _statistics(run: Run) -> tuple[Moments | None, Returns | None]:
+    """Those of observations and rewards before there are any, where the agent has them."""
+    agent = run.agent
+    return (
+        moments(run.env.observation_shape) if agent.normalize_observations else None,
+        returns(agent.num_envs) if agent.normalize_rewards else None,
     )
 
 
@@ -153,7 +162,14 @@ def next_round(run: Run, state: RunState) -> RunState:
         assert curiosity is not None
         tools = _predictor_context(run, context, Stream.PREDICTOR_SHIFT)
         curiosity = rnd.shift(run.rnd, run.agent, curiosity, tools)
+    seen, earned = state.seen, state.earned
+    if earned is not None:  # the episodes that it was earned in are over
+        earned = earned._replace(sums=jnp.zeros_like(earned.sums))
+    if run.agent.reset_statistics:
+        seen, earned = _statistics(run)
     return state._replace(
+        seen=seen,
+        earned=earned,
         learner=learner,
         curiosity=curiosity,
         intervention=intervention,
@@ -226,7 +242,14 @@ def improve(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState
         goes_on = ~(trajectory.terminated | trajectory.truncated)
         earned = state.earned.including(trajectory.reward, goes_on, run.agent.gamma)
         state = state._replace(earned=earned)
-    curiosity, intrinsic, found = _judged(run, state, trajectory)
+    intrinsic: Intrinsic | None = None
+    found: Metrics = {}
+    if run.rnd is not None:
+        assert state.curiosity is not None
+        tools = _predictor_context(run, _context(run, state), Stream.PREDICTOR_UPDATE)
+        curiosity, novelty, found = rnd.meet(run.rnd, state.curiosity, trajectory, tools)
+        state = state._replace(curiosity=curiosity)
+        intrinsic = _judged(run, state, trajectory, novelty)
     learner, intervention, metrics = ppo.update(
         run.agent,
         run.intervention,
@@ -237,11 +260,8 @@ def improve(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState
         intrinsic,
     )
     if run.rnd is not None:
-        assert curiosity is not None
-        tools = _predictor_context(run, _context(run, state), Stream.PREDICTOR_UPDATE)
-        curiosity, predicted = rnd.learn(
-            run.rnd, run.agent, curiosity, trajectory.observation, tools
-        )
+        curiosity, predicted = rnd.learn(run.rnd, run.agent, curiosity, trajectory, tools)
+        state = state._replace(curiosity=curiosity)
         metrics = {**metrics, **found, **predicted}
     seen = state.seen
     if seen is not None:
@@ -258,7 +278,6 @@ def improve(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState
         update=update,
         diverged=jnp.where(~finite & (state.diverged == 0), update, state.diverged),
         seen=seen,
-        curiosity=curiosity,
     ), metrics
 
 
@@ -270,18 +289,14 @@ def _scaled(state: RunState, trajectory: Trajectory) -> Trajectory:
     return trajectory._replace(reward=reward)
 
 
-def _judged(
-    run: Run, state: RunState, trajectory: Trajectory
-) -> tuple[Curiosity | None, Intrinsic | None, Metrics]:
-    """What curiosity makes of a rollout, where there is any."""
-    if run.rnd is None:
-        return None, None, {}
+def _judged(run: Run, state: RunState, trajectory: Trajectory, novelty: Array) -> Intrinsic:
+    """What curiosity makes of the novelty of a rollout."""
+    assert run.rnd is not None
     assert state.curiosity is not None
     assert trajectory.following is not None
     following_value = policy(run, state)(trajectory.following).intrinsic_value
     assert following_value is not None
-    tools = _predictor_context(run, _context(run, state), Stream.PREDICTOR_UPDATE)
-    return rnd.judge(run.rnd, state.curiosity, trajectory, following_value, tools)
+    return rnd.judge(run.rnd, state.curiosity, trajectory, novelty, following_value)
 
 
 def _task_at(run: Run, state: RunState, update: Array) -> Task:
@@ -358,7 +373,12 @@ def measure(
 
     def batch() -> Batch:
         met = trajectory or _trial(run, state)
-        intrinsic = _judged(run, state, met)[1]
+        intrinsic = None
+        if run.rnd is not None:
+            assert state.curiosity is not None
+            tools = _predictor_context(run, context, Stream.PREDICTOR_UPDATE)
+            novelty = rnd.novelty(run.rnd, state.curiosity, met, tools)
+            intrinsic = _judged(run, state, met, novelty)
         return ppo.normalized(ppo.transitions(run.agent, _scaled(state, met), intrinsic))
 
     def losses(params: Params, batch: Batch) -> Array:

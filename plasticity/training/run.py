@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from plasticity.agents import PPO, RND, ppo, rnd
+from plasticity.agents import PPO, RND, Trajectory, ppo, rnd
 from plasticity.envs.base import LEVELS_A_SEED, MAX_SEED, Env, Levels, Task
 from plasticity.interventions import Context, Intervention, Interventions
 from plasticity.networks import ActorCritic, Network
@@ -150,28 +150,36 @@ def _check_curiosity(run: Run, curious: RND) -> None:
         raise SettingError(
             "rnd.channels", curious.channels, f"must be at most the {shape[-1]} that are seen"
         )
-    if not network.channels and len(network.hidden) < 3:
+    if len(network.hidden) < (2 if network.channels else 3):
         raise SettingError(
             "rnd.network.hidden",
             network.hidden,
-            "must have three layers or more without convolutions: the target has two fewer",
+            "must have two layers or more, three without convolutions: the target has two fewer",
         )
+    try:
+        curious.intervention.network(network).torso(rnd.seen_shape(curious, shape))
+    except SettingError as error:
+        raise error.within("rnd") from error
     _check_extensions(curious.intervention, "rnd.intervention")
 
     def learn(key: Array) -> Any:
         zero = jnp.zeros((), jnp.int32)
         context = Context(key, zero, zero, *[None] * 4)  # type: ignore[arg-type]
         tools = rnd.context_of(curious, run.agent, shape, key, context)
-        seen = jnp.zeros((run.agent.num_steps, run.agent.num_envs, *shape))
+        each = jnp.zeros((run.agent.num_steps, run.agent.num_envs))
+        seen = jnp.zeros((*each.shape, *shape))
+        met = Trajectory(*[each] * 9)._replace(observation=seen, following=seen[0])
         curiosity = rnd.start(curious, run.agent, shape, tools)
-        curiosity, _ = rnd.learn(curious, run.agent, curiosity, seen, tools)
+        curiosity, _ = rnd.learn(curious, run.agent, curiosity, met, tools)
         return rnd.shift(curious, run.agent, curiosity, tools)
 
+    if not curious.intervention.parts:
+        return
     try:
         jax.eval_shape(learn, jax.random.key(0))
     except (AssertionError, AttributeError, LookupError, TypeError) as error:
         raise SettingError(
             "rnd.intervention",
             curious.intervention.name,
-            "must be of methods that look at parameters alone, not at what a policy does",
+            "must be of methods that treat all parameters alike: no units, activations, heads",
         ) from error
