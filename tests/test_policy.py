@@ -183,3 +183,22 @@ def test_permuted_numbers_are_seen(tiny_run):
     run = run_of(shift=Shifts.of(Permute(), PermuteActions()), schedule=Schedule(2, 1))
     state = jax.eval_shape(lambda run: lifetime.next_round(run, lifetime.begin(run)), run)
     assert state.task.actions.shape == (2,)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_statistics_at_a_boundary(anew):
+    """Would catch sums that go on in new episodes, or statistics that do not begin anew."""
+    run = run_of(shift=Shifts.of(Permute()), schedule=Schedule(2, 2))
+    run = run.replace(agent=run.agent.replace(reset_statistics=anew, num_steps=18))
+
+    @jax.jit
+    def live(run):
+        state = lifetime.advance(run, lifetime.begin(run), 2)[0]
+        return lifetime.begin(run), state, lifetime.next_round(run, state)
+
+    begun, before, after = live(run)
+    assert np.all(before.earned.sums != 0)
+    same(after.earned.sums, np.zeros(8))
+    kept = begun if anew else before
+    same(after.seen, kept.seen)
+    same(after.earned.moments, kept.earned.moments)

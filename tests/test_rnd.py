@@ -17,6 +17,7 @@ from plasticity.interventions import (
     ResetAll,
     SoftShrinkPerturb,
 )
+from plasticity.probes import CriticError, Probes
 from plasticity.spec import SettingError
 from plasticity.training import check_run, lifetime
 
@@ -146,6 +147,29 @@ def test_both_values_are_learnt():
     for head in ("value", "intrinsic_value"):
         kernels = (of.learner.params[head]["kernel"] for of in (state, after))
         assert not np.allclose(*kernels)
+
+
+def test_a_probe_takes_the_statistics_as_they_are():
+    """Would catch a rollout that is counted twice when it is looked at after its update."""
+    run = run_of(probes=Probes.of(CriticError()))
+
+    @jax.jit
+    def look(run):
+        state, trajectory, _ = lifetime.collect(run, lifetime.begin(run))
+        state, _ = lifetime.improve(run, state, trajectory)
+        tools = tools_of(run)
+        found = rnd.novelty(run.rnd, state.curiosity, trajectory, tools)
+        value = lifetime.policy(run, state)(trajectory.following).intrinsic_value
+        earned = rnd.judge(run.rnd, state.curiosity, trajectory, found, value)
+        known = ppo.transitions(run.agent, trajectory, earned)
+        seen = jnp.zeros((4, SEEN))
+        return lifetime.measure(run, state, seen, trajectory), known, state
+
+    measured, known, state = look(run)
+    value = lifetime.policy(run, state)(known.observation).value
+    error = np.sqrt(np.mean(np.square(value - known.target)))
+    assert float(measured["critic_error"]["all"]) == pytest.approx(float(error), rel=1e-4)
+    assert float(state.curiosity.seen.weight) == pytest.approx(STEPS * ENVS, abs=0.01)
 
 
 def test_predictor_learns_the_target():
