@@ -246,6 +246,7 @@ def test_interventions_act_on_the_predictor_by_choice():
             "rnd.intervention='redo': must be of methods",
         ),
         (CURIOUS.replace(weight=-1.0), "rnd.weight=-1.0"),
+        (CURIOUS.replace(network=Network((8, 8, 8), shared=False)), "rnd.network.shared=False"),
         (CURIOUS.replace(network=Network(channels=(4,))), "rnd.network.channels"),
     ],
 )

@@ -40,6 +40,8 @@ def memory_of(run: Run) -> Memory:
     apply = lifetime.context_of(run, zero, zero).apply
     activations = jax.eval_shape(apply, state.learner.params, seen).activations
     updating = 2 * _bytes(trajectory) + 4 * _bytes(state.learner.params)
+    if state.curiosity is not None:  # and what the rollout led to, once more
+        updating += 4 * _bytes(state.curiosity.predictor.params) + _bytes(trajectory.observation)
     met = math.prod(sample_shape(run.schedule.probe_batch))  # of which the probe batch is drawn
     sampling = 5 * met * _bytes(seen) // run.schedule.probe_batch // 4
     probing = 4 * _bytes(activations)

@@ -150,6 +150,8 @@ def _check_curiosity(run: Run, curious: RND) -> None:
         raise SettingError(
             "rnd.channels", curious.channels, f"must be at most the {shape[-1]} that are seen"
         )
+    if not network.shared:
+        raise SettingError("rnd.network.shared", False, "must be true: there is one torso")
     if len(network.hidden) < (2 if network.channels else 3):
         raise SettingError(
             "rnd.network.hidden",
