@@ -1,4 +1,4 @@
-"""Entry points, to be run from the top of the repository: `python -m experiments.train`."""
+"""Entry points, to be run from the top of the repository: `python -m plasticity.cli.train`."""
 
 import os
 

@@ -35,14 +35,22 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from experiments.cli import command, one_line, runs_of
-from experiments.methods import methods
-from experiments.speed import HostSpeed, Speed, begun, measure, measure_host, most, ratio
+from experiments.benchmark_measure import (
+    HostSpeed,
+    Speed,
+    begun,
+    measure,
+    measure_host,
+    most,
+    ratio,
+)
 from plasticity.agents import Metrics
+from plasticity.cli.command import command, one_line, runs_of
+from plasticity.cli.methods import methods
 from plasticity.interventions import Interventions
 from plasticity.probes import Probes
 from plasticity.training import Run
-from plasticity.training.lives import CompiledLives
+from plasticity.training.trainer import JaxTrainer
 
 PRESETS = ("paper", "quickstart")
 HOST_PRESETS = ("minigrid",)
@@ -63,7 +71,7 @@ def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> 
     for method in track(methods("intervention"), console=_ERRORS):
         run = plain.replace(intervention=Interventions.of(method.kind()))
         cells = [
-            ratio(begun(run, n).advance, baseline.advance, seconds)
+            ratio(begun(run, n).train_updates, baseline.train_updates, seconds)
             for n, baseline in zip(agents, baselines, strict=True)
         ]
         table.add_row(method.name, *(f"{cell:.2f}" for cell in cells))
@@ -81,16 +89,16 @@ def cost_of_probes(plain: Run, default: Probes, agents: Sequence[int], seconds: 
     for name, probes in track({"default": default, **each}.items(), console=_ERRORS):
         cells = []
         for n, baseline in zip(agents, baselines, strict=True):
-            lives = begun(plain.replace(probes=probes), n)
-            measure = partial(_measure, lives, probes.names)
-            cells.append(ratio(measure, baseline.advance, seconds))
+            trainer = begun(plain.replace(probes=probes), n)
+            measure = partial(_measure, trainer, probes.names)
+            cells.append(ratio(measure, baseline.train_updates, seconds))
         table.add_row(name, *(f"{cell:.2f}" for cell in cells))
         jax.clear_caches()
     return table
 
 
-def _measure(lives: CompiledLives, probes: Collection[str], times: int) -> list[Metrics]:
-    return [lives.measure(probes) for _ in range(times)]
+def _measure(trainer: JaxTrainer, probes: Collection[str], times: int) -> list[Metrics]:
+    return [trainer.run_probes(probes) for _ in range(times)]
 
 
 def _agents(number: int) -> str:

@@ -1,25 +1,6 @@
 """Trains a run, or the runs of a sweep: `python -m experiments.train --help`."""
 
-from pathlib import Path
-
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
-from experiments.cli import CONFIG, CONFIGS, command, keeping, prepared
-from experiments.fused import train_all
-
-
-@hydra.main(config_path=str(CONFIGS), config_name=CONFIG, version_base="1.3")
-def job(config: DictConfig) -> float:
-    """One job: its seeds train stacked in one program; its results go into Hydra's folder."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    (outcome,) = train_all([prepared(config, folder)], keeping=keeping(config))
-    if isinstance(outcome, Exception):
-        raise outcome
-    print(f"results in {folder}")
-    return outcome
-
+from plasticity.cli.train import main
 
 if __name__ == "__main__":
-    command(job)
+    main()

@@ -8,8 +8,8 @@ pl.results.overview(frame)
 """
 
 from plasticity import results
-from plasticity.agents import PPO, RND
-from plasticity.config import runs_from
+from plasticity.agents import A2C, PPO, RND, Agent, IntrinsicModule, NoIntrinsic
+from plasticity.config import from_config
 from plasticity.envs import (
     Atari,
     CartPole,
@@ -47,7 +47,6 @@ from plasticity.interventions import (
     L2Norm,
     LayerNorm,
     LeakyReLU,
-    Learner,
     NormalizeAndProject,
     Optimizer,
     Parseval,
@@ -69,11 +68,12 @@ from plasticity.interventions import (
     SoftShrinkPerturb,
     SpectralRegularization,
     Tanh,
+    TrainState,
     Wasserstein,
     WeightClipping,
     WeightNormalization,
     chain,
-    cleared,
+    reset_moments,
 )
 from plasticity.networks import Network
 from plasticity.probes import (
@@ -125,10 +125,11 @@ from plasticity.shifts import (
     Tint,
     Window,
 )
-from plasticity.spec import SettingError, setting, static
+from plasticity.struct import SettingError, field, static_field
 from plasticity.training import Run, Schedule, load_params, train
 
 __all__ = [
+    "A2C",
     "GELU",
     "L2",
     "PPO",
@@ -136,6 +137,7 @@ __all__ = [
     "TRAC",
     "UPGD",
     "AdamRel",
+    "Agent",
     "ApproximateRank",
     "Atari",
     "Batch",
@@ -172,17 +174,18 @@ __all__ = [
     "InactiveFraction",
     "Intervention",
     "Interventions",
+    "IntrinsicModule",
     "Kron",
     "L2Init",
     "L2Norm",
     "LayerNorm",
     "LeakyReLU",
-    "Learner",
     "MiniGrid",
     "MuJoCo",
     "NTKRank",
     "Navix",
     "Network",
+    "NoIntrinsic",
     "Noise",
     "NormalizeAndProject",
     "Offset",
@@ -230,6 +233,7 @@ __all__ = [
     "SwitchGame",
     "Tanh",
     "Tint",
+    "TrainState",
     "Trainability",
     "ValueChurn",
     "View",
@@ -240,11 +244,11 @@ __all__ = [
     "WeightRMS",
     "Window",
     "chain",
-    "cleared",
+    "field",
+    "from_config",
     "load_params",
+    "reset_moments",
     "results",
-    "runs_from",
-    "setting",
-    "static",
+    "static_field",
     "train",
 ]

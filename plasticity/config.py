@@ -4,20 +4,21 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from plasticity.agents import PPO, RND
+from plasticity.agents import PPO, Agent, IntrinsicModule, NoIntrinsic
 from plasticity.envs import Env
 from plasticity.interventions import Intervention, Interventions
 from plasticity.networks import Network
 from plasticity.probes import Probe, Probes
+from plasticity.renamed import rename_config
 from plasticity.shifts import Shift, Shifts
-from plasticity.spec import TARGET, Parts, SettingError, Spec, check, fields, locate
+from plasticity.storage.tracking import Tracker, Trackers
+from plasticity.struct import TARGET, Chain, SettingError, Struct, check, fields, locate
 from plasticity.training.run import Run, Schedule, check_run
-from plasticity.training.tracking import Tracker, Trackers
 
-S = TypeVar("S", bound=Spec)
+S = TypeVar("S", bound=Struct)
 
 
-def runs_from(config: Mapping[str, Any]) -> list[Run]:
+def from_config(config: Mapping[str, Any]) -> list[Run]:
     """The runs that a configuration defines: one for each seed.
 
     Args:
@@ -29,8 +30,8 @@ def runs_from(config: Mapping[str, Any]) -> list[Run]:
     Raises:
       SettingError: for the first setting that cannot be used.
     """
+    config = rename_config(config)
     known = [name for name, _ in fields(Run)]
-    curious = config.get("rnd") is not None
     for key in config:
         if key not in known:
             raise SettingError(key, config[key], f"no such setting; there are {', '.join(known)}")
@@ -47,10 +48,10 @@ def runs_from(config: Mapping[str, Any]) -> list[Run]:
             config.get("intervention"), Interventions, Intervention, "intervention"
         ),
         network=_build(config.get("network"), Network, "network"),
-        agent=_build(config.get("agent"), PPO, "agent"),
+        agent=_build(config.get("agent"), Agent, "agent", PPO),
         probes=_build_parts(config.get("probes"), Probes, Probe, "probes"),
         schedule=_build(config.get("schedule"), Schedule, "schedule"),
-        rnd=_build(config["rnd"], RND, "rnd") if curious else None,
+        intrinsic=_build(config.get("intrinsic", {}), IntrinsicModule, "intrinsic", NoIntrinsic),
     )
     runs = [run.replace(seed=seed) for seed in seeds]
     for one in runs:
@@ -71,7 +72,7 @@ def trackers_from(config: Mapping[str, Any]) -> tuple[Tracker, ...]:
     return trackers.parts
 
 
-def _build_parts(node: Any, kind: type[Parts[Any]], of: type[Spec], key: str) -> Any:
+def _build_parts(node: Any, kind: type[Chain[Any]], of: type[Struct], key: str) -> Any:
     node = {} if node is None else node  # an empty list of a group's options leaves nothing
     if not isinstance(node, Mapping):
         raise SettingError(key, node, "must hold parts by name")
@@ -79,13 +80,13 @@ def _build_parts(node: Any, kind: type[Parts[Any]], of: type[Spec], key: str) ->
     return kind(tuple(parts.values()), tuple(parts))
 
 
-def _build(node: Any, kind: type[S], key: str) -> S:
-    """The spec of a node: of the class that its `_target_` names, or else of `kind` itself."""
+def _build(node: Any, kind: type[S], key: str, default: type[S] | None = None) -> S:
+    """Builds an object of the class that `_target_` names, or else of `default`, or of `kind`."""
     if node is None:
         raise SettingError(key, node, "must be given")
     if not isinstance(node, Mapping):
         raise SettingError(key, node, f"must hold settings, such as {TARGET}: an import path")
-    spec = locate(node[TARGET], f"{key}.{TARGET}") if TARGET in node else kind
+    spec = locate(node[TARGET], f"{key}.{TARGET}") if TARGET in node else default or kind
     if not (isinstance(spec, type) and issubclass(spec, kind)):
         raise SettingError(f"{key}.{TARGET}", node[TARGET], f"must be a kind of {kind.__name__}")
     known, hints = dict(fields(spec)), get_type_hints(spec)
@@ -97,10 +98,10 @@ def _build(node: Any, kind: type[S], key: str) -> S:
             there = ", ".join(known) or "none"
             raise SettingError(f"{key}.{name}", value, f"no such setting; there are {there}")
         kind_of = hints[name]
-        if isinstance(kind_of, type) and issubclass(kind_of, Spec):
+        if isinstance(kind_of, type) and issubclass(kind_of, Struct):
             value = (
                 _build_parts(value, kind_of, _part_of(kind_of), f"{key}.{name}")
-                if issubclass(kind_of, Parts)
+                if issubclass(kind_of, Chain)
                 else _build(value, kind_of, f"{key}.{name}")
             )
         settings[name] = value
@@ -110,8 +111,8 @@ def _build(node: Any, kind: type[S], key: str) -> S:
     return spec(**settings)
 
 
-def _part_of(kind: type[Parts[Any]]) -> type[Spec]:
+def _part_of(kind: type[Chain[Any]]) -> type[Struct]:
     """What the parts of such a kind are."""
     (part,) = get_args(kind.__orig_bases__[0])  # type: ignore[attr-defined]
-    assert issubclass(part, Spec)
+    assert issubclass(part, Struct)
     return part

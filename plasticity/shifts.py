@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from plasticity.envs.base import Array, Env, Levels, Task
-from plasticity.spec import Parts, Range, SettingError, Spec, setting, snake_case, static
+from plasticity.struct import Chain, Range, SettingError, Struct, field, snake_case, static_field
 
 
-class Shift(Spec):
+class Shift(Struct):
     """What changes at the boundary between two rounds."""
 
     needs_levels: ClassVar[bool] = False
-    within: ClassVar[bool] = False  # whether it changes levels or dynamics, not how they are met
+    changes_env: ClassVar[bool] = (
+        False  # whether it changes levels or dynamics, not how they are met
+    )
 
     def check(self, env: Env) -> None:
         """Raises `SettingError` if there is nothing in `env` that this could change."""
@@ -45,7 +47,7 @@ class Permute(Shift):
         as the study does with CoinRun; 0 to permute every entry by itself.
     """
 
-    grid: int = static(0, ge=0)
+    grid: int = static_field(0, ge=0)
 
     def check(self, env: Env) -> None:
         shape = env.observation_shape
@@ -69,7 +71,7 @@ class Window(Shift):
     """Replaces the level set by the next disjoint one of the same size."""
 
     needs_levels: ClassVar[bool] = True
-    within: ClassVar[bool] = True
+    changes_env: ClassVar[bool] = True
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         levels = task.levels
@@ -80,7 +82,7 @@ class Expand(Shift):
     """Grows the level set by the size it had at first; the old levels stay."""
 
     needs_levels: ClassVar[bool] = True
-    within: ClassVar[bool] = True
+    changes_env: ClassVar[bool] = True
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         levels = task.levels
@@ -105,7 +107,7 @@ class Tint(Shift):
       strength: factors lie between exp(-strength) and exp(strength).
     """
 
-    strength: float = setting(1.0, gt=0)
+    strength: float = field(1.0, gt=0)
 
     def check(self, env: Env) -> None:
         if len(env.observation_shape) != 3:
@@ -129,55 +131,57 @@ class Offset(Shift):
     As the drifting control tasks of Muppidi et al. (2024) do.
 
     Attributes:
-      reach: constants lie between -reach and reach.
+      max_offset: constants lie between -max_offset and max_offset.
     """
 
-    reach: float = setting(2.0, gt=0)
+    max_offset: float = field(2.0, gt=0)
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
         return task._replace(bias=jnp.zeros(env.observation_shape))
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         assert task.bias is not None
-        shape, reach = task.bias.shape, self.reach
-        return task._replace(bias=jax.random.uniform(key, shape, minval=-reach, maxval=reach))
+        shape, max_offset = task.bias.shape, self.max_offset
+        return task._replace(
+            bias=jax.random.uniform(key, shape, minval=-max_offset, maxval=max_offset)
+        )
 
 
-class Listed(Shift):
+class ValueSchedule(Shift):
     """Base of those that change a number, which takes the values of a list in turn.
 
     Attributes:
       values: its value in each round; the list begins again after its end.
     """
 
-    values: tuple[float, ...] = static((0.0,), least=1)
+    values: tuple[float, ...] = static_field((0.0,), least=1)
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
         return self(task, 0, key)
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         values = jnp.asarray(self.values, jnp.float32)
-        return self.put(task, values[jnp.asarray(round) % len(values)])
+        return self.with_value(task, values[jnp.asarray(round) % len(values)])
 
-    def put(self, task: Task, value: Array) -> Task:
+    def with_value(self, task: Task, value: Array) -> Task:
         """The task with another number."""
         raise NotImplementedError
 
 
-class Noise(Listed):
+class Noise(ValueSchedule):
     """Adds normal noise to every entry of the observation, anew at each step.
 
     Attributes:
       values: its standard deviation in each round; the list begins again after its end.
     """
 
-    values: tuple[float, ...] = static((0.0, 0.1, 0.2), ge=0, least=1)
+    values: tuple[float, ...] = static_field((0.0, 0.1, 0.2), ge=0, least=1)
 
-    def put(self, task: Task, value: Array) -> Task:
+    def with_value(self, task: Task, value: Array) -> Task:
         return task._replace(noise=value)
 
 
-class StickyActions(Listed):
+class StickyActions(ValueSchedule):
     """Takes the last action again, whatever the agent does, at random (Machado et al. 2018).
 
     An episode's first step follows on action 0.
@@ -186,13 +190,13 @@ class StickyActions(Listed):
       values: the probability in each round; the list begins again after its end.
     """
 
-    values: tuple[float, ...] = static((0.0, 0.25), ge=0, le=1, least=1)
+    values: tuple[float, ...] = static_field((0.0, 0.25), ge=0, le=1, least=1)
 
-    def put(self, task: Task, value: Array) -> Task:
+    def with_value(self, task: Task, value: Array) -> Task:
         return task._replace(sticky=value)
 
 
-class RewardScale(Listed):
+class RewardScale(ValueSchedule):
     """Multiplies rewards by a number, which may turn their sign.
 
     Returns are in that scale, too: they are what the agent earns.
@@ -201,13 +205,13 @@ class RewardScale(Listed):
       values: the number in each round; the list begins again after its end.
     """
 
-    values: tuple[float, ...] = static((1.0, -1.0), least=1)
+    values: tuple[float, ...] = static_field((1.0, -1.0), least=1)
 
-    def put(self, task: Task, value: Array) -> Task:
+    def with_value(self, task: Task, value: Array) -> Task:
         return task._replace(reward=value)
 
 
-class Dynamics(Listed):
+class Dynamics(ValueSchedule):
     """Sets a number of the environment's dynamics, such as Gather's `slip`.
 
     Attributes:
@@ -215,10 +219,10 @@ class Dynamics(Listed):
       parameter: which number, as the environment calls it.
     """
 
-    within: ClassVar[bool] = True
+    changes_env: ClassVar[bool] = True
 
-    values: tuple[float, ...] = static((0.0, 0.1, 0.2), least=1)
-    parameter: str = static("slip")
+    values: tuple[float, ...] = static_field((0.0, 0.1, 0.2), least=1)
+    parameter: str = static_field("slip")
 
     def check(self, env: Env) -> None:
         allowed = _parameter(self, self.parameter, env)
@@ -226,7 +230,7 @@ class Dynamics(Listed):
             if value not in allowed:
                 raise SettingError(f"shift.{self.name}.values", self.values, f"must be {allowed}")
 
-    def put(self, task: Task, value: Array) -> Task:
+    def with_value(self, task: Task, value: Array) -> Task:
         return task._replace(dynamics={**task.dynamics, self.parameter: value})
 
 
@@ -238,8 +242,8 @@ class SwitchGame(Dynamics):
       parameter: what the sequence calls that number.
     """
 
-    values: tuple[float, ...] = static((0.0, 1.0), least=1)
-    parameter: str = static("game")
+    values: tuple[float, ...] = static_field((0.0, 1.0), least=1)
+    parameter: str = static_field("game")
 
 
 class RandomDynamics(Shift):
@@ -253,11 +257,11 @@ class RandomDynamics(Shift):
       high: the highest.
     """
 
-    within: ClassVar[bool] = True
+    changes_env: ClassVar[bool] = True
 
-    parameter: str = static("slip")
-    low: float = setting(0.01, gt=0)
-    high: float = setting(0.5, gt=0)
+    parameter: str = static_field("slip")
+    low: float = field(0.01, gt=0)
+    high: float = field(0.5, gt=0)
 
     def check(self, env: Env) -> None:
         allowed = _parameter(self, self.parameter, env)
@@ -276,7 +280,7 @@ class RandomDynamics(Shift):
         return task._replace(dynamics={**task.dynamics, self.parameter: value})
 
 
-class Shifts(Parts[Shift]):
+class Shifts(Chain[Shift]):
     """Several shifts at every boundary, in the order given; none at all is the control."""
 
     @property
@@ -302,7 +306,7 @@ class Shifts(Parts[Shift]):
         return task
 
 
-def blend(old: Task, new: Task, share: Array, key: Array) -> Task:
+def interpolate(old: Task, new: Task, share: Array, key: Array) -> Task:
     """A share of the way from one task to another, whatever shifts lie between.
 
     Numbers go in a straight line, level sets level by level, and of a permutation a share of the

@@ -18,15 +18,15 @@ jax.config.update("jax_num_cpu_devices", 2)
 
 import jax.numpy as jnp
 import pytest
+from helpers import Void
 from hydra.core.global_hydra import GlobalHydra
-from shared import Void
 
-from experiments import train
-from experiments.cli import command
 from plasticity.agents import PPO
+from plasticity.cli import train
+from plasticity.cli.command import command
 from plasticity.envs.gather import Gather
 from plasticity.networks import Network
-from plasticity.training import lifetime
+from plasticity.training import loop
 from plasticity.training.run import Run, Schedule
 
 # Programs of a test run for milliseconds and compile for seconds: halve the latter.
@@ -63,7 +63,7 @@ def tiny_run():
 @pytest.fixture(scope="session")
 def context(tiny_run):
     """The hooks' tools, without randomness, for a network 6-16-8."""
-    tools = lifetime.context_of(tiny_run(env=Void()), jnp.int32(0), jnp.int32(0))
+    tools = loop.make_context(tiny_run(env=Void()), jnp.int32(0), jnp.int32(0))
     return tools._replace(fresh=jax.jit(tools.fresh), key=jax.random.key(11))
 
 

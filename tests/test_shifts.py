@@ -10,7 +10,7 @@ import pytest
 from plasticity.envs import CartPole
 from plasticity.envs.base import permuted
 from plasticity.envs.gather import Gather
-from plasticity.envs.shifted import Shifted
+from plasticity.envs.task_wrapper import TaskWrapper
 from plasticity.interventions import ResetAll, SoftShrinkPerturb, chain
 from plasticity.shifts import (
     Dynamics,
@@ -25,11 +25,11 @@ from plasticity.shifts import (
     StickyActions,
     Tint,
     Window,
-    blend,
+    interpolate,
 )
-from plasticity.spec import SettingError
-from plasticity.training import lifetime
-from plasticity.training.lifetime import Stream, key_for
+from plasticity.struct import SettingError
+from plasticity.training import loop
+from plasticity.training.loop import Stream, key_for
 from plasticity.training.run import check_run
 
 ENV = Gather(levels=7)
@@ -153,7 +153,7 @@ SHOWN = np.random.default_rng(0).normal(size=(11, 11, 3)).astype(np.float32)
 
 def walked(task, action):
     """N environments of a task after `action` in each of three steps: states, last observation."""
-    env = Shifted(ENV)
+    env = TaskWrapper(ENV)
     reset_keys, *step_keys = jax.random.split(jax.random.key(1), (4, N))
     state, states = jax.vmap(env.reset, (None, 0))(task, reset_keys), []
     for keys in step_keys:
@@ -248,7 +248,7 @@ def test_images_and_levels_are_needed_where_they_are(tiny_run):
         with pytest.raises(SettingError, match=said):
             check_run(tiny_run(env=CartPole(), shift=Shifts.of(shift)))
     with pytest.raises(SettingError, match=r"shift_over=3: must be at most schedule\.updates=2"):
-        check_run(tiny_run(schedule=tiny_run().schedule.replace(shift_over=3)))
+        check_run(tiny_run(schedule=tiny_run().schedule.replace(shift_duration=3)))
 
 
 EVERY = Shifts.of(
@@ -259,7 +259,7 @@ EVERY = Shifts.of(
 def test_a_gradual_shift_leads_from_the_old_task_to_the_new():
     """Would catch an end that is not reached to the bit, or a permutation that loses entries."""
     old, new = tasks(EVERY)[:2]
-    part_way = jax.jit(blend)
+    part_way = jax.jit(interpolate)
     key = jax.random.key(5)
     at = [jax.device_get(part_way(old, new, jnp.float32(x), key)) for x in (0, 0.25, 0.5, 1)]
     jax.tree.map(np.testing.assert_array_equal, at[0], old)
@@ -278,12 +278,12 @@ def test_a_gradual_shift_leads_from_the_old_task_to_the_new():
 def test_a_lifetime_goes_through_a_gradual_shift(tiny_run):
     """Would catch a shift that begins late, or is not over when it should be."""
     run = tiny_run(shift=EVERY)
-    run = run.replace(schedule=run.schedule.replace(updates=5, shift_over=4))
-    advance = jax.jit(lifetime.advance)
-    state, sudden = lifetime.begin(run), run.shift(lifetime.begin(run).task, 1, key_of_shift(run))
+    run = run.replace(schedule=run.schedule.replace(updates=5, shift_duration=4))
+    advance = jax.jit(loop.train_updates)
+    state, sudden = loop.init(run), run.shift(loop.init(run).task, 1, key_of_shift(run))
     state, _ = advance(run, state, 5)
     before = jax.device_get(state.task)
-    state = lifetime.next_round(run, state)
+    state = loop.start_round(run, state)
     shares = []
     for _ in range(5):
         shares.append(float(state.task.dynamics["slip"]) / 0.4)
@@ -292,9 +292,9 @@ def test_a_lifetime_goes_through_a_gradual_shift(tiny_run):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.task), jax.device_get(sudden))
     assert not np.array_equal(before.permutation, state.task.permutation)
     # What probes look at is the round's own task all along.
-    begun = lifetime.next_round(run, lifetime.begin(run))
+    begun = loop.start_round(run, loop.init(run))
     np.testing.assert_array_equal(
-        lifetime.probe_batch(run, begun), lifetime.probe_batch(run, state._replace(boundary=None))
+        loop.probe_batch(run, begun), loop.probe_batch(run, state._replace(interpolation=None))
     )
 
 

@@ -1,6 +1,18 @@
-"""The agents."""
+"""Agents, and the interface to write one's own."""
 
-from plasticity.agents.ppo import PPO, Metrics, Trajectory
-from plasticity.agents.rnd import RND
+from plasticity.agents.a2c import A2C
+from plasticity.agents.base import Agent, IntrinsicRewards, Metrics, Trajectory
+from plasticity.agents.intrinsic import RND, IntrinsicModule, NoIntrinsic
+from plasticity.agents.ppo import PPO
 
-__all__ = ["PPO", "RND", "Metrics", "Trajectory"]
+__all__ = [
+    "A2C",
+    "PPO",
+    "RND",
+    "Agent",
+    "IntrinsicModule",
+    "IntrinsicRewards",
+    "Metrics",
+    "NoIntrinsic",
+    "Trajectory",
+]

@@ -1,6 +1,6 @@
-"""Proximal policy optimisation (Schulman et al. 2017), to be read from top to bottom.
+"""Proximal policy optimization (Schulman et al. 2017), to be read from top to bottom.
 
-Shapes: T steps of a rollout, N environments, B = T * N transitions, M a minibatch.
+Shapes: T steps of a rollout, N environments, B = T * N transitions, M transitions of a minibatch.
 """
 
 from typing import NamedTuple
@@ -9,295 +9,263 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plasticity.interventions import Batch, Context, Interventions, Learner, Optimizer
-from plasticity.interventions.base import Adam, State
-from plasticity.networks import Output, Params, norms, root_mean_squares
-from plasticity.spec import Spec, setting, static
+from plasticity.agents.base import (
+    Agent,
+    IntrinsicRewards,
+    Metrics,
+    Trajectory,
+    end_update,
+    gradient_step,
+)
+from plasticity.interventions import (
+    Adam,
+    Batch,
+    Context,
+    Interventions,
+    Optimizer,
+    Rollout,
+    TrainState,
+)
+from plasticity.interventions.base import State
+from plasticity.networks import Output
+from plasticity.struct import SettingError, field, static_field
 
 Array = jax.Array
-Metrics = dict[str, dict[str, Array]]  # metric -> layer ("all" for the aggregate) -> scalar
 
 
-class PPO(Spec):
-    """The agent's hyperparameters; the defaults are those of the study's gridworld.
+class PPO(Agent):
+    """Proximal policy optimization. Defaults are those of Juliani & Ash (2024) in the gridworld.
 
     Attributes:
-      num_envs: environments stepped side by side (N).
-      num_steps: steps of each of them between two updates (T).
-      minibatch_size: transitions a gradient step; an incomplete last minibatch is dropped.
+      num_envs: number of environments stepped in parallel (N).
+      num_steps: steps of each environment between two updates (T).
+      minibatch_size: transitions of a gradient step (M); an incomplete last one is dropped.
       num_epochs: passes over a rollout.
-      learning_rate, adam_b1, adam_b2, adam_eps: of Adam.
-      clip: how far the probability ratio may leave 1 before its gradient is cut.
-      entropy: the weight of the entropy bonus.
-      value: the weight of the value's squared error (not halved, not clipped).
-      gamma, gae_lambda: discount, and decay of the advantage's trace.
-      max_grad_norm: the global norm to which gradients are clipped.
-      reset_optimizer: whether the optimiser's state is created anew at every shift, as in the
-        study, where that is part of every method, the baseline included.
-      normalize_observations: whether the network sees each entry of an observation less its mean
-        and over its deviation so far in the lifetime, cut to [-10, 10].
-      normalize_rewards: whether it learns from rewards over the deviation of their discounted
-        sums so far, cut to [-10, 10]. What is reported as earned is not scaled.
-      reset_statistics: whether both begin anew at every shift, as the optimiser does. If not, they
-        are a past that every method has, `reset_all` included.
+      learning_rate: Adam's step size.
+      adam_b1: decay of Adam's first moment.
+      adam_b2: decay of Adam's second moment.
+      adam_eps: Adam's epsilon.
+      clip_eps: clipping range of the probability ratio.
+      ent_coef: weight of the entropy bonus.
+      vf_coef: weight of the squared value error, which is neither halved nor clipped.
+      gamma: discount factor.
+      gae_lambda: decay of generalized advantage estimation.
+      max_grad_norm: global norm that gradients are clipped to.
+      reset_optimizer: see `Agent`.
+      normalize_observations: see `Agent`.
+      normalize_rewards: see `Agent`.
+      reset_statistics: see `Agent`.
     """
 
-    num_envs: int = static(11, ge=1)
-    num_steps: int = static(100, ge=1)
-    minibatch_size: int = static(64, ge=2)
-    num_epochs: int = static(3, ge=1)
-    learning_rate: float = setting(5e-4, gt=0)
-    adam_b1: float = setting(0.9, ge=0, lt=1)
-    adam_b2: float = setting(0.999, ge=0, lt=1)
-    adam_eps: float = setting(1e-8, gt=0)
-    clip: float = setting(0.2, gt=0)
-    entropy: float = setting(0.02, ge=0)
-    value: float = setting(0.5, ge=0)
-    gamma: float = setting(0.99, ge=0, le=1)
-    gae_lambda: float = setting(0.95, ge=0, le=1)
-    max_grad_norm: float = setting(0.5, gt=0)
-    reset_optimizer: bool = static(True)
-    normalize_observations: bool = static(False)
-    normalize_rewards: bool = static(False)
-    reset_statistics: bool = static(False)
+    num_envs: int = static_field(11, ge=1)
+    num_steps: int = static_field(100, ge=1)
+    minibatch_size: int = static_field(64, ge=2)
+    num_epochs: int = static_field(3, ge=1)
+    learning_rate: float = field(5e-4, gt=0)
+    adam_b1: float = field(0.9, ge=0, lt=1)
+    adam_b2: float = field(0.999, ge=0, lt=1)
+    adam_eps: float = field(1e-8, gt=0)
+    clip_eps: float = field(0.2, gt=0)
+    ent_coef: float = field(0.02, ge=0)
+    vf_coef: float = field(0.5, ge=0)
+    gamma: float = field(0.99, ge=0, le=1)
+    gae_lambda: float = field(0.95, ge=0, le=1)
+    max_grad_norm: float = field(0.5, gt=0)
 
-    @property
-    def batch_size(self) -> int:
-        """Transitions an update (B)."""
-        return self.num_envs * self.num_steps
+    def check(self) -> None:
+        if self.minibatch_size > self.batch_size:
+            raise SettingError(
+                "agent.minibatch_size",
+                self.minibatch_size,
+                f"must be at most agent.num_envs * agent.num_steps = {self.batch_size}",
+            )
+
+    def optimizer(self, key: Array) -> Optimizer:
+        adam = Adam(self.adam_b1, self.adam_b2, self.adam_eps)
+        return clipped_adam(adam, self.learning_rate, self.max_grad_norm, key)
+
+    def make_batch(
+        self, trajectory: Trajectory, intrinsic: IntrinsicRewards | None = None
+    ) -> Batch:
+        return gae_batch(trajectory, self.gamma, self.gae_lambda, intrinsic)
+
+    def minibatches(self, key: Array) -> Array:
+        num_minibatches = self.batch_size // self.minibatch_size
+        order = jax.vmap(lambda key: jax.random.permutation(key, self.batch_size))(
+            jax.random.split(key, self.num_epochs)
+        )
+        return order[:, : num_minibatches * self.minibatch_size].reshape(-1, self.minibatch_size)
+
+    def prepare_advantages(self, batch: Batch) -> Batch:
+        return normalize_advantages(batch)
+
+    def loss_terms(self, output: Output, batch: Batch) -> "LossTerms":
+        """Returns the terms of the loss of each transition, [M]."""
+        ratio = jnp.exp(output.policy.log_prob(batch.action) - batch.log_prob)
+        clipped = jnp.clip(ratio, 1 - self.clip_eps, 1 + self.clip_eps)
+        return LossTerms(
+            policy=-jnp.minimum(ratio * batch.advantage, clipped * batch.advantage),
+            value=value_loss(output, batch),
+            entropy=output.policy.entropy(),
+        )
+
+    def per_sample_loss(self, output: Output, batch: Batch) -> Array:
+        return self.loss_terms(output, batch).weighted_sum(self.vf_coef, self.ent_coef)
+
+    def loss(self, output: Output, minibatch: Batch) -> tuple[Array, Metrics]:
+        terms = self.loss_terms(output, self.prepare_advantages(minibatch))
+        means = LossTerms(*map(jnp.mean, terms))
+        log_ratio = output.policy.log_prob(minibatch.action) - minibatch.log_prob
+        ratio = jnp.exp(log_ratio)
+        metrics = {
+            "policy_loss": means.policy,
+            "value_loss": means.value,
+            "policy_entropy": means.entropy,
+            "approx_kl": jnp.mean(ratio - 1 - log_ratio),  # the k3 estimator
+            "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > self.clip_eps),
+        }
+        loss = means.weighted_sum(self.vf_coef, self.ent_coef)
+        return loss, {name: {"all": metric} for name, metric in metrics.items()}
+
+    def update(
+        self,
+        interventions: Interventions,
+        context: Context,
+        train_state: TrainState,
+        state: State,
+        rollout: Rollout,
+    ) -> tuple[TrainState, State, Metrics]:
+        """Makes a gradient step on each minibatch of each epoch. See `Agent.update`.
+
+        Metrics are means over gradient steps, those of `end_update` apart.
+        """
+        shuffle_key, steps_key, end_key = jax.random.split(context.key, 3)
+
+        def step(
+            carry: tuple[TrainState, State], inputs: tuple[Array, Array]
+        ) -> tuple[tuple[TrainState, State], Metrics]:
+            indices, key = inputs
+            minibatch = jax.tree.map(lambda x: x[indices], rollout.batch)
+            train_state, state, metrics = gradient_step(
+                self, interventions, context._replace(key=key), *carry, minibatch, rollout
+            )
+            return (train_state, state), metrics
+
+        minibatches = self.minibatches(shuffle_key)
+        keys = jax.random.split(steps_key, len(minibatches))
+        (train_state, state), metrics = jax.lax.scan(
+            step, (train_state, state), (minibatches, keys)
+        )
+        train_state, state, of_update = end_update(
+            interventions, context._replace(key=end_key), train_state, state, rollout
+        )
+        return train_state, state, {**jax.tree.map(jnp.mean, metrics), **of_update}
 
 
-class Intrinsic(NamedTuple):
-    """What curiosity earned in a rollout, and what PPO is to make of it."""
+class LossTerms(NamedTuple):
+    """The terms of an actor-critic loss: of each transition [M], or their means []."""
 
-    reward: Array  # [T, N]
-    value: Array  # [T, N]
-    next_value: Array  # [T, N], of the next observation, though it be of the next episode
-    gamma: Array | float  # the discount of these rewards
-    weight: Array | float  # of their advantages
-    extrinsic_weight: Array | float  # of the advantages of the environment's own rewards
+    policy: Array
+    value: Array  # the sum over both value heads, where there are two
+    entropy: Array
 
-
-class Trajectory(NamedTuple):
-    """What a rollout hands to PPO. Arrays are [T, N, ...]."""
-
-    observation: Array
-    action: Array
-    log_prob: Array  # of the action, under the policy that took it
-    value: Array
-    next_value: Array  # of the state that the step led to, an episode's last one included
-    reward: Array
-    terminated: Array  # the episode is over: the next state is worth nothing
-    truncated: Array  # the episode was cut off: the next state is worth its value
-    following: Array | None = None  # [N, ...]: the observation that comes after the last step
-    intrinsic_value: Array | None = None  # where the network has such a head
+    def weighted_sum(self, vf_coef: Array | float, ent_coef: Array | float) -> Array:
+        """Returns policy + vf_coef * value - ent_coef * entropy."""
+        return self.policy + vf_coef * self.value - ent_coef * self.entropy
 
 
-def optimizer(ppo: PPO, key: Array) -> Optimizer:
-    """Clipping by global norm, Adam, the learning rate; `key` is for what draws noise."""
-    adam = Adam(ppo.adam_b1, ppo.adam_b2, ppo.adam_eps)
+def clipped_adam(
+    adam: Adam, learning_rate: Array | float, max_grad_norm: Array | float, key: Array
+) -> Optimizer:
+    """Returns clipping by global norm, then Adam with a constant learning rate."""
     return Optimizer(
-        gradient=(optax.clip_by_global_norm(ppo.max_grad_norm),),
+        gradient=(optax.clip_by_global_norm(max_grad_norm),),
         direction=(optax.scale_by_adam(*adam),),
-        step=(optax.scale_by_learning_rate(ppo.learning_rate),),
+        step=(optax.scale_by_learning_rate(learning_rate),),
         key=key,
         adam=adam,
     )
 
 
-def gae(trajectory: Trajectory, gamma: Array | float, gae_lambda: Array | float) -> Array:
-    """Generalised advantage estimates [T, N] (Schulman et al. 2016).
+def gae_batch(
+    trajectory: Trajectory,
+    gamma: Array | float,
+    gae_lambda: Array | float,
+    intrinsic: IntrinsicRewards | None = None,
+) -> Batch:
+    """Flattens a rollout [T, N, ...] to [B, ...], with GAE advantages and lambda-returns.
 
-    A state that an episode terminates in is worth nothing, one that it is cut off in is worth
-    its value; in both cases the trace stops: the next step belongs to another episode.
-    """
-    worth = jnp.where(trajectory.terminated, 0.0, trajectory.next_value)
-    delta = trajectory.reward + gamma * worth - trajectory.value
-    return traced(delta, ~(trajectory.terminated | trajectory.truncated), gamma * gae_lambda)
-
-
-def traced(delta: Array, goes_on: Array, decay: Array | float) -> Array:
-    """What temporal differences [T, N] add up to, from the last backwards. [T, N].
+    With intrinsic rewards the advantage is the weighted sum of both kinds (Burda et al. 2018).
+    Intrinsic returns are not episodic: they are accumulated across the ends of episodes.
 
     Args:
-      delta: the differences.
-      goes_on: whether the next step's belong to the same trace, bool [T, N].
-      decay: of the trace, a step.
+      trajectory: the rollout.
+      gamma: discount factor.
+      gae_lambda: decay of the estimator.
+      intrinsic: intrinsic rewards of the rollout, if there are any.
     """
-
-    def back(advantage: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-        delta, goes_on = step
-        advantage = delta + decay * goes_on * advantage
-        return advantage, advantage
-
-    _, advantages = jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, goes_on), reverse=True)
-    return advantages
-
-
-class Terms(NamedTuple):
-    """What PPO's loss is made of: of each transition [B], or their means []."""
-
-    policy: Array
-    value: Array  # of both values, where there are two
-    entropy: Array
-
-    def total(self, ppo: PPO) -> Array:
-        """The loss."""
-        return self.policy + ppo.value * self.value - ppo.entropy * self.entropy
-
-
-def normalized(batch: Batch) -> Batch:
-    """The batch with advantages of mean 0 and standard deviation 1 (a sample's, as PyTorch's)."""
-    advantage = batch.advantage - jnp.mean(batch.advantage)
-    return batch._replace(advantage=advantage / (jnp.std(batch.advantage, ddof=1) + 1e-8))
-
-
-def terms(ppo: PPO, output: Output, batch: Batch) -> Terms:
-    """The terms of PPO's loss, transition by transition; advantages are taken as they are."""
-    ratio = jnp.exp(output.policy.log_prob(batch.action) - batch.log_prob)
-    clipped = jnp.clip(ratio, 1 - ppo.clip, 1 + ppo.clip)
-    value = jnp.square(output.value - batch.target)
-    if batch.intrinsic_target is not None:
-        assert output.intrinsic_value is not None
-        value += jnp.square(output.intrinsic_value - batch.intrinsic_target)
-    return Terms(
-        policy=-jnp.minimum(ratio * batch.advantage, clipped * batch.advantage),
-        value=value,
-        entropy=output.policy.entropy(),
-    )
-
-
-def loss(ppo: PPO, output: Output, batch: Batch) -> tuple[Array, Metrics]:
-    """PPO's loss of a minibatch whose network output is `output`: a scalar, and its terms."""
-    each = terms(ppo, output, normalized(batch))
-    means = Terms(*map(jnp.mean, each))
-    log_ratio = output.policy.log_prob(batch.action) - batch.log_prob
-    ratio = jnp.exp(log_ratio)
-    metrics = {
-        "policy_loss": means.policy,
-        "value_loss": means.value,
-        "policy_entropy": means.entropy,
-        "approx_kl": jnp.mean(ratio - 1 - log_ratio),  # the k3 estimator
-        "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > ppo.clip),
-    }
-    return means.total(ppo), {name: {"all": metric} for name, metric in metrics.items()}
-
-
-def transitions(ppo: PPO, trajectory: Trajectory, intrinsic: Intrinsic | None = None) -> Batch:
-    """All that a rollout [T, N, ...] has to learn from, [T * N, ...].
-
-    With curiosity the advantages are the weighted sum of both kinds (Burda et al. 2018). Those of
-    what is intrinsic know no episodes: what is found in the next one is worth as much.
-    """
-    advantage = gae(trajectory, ppo.gamma, ppo.gae_lambda)
+    advantage = gae(trajectory, gamma, gae_lambda)
     batch = Batch(
         observation=trajectory.observation,
         action=trajectory.action,
         log_prob=trajectory.log_prob,
+        value=trajectory.value,
         advantage=advantage,
         target=advantage + trajectory.value,
     )
     if intrinsic is not None:
         delta = intrinsic.reward + intrinsic.gamma * intrinsic.next_value - intrinsic.value
-        own = traced(delta, jnp.ones(delta.shape), intrinsic.gamma * ppo.gae_lambda)
+        own = gae_scan(delta, jnp.ones(delta.shape), intrinsic.gamma * gae_lambda)
         batch = batch._replace(
-            advantage=intrinsic.extrinsic_weight * advantage + intrinsic.weight * own,
+            advantage=intrinsic.ext_coef * advantage + intrinsic.int_coef * own,
             intrinsic_target=own + intrinsic.value,
         )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
-def explained_variance(value: Array, target: Array) -> Array:
-    """1 - Var(target - value) / Var(target): 1 for a perfect critic, 0 for a constant one."""
-    variance = jnp.var(target)
-    share = jnp.var(target - value) / jnp.where(variance == 0, 1.0, variance)
-    return jnp.where(variance == 0, jnp.nan, 1 - share)
+def gae(trajectory: Trajectory, gamma: Array | float, gae_lambda: Array | float) -> Array:
+    """Computes generalized advantage estimates, [T, N] (Schulman et al. 2016).
 
-
-def minibatches(ppo: PPO, key: Array) -> Array:
-    """Which transitions of a rollout each gradient step takes, all epochs after one another.
-
-    int32 [steps, M].
-    """
-    num_minibatches = ppo.batch_size // ppo.minibatch_size
-    order = jax.vmap(lambda key: jax.random.permutation(key, ppo.batch_size))(
-        jax.random.split(key, ppo.num_epochs)
-    )
-    return order[:, : num_minibatches * ppo.minibatch_size].reshape(-1, ppo.minibatch_size)
-
-
-def stepped(learner: Learner, gradient: Params, context: Context) -> Learner:
-    """What learns, after a step of its optimiser."""
-    updates, opt_state = context.optimizer.update(gradient, learner.opt_state, learner.params)
-    return Learner(optax.apply_updates(learner.params, updates), opt_state)
-
-
-def update(
-    ppo: PPO,
-    interventions: Interventions,
-    context: Context,
-    learner: Learner,
-    state: State,
-    trajectory: Trajectory,
-    intrinsic: Intrinsic | None = None,
-) -> tuple[Learner, State, Metrics]:
-    """One PPO update from one rollout, with the interventions' hooks where they belong.
+    The bootstrap value is 0 where an episode terminated, and the value of the state reached where
+    it was truncated. The sum of TD errors is reset in both cases.
 
     Args:
-      ppo: the hyperparameters.
-      interventions: whose hooks act.
-      context: the tools that hooks may use, and the randomness of this update.
-      learner: parameters and optimiser before the update.
-      state: the interventions' state before the update.
-      trajectory: the rollout, [T, N, ...].
-      intrinsic: what curiosity earned in it, where there is any.
-
-    Returns:
-      Learner and state after the update, and the update's metrics: means over its minibatches,
-      gradient norms being those before clipping; `update_size`, the root mean square of the
-      change in the parameters; and `explained_variance`, of the rollout's values.
+      trajectory: the rollout.
+      gamma: discount factor.
+      gae_lambda: decay of the estimator.
     """
-    shuffle_key, steps_key, end_key = jax.random.split(context.key, 3)
-    data = transitions(ppo, trajectory, intrinsic)
-    context = context._replace(rollout=data, rollout_params=learner.params)
+    bootstrap_value = jnp.where(trajectory.terminated, 0.0, trajectory.next_value)
+    delta = trajectory.reward + gamma * bootstrap_value - trajectory.value
+    return gae_scan(delta, trajectory.not_done, gamma * gae_lambda)
 
-    def objective(
-        params: Params, state: State, batch: Batch, seen: Context
-    ) -> tuple[Array, tuple[Output, Metrics]]:
-        output = seen.apply(params, batch.observation)
-        total, metrics = loss(ppo, output, batch)
-        extra = interventions.loss(state, params, seen._replace(output=output))
-        return total + extra, (output, metrics)
 
-    def gradient_step(
-        carry: tuple[Learner, State], step: tuple[Array, Array]
-    ) -> tuple[tuple[Learner, State], Metrics]:
-        (learner, state), (indices, key) = carry, step
-        loss_key, step_key = jax.random.split(key)
-        batch = jax.tree.map(lambda x: x[indices], data)
-        seen = context._replace(key=loss_key, minibatch=batch)
-        gradient, (output, metrics) = jax.grad(objective, has_aux=True)(
-            learner.params, state, batch, seen
-        )
-        after = seen._replace(
-            key=step_key, output=output, gradient=gradient, previous=learner.params
-        )
-        state, learner = interventions.after_step(state, stepped(learner, gradient, context), after)
-        return (learner, state), {**metrics, "gradient_norm": norms(gradient)}
+def gae_scan(delta: Array, not_done: Array, decay: Array | float) -> Array:
+    """Computes the discounted reverse cumulative sum of TD errors, reset at episode ends. [T, N].
 
-    order = minibatches(ppo, shuffle_key)
-    (learner, state), metrics = jax.lax.scan(
-        gradient_step, (learner, state), (order, jax.random.split(steps_key, len(order)))
-    )
-    state, learner = interventions.after_update(state, learner, context._replace(key=end_key))
-    change = optax.tree.sub(learner.params, context.rollout_params)
-    explained = explained_variance(trajectory.value.reshape(-1), data.target)
-    return (
-        learner,
-        state,
-        {
-            **jax.tree.map(jnp.mean, metrics),
-            "update_size": root_mean_squares(change),
-            "explained_variance": {"all": explained},
-        },
-    )
+    Args:
+      delta: TD errors, [T, N].
+      not_done: whether the next step belongs to the same episode, bool [T, N].
+      decay: discount of one step, gamma * lambda.
+    """
+
+    def step(advantage: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        delta, not_done = inputs
+        advantage = delta + decay * not_done * advantage
+        return advantage, advantage
+
+    _, advantages = jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, not_done), reverse=True)
+    return advantages
+
+
+def normalize_advantages(batch: Batch) -> Batch:
+    """Normalizes advantages to mean 0 and (unbiased) standard deviation 1, as PyTorch's std."""
+    advantage = batch.advantage - jnp.mean(batch.advantage)
+    return batch._replace(advantage=advantage / (jnp.std(batch.advantage, ddof=1) + 1e-8))
+
+
+def value_loss(output: Output, batch: Batch) -> Array:
+    """Returns the squared error of the value of each transition, summed over value heads. [M]."""
+    loss = jnp.square(output.value - batch.target)
+    if batch.intrinsic_target is not None and output.intrinsic_value is not None:
+        loss += jnp.square(output.intrinsic_value - batch.intrinsic_target)
+    return loss

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plasticity.spec import Range, SettingError, Spec
+from plasticity.struct import Range, SettingError, Struct
 
 Array = jax.Array
 State = Any  # an environment's own pytree
 
 # Seed s owns the 20 000 level ids from s * 20 000 on: the first half for training, the second
 # held out, so that no level that any seed is trained on is one that any is tested on.
-LEVELS_A_SEED = 10_000
-HELD_OUT = LEVELS_A_SEED
-MAX_SEED = 2**31 // (2 * LEVELS_A_SEED) - 1
+LEVELS_PER_SEED = 10_000
+HELD_OUT = LEVELS_PER_SEED
+MAX_SEED = 2**31 // (2 * LEVELS_PER_SEED) - 1
 
 
 class Levels(NamedTuple):
@@ -104,7 +104,7 @@ def permuted(observation: Array, permutation: Array) -> Array:
     return blocks.reshape(observation.shape)
 
 
-class Env(Spec):
+class Env(Struct):
     """An environment. `CompiledEnv` and `HostEnv` say how its episodes are run."""
 
     @property
@@ -138,7 +138,7 @@ class Env(Spec):
         return {}
 
     @property
-    def gradual(self) -> bool:
+    def supports_midround_change(self) -> bool:
         """Whether it can go on to other levels and dynamics while episodes are under way."""
         return True
 
@@ -148,7 +148,7 @@ class Env(Spec):
     def task(self, seed: Array | int) -> Task:
         """The distribution that a lifetime begins with."""
         size = jnp.asarray(1 if self.num_levels is None else self.num_levels, jnp.int32)
-        levels = Levels(jnp.asarray(seed, jnp.int32) * (LEVELS_A_SEED + HELD_OUT), size, size)
+        levels = Levels(jnp.asarray(seed, jnp.int32) * (LEVELS_PER_SEED + HELD_OUT), size, size)
         return Task(levels, dynamics={})
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gymnasium.envs.phys2d.cartpole import CartPoleFunctional, CartPoleParams
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task
-from plasticity.spec import Range, static
+from plasticity.struct import Range, static_field
 
 _DYNAMICS = CartPoleFunctional()
 # Gymnasium's functional version adds the pole's mass to its half length where CartPole-v1
@@ -32,7 +32,7 @@ class CartPole(CompiledEnv):
     A task may set `gravity` (9.8), the pole's half `length` (0.5) and the `force` (10) of a push.
     """
 
-    episode_steps: int = static(500, ge=1)
+    episode_steps: int = static_field(500, ge=1)
 
     @property
     def name(self) -> str:

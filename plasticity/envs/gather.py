@@ -1,7 +1,7 @@
 """Gather: the gridworld of Juliani & Ash (2024), as pure functions.
 
 The agent starts in the middle of a walled 11 x 11 room and has 100 steps to collect gems and to
-keep out of pits. `plasticity.envs.minigrid_gather` is the same environment made of MiniGrid's
+keep out of pits. `plasticity.envs.host.gather_minigrid` is the same environment made of MiniGrid's
 objects.
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task
-from plasticity.spec import Range, SettingError, setting, static
+from plasticity.struct import Range, SettingError, field, static_field
 
 SIZE = 11
 CELLS = SIZE * SIZE
@@ -64,10 +64,10 @@ class Gather(CompiledEnv):
     A task may set `slip`, the probability that a random action is taken in place of the agent's.
     """
 
-    levels: int = setting(100, kind=int, ge=1)
-    reward: float = setting(0.75, gt=0)
-    episode_steps: int = static(100, ge=1)
-    pixels: int = static(0, ge=0)
+    levels: int = field(100, kind=int, ge=1)
+    reward: float = field(0.75, gt=0)
+    episode_steps: int = static_field(100, ge=1)
+    pixels: int = static_field(0, ge=0)
 
     @property
     def name(self) -> str:

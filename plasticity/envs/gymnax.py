@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task, optional
-from plasticity.spec import SettingError, static
+from plasticity.struct import SettingError, static_field
 
 
 class GymnaxState(NamedTuple):
@@ -29,7 +29,7 @@ class Gymnax(CompiledEnv):
       id: as registered with Gymnax, such as `Breakout-MinAtar`.
     """
 
-    id: str = static(kind=str)
+    id: str = static_field(kind=str)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import minigrid  # noqa: F401  registers MiniGrid's tasks
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task, optional
-from plasticity.spec import SettingError, setting, static
+from plasticity.struct import SettingError, field, static_field
 
 _LEVELS = 7_1020_8042 % 2**31  # the root of all levels' keys, apart from those of seeds
 _GENERATOR = "threefry2x32"
@@ -37,9 +37,9 @@ class Navix(CompiledEnv):
         task.
     """
 
-    id: str = static(kind=str)
-    levels: int = setting(1000, kind=int, ge=1)
-    episode_steps: int = static(0, ge=0)
+    id: str = static_field(kind=str)
+    levels: int = field(1000, kind=int, ge=1)
+    episode_steps: int = static_field(0, ge=0)
 
     @property
     def name(self) -> str:

@@ -9,14 +9,14 @@ import numpy as np
 
 from plasticity.envs.base import Array, CompiledEnv, Env, State, Step, Task
 from plasticity.envs.host import HostEnv, HostEnvs, HostStep
-from plasticity.spec import Parts, Range, SettingError
+from plasticity.struct import Chain, Range, SettingError
 
 
-class Games(Parts[CompiledEnv]):
+class Games(Chain[CompiledEnv]):
     """Environments in the order in which they are counted."""
 
 
-class HostGames(Parts[HostEnv]):
+class HostGames(Chain[HostEnv]):
     """Environments on the host in the order in which they are counted."""
 
 
@@ -26,7 +26,7 @@ class Several(Env):
     What a game shows is filled up with zeros to the largest, at the end of each axis.
     """
 
-    games: Parts[Any]
+    games: Chain[Any]
 
     @property
     def name(self) -> str:
@@ -136,7 +136,7 @@ class HostSequence(Several, HostEnv):
     games: HostGames
 
     @property
-    def gradual(self) -> bool:
+    def supports_midround_change(self) -> bool:
         return False
 
     def make(self, num_envs: int) -> "SequenceEnvs":
@@ -151,20 +151,20 @@ class SequenceEnvs:
         self._envs: HostEnvs | None = None
         self._number, self._begun = -1, False
 
-    def turn_to(self, task: Task) -> None:
+    def set_task(self, task: Task) -> None:
         number = round(float(task.dynamics.get("game", 0)))
         if self._envs is None or number != self._number:
             self.close()
             self._number, self._begun = number, False
             self._envs = self._env.games.parts[number].make(self._num_envs)
-        self._envs.turn_to(task)
+        self._envs.set_task(task)
 
-    def reset(self, mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    def reset(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not (self._begun or mask.all()):
             raise ValueError(f"{self._env.name} goes to another game, which ends every episode")
         assert self._envs is not None
         self._begun = True
-        return self._shown(self._envs.reset(mask, draw))
+        return self._shown(self._envs.reset(mask, rng))
 
     def step(self, actions: np.ndarray) -> HostStep:
         assert self._envs is not None

@@ -1,4 +1,4 @@
-"""Interventions against plasticity loss, and the hooks to write one's own."""
+"""Interventions against plasticity loss, and the interface to write one's own."""
 
 from plasticity.interventions.activations import (
     GELU,
@@ -9,20 +9,19 @@ from plasticity.interventions.activations import (
     SmoothLeakyReLU,
     Tanh,
 )
-from plasticity.interventions.base import (
+from plasticity.interventions.base import Intervention, Interventions, chain
+from plasticity.interventions.context import (
     Batch,
     Context,
-    Intervention,
-    Interventions,
-    Learner,
-    Optimizer,
-    chain,
-    cleared,
+    GradientStep,
+    Rollout,
+    TrainState,
+    reset_moments,
 )
-from plasticity.interventions.functional import ChurnReduction, InFeR, ProximalFeatures
+from plasticity.interventions.feature_regularizers import ChurnReduction, InFeR, ProximalFeatures
 from plasticity.interventions.injection import PlasticityInjection
 from plasticity.interventions.normalization import LayerNorm, RMSNorm, WeightNormalization
-from plasticity.interventions.optimizers import TRAC, UPGD, AdamRel, EqualBetas, Kron
+from plasticity.interventions.optimizer import Adam, Optimizer
 from plasticity.interventions.projection import NormalizeAndProject, WeightClipping
 from plasticity.interventions.regularizers import (
     L2,
@@ -43,18 +42,20 @@ from plasticity.interventions.resets import (
     ShrinkPerturb,
     SoftShrinkPerturb,
 )
-from plasticity.interventions.units import (
+from plasticity.interventions.unit_resets import (
     ContinualBackprop,
     ReDo,
     ReGraMa,
     SelfNormalizedResets,
 )
+from plasticity.interventions.update_rules import TRAC, UPGD, AdamRel, EqualBetas, Kron
 
 __all__ = [
     "GELU",
     "L2",
     "TRAC",
     "UPGD",
+    "Adam",
     "AdamRel",
     "Batch",
     "CReLU",
@@ -63,6 +64,7 @@ __all__ = [
     "ContinualBackprop",
     "EqualBetas",
     "FourierFeatures",
+    "GradientStep",
     "HareTortoise",
     "InFeR",
     "Intervention",
@@ -72,7 +74,6 @@ __all__ = [
     "L2Norm",
     "LayerNorm",
     "LeakyReLU",
-    "Learner",
     "NormalizeAndProject",
     "Optimizer",
     "Parseval",
@@ -88,15 +89,17 @@ __all__ = [
     "ResetFinal",
     "ResetLayers",
     "ResetOptimizer",
+    "Rollout",
     "SelfNormalizedResets",
     "ShrinkPerturb",
     "SmoothLeakyReLU",
     "SoftShrinkPerturb",
     "SpectralRegularization",
     "Tanh",
+    "TrainState",
     "Wasserstein",
     "WeightClipping",
     "WeightNormalization",
     "chain",
-    "cleared",
+    "reset_moments",
 ]

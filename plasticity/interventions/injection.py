@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from plasticity.interventions.base import (
     Array,
     Context,
+    GradientStep,
     Intervention,
-    Learner,
     State,
-    cleared,
+    TrainState,
+    reset_moments,
 )
 from plasticity.interventions.resets import last_layers
 from plasticity.networks import Params, value_heads
-from plasticity.spec import static
+from plasticity.struct import static_field
 
 _LEAVES = ("kernel", "bias")
 
@@ -41,22 +42,23 @@ class PlasticityInjection(Intervention):
         not, as in the study's code, old and new both learn, and the head moves twice as fast.
     """
 
-    freeze: bool = static(False)
+    freeze: bool = static_field(False)
 
-    def extend(self, params: Params, key: Array) -> Params:
+    def add_params(self, params: Params, key: Array) -> Params:
         def with_room(head: Params) -> Params:
             return {**head, "new": _zeros(head), "copy": _zeros(head)}
 
         return {**params, **{name: with_room(params[name]) for name in _heads(params)}}
 
-    def effective(self, params: Params) -> Params:
+    def effective_params(self, params: Params) -> Params:
         return {**params, **{name: self._whole(params[name]) for name in _heads(params)}}
 
-    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        assert context.previous is not None
-        params = dict(learner.params)
+    def after_step(
+        self, state: State, train_state: TrainState, step: GradientStep, context: Context
+    ) -> tuple[State, TrainState]:
+        params = dict(train_state.params)
         for name in _heads(params):
-            before, after = context.previous[name], params[name]
+            before, after = step.prev_params[name], params[name]
             injected = _injected(before)
             new = jax.tree.map(partial(jnp.where, injected), after["new"], before["new"])
             params[name] = {**after, "new": new, "copy": before["copy"]}
@@ -64,15 +66,19 @@ class PlasticityInjection(Intervention):
                 params[name] |= {
                     leaf: jnp.where(injected, before[leaf], after[leaf]) for leaf in _LEAVES
                 }
-        return state, learner._replace(params=params)
+        return state, train_state._replace(params=params)
 
-    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        fresh = context.fresh(context.key)
-        params = dict(learner.params)
+    def on_shift(
+        self, state: State, train_state: TrainState, context: Context
+    ) -> tuple[State, TrainState]:
+        fresh = context.init_params(context.key)
+        params = dict(train_state.params)
         for name in _heads(params):
             drawn = {leaf: fresh[name][leaf] for leaf in _zeros(fresh[name])}
             params[name] = {**self._whole(params[name]), "new": drawn, "copy": drawn}
-        return state, Learner(params, cleared(learner, last_layers(params, 1), context))
+        return state, TrainState(
+            params, reset_moments(train_state, last_layers(params, 1), context)
+        )
 
     def _whole(self, head: Params) -> Params:
         """The head in one, what is frozen without a gradient."""

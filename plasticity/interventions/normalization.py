@@ -37,13 +37,13 @@ class WeightNormalization(Intervention):
     their directions: when some of a unit's weights are set to zero, the others grow.
     """
 
-    def extend(self, params: Params, key: Array) -> Params:
+    def add_params(self, params: Params, key: Array) -> Params:
         def with_scale(layer: Params) -> Params:
             return {**layer, "scale": _lengths(layer["kernel"])}
 
         return map_hidden(with_scale, params)
 
-    def effective(self, params: Params) -> Params:
+    def effective_params(self, params: Params) -> Params:
         def normalized(layer: Params) -> Params:
             rest = {name: leaf for name, leaf in layer.items() if name != "scale"}
             kernel = layer["kernel"]

@@ -5,9 +5,16 @@ import math
 import jax.numpy as jnp
 import optax
 
-from plasticity.interventions.base import Array, Context, Intervention, Learner, State
+from plasticity.interventions.base import (
+    Array,
+    Context,
+    GradientStep,
+    Intervention,
+    State,
+    TrainState,
+)
 from plasticity.networks import Network, Params, map_hidden
-from plasticity.spec import setting
+from plasticity.struct import field
 
 _TORSOS = ("torso", "value_torso")
 
@@ -31,7 +38,7 @@ class NormalizeAndProject(Intervention):
     def network(self, network: Network) -> Network:
         return network if network.norm != "none" else network.replace(norm="layer_norm")
 
-    def extend(self, params: Params, key: Array) -> Params:
+    def add_params(self, params: Params, key: Array) -> Params:
         def without_biases(torso: Params) -> Params:
             offset = {
                 name.replace("norm_", "hidden_")
@@ -46,32 +53,34 @@ class NormalizeAndProject(Intervention):
         torsos = {name: without_biases(params[name]) for name in _TORSOS if name in params}
         return {**params, **torsos}
 
-    def effective(self, params: Params) -> Params:
+    def effective_params(self, params: Params) -> Params:
         def with_bias(layer: Params) -> Params:
             none = jnp.zeros_like(layer["kernel"], shape=layer["kernel"].shape[-1:])
             return {"bias": none, **layer}
 
         return map_hidden(with_bias, params)
 
-    def init(self, learner: Learner, context: Context) -> State:
+    def init(self, train_state: TrainState, context: Context) -> State:
         """The norm of what each hidden layer has, and each of their normalisations."""
         return {
             torso: {
                 name: optax.tree.norm(layer)
-                for name, layer in learner.params[torso].items()
+                for name, layer in train_state.params[torso].items()
                 if name.startswith(("hidden_", "norm_"))
             }
             for torso in _TORSOS
-            if torso in learner.params
+            if torso in train_state.params
         }
 
-    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        params = dict(learner.params)
+    def after_step(
+        self, state: State, train_state: TrainState, step: GradientStep, context: Context
+    ) -> tuple[State, TrainState]:
+        params = dict(train_state.params)
         for torso, targets in state.items():
             params[torso] = params[torso] | {
                 name: _of_norm(params[torso][name], target) for name, target in targets.items()
             }
-        return state, learner._replace(params=params)
+        return state, train_state._replace(params=params)
 
 
 class WeightClipping(Intervention):
@@ -86,10 +95,12 @@ class WeightClipping(Intervention):
       kappa: the bound, in units of that of the initial distribution; the authors' for PPO.
     """
 
-    kappa: float = setting(3.0, gt=0)
+    kappa: float = field(3.0, gt=0)
 
-    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        return state, learner._replace(params=self._clipped(learner.params))
+    def after_step(
+        self, state: State, train_state: TrainState, step: GradientStep, context: Context
+    ) -> tuple[State, TrainState]:
+        return state, train_state._replace(params=self._clipped(train_state.params))
 
     def _clipped(self, params: Params) -> Params:
         """The tree with every linear layer in it clipped: whatever has a kernel."""

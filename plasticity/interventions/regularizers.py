@@ -7,9 +7,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plasticity.interventions.base import Array, Context, Intervention, Learner, Optimizer, State
+from plasticity.interventions.base import (
+    Array,
+    Context,
+    GradientStep,
+    Intervention,
+    Optimizer,
+    State,
+    TrainState,
+)
 from plasticity.networks import Params, at, by_layer, connections
-from plasticity.spec import setting, static
+from plasticity.struct import field, static_field
 
 
 class RegenerativeL2(Intervention):
@@ -22,12 +30,12 @@ class RegenerativeL2(Intervention):
       coefficient: the weight of the norm in the loss.
     """
 
-    coefficient: float = setting(0.01, ge=0)
+    coefficient: float = field(0.01, ge=0)
 
-    def init(self, learner: Learner, context: Context) -> State:
-        return learner.params
+    def init(self, train_state: TrainState, context: Context) -> State:
+        return train_state.params
 
-    def loss(self, state: State, params: Params, context: Context) -> Array:
+    def penalty(self, state: State, params: Params, context: Context) -> Array:
         return self.coefficient * _norm(optax.tree.sub(params, state))
 
 
@@ -43,12 +51,12 @@ class RegenerativeW2(Intervention):
       coefficient: the weight of the norm in the loss.
     """
 
-    coefficient: float = setting(0.01, ge=0)
+    coefficient: float = field(0.01, ge=0)
 
-    def init(self, learner: Learner, context: Context) -> State:
-        return jax.tree.map(_sorted, learner.params)
+    def init(self, train_state: TrainState, context: Context) -> State:
+        return jax.tree.map(_sorted, train_state.params)
 
-    def loss(self, state: State, params: Params, context: Context) -> Array:
+    def penalty(self, state: State, params: Params, context: Context) -> Array:
         return self.coefficient * _norm(jax.tree.map(_from_match, params, state))
 
 
@@ -64,9 +72,9 @@ class L2(Intervention):
         to 1e-2, which had no reinforcement learning in it.
     """
 
-    coefficient: float = setting(1e-4, ge=0)
+    coefficient: float = field(1e-4, ge=0)
 
-    def loss(self, state: State, params: Params, context: Context) -> Array:
+    def penalty(self, state: State, params: Params, context: Context) -> Array:
         return self.coefficient * optax.tree.norm(params, squared=True)
 
 
@@ -82,12 +90,12 @@ class L2Init(Intervention):
         1e-5 to 1e-2, which had no reinforcement learning in it.
     """
 
-    coefficient: float = setting(1e-4, ge=0)
+    coefficient: float = field(1e-4, ge=0)
 
-    def init(self, learner: Learner, context: Context) -> State:
-        return learner.params
+    def init(self, train_state: TrainState, context: Context) -> State:
+        return train_state.params
 
-    def loss(self, state: State, params: Params, context: Context) -> Array:
+    def penalty(self, state: State, params: Params, context: Context) -> Array:
         return self.coefficient * optax.tree.norm(optax.tree.sub(params, state), squared=True)
 
 
@@ -105,12 +113,12 @@ class Wasserstein(Intervention):
       coefficient: the weight of the squared distances; the default is that of `L2Init`.
     """
 
-    coefficient: float = setting(1e-4, ge=0)
+    coefficient: float = field(1e-4, ge=0)
 
-    def init(self, learner: Learner, context: Context) -> State:
-        return jax.tree.map(_sorted, learner.params)
+    def init(self, train_state: TrainState, context: Context) -> State:
+        return jax.tree.map(_sorted, train_state.params)
 
-    def loss(self, state: State, params: Params, context: Context) -> Array:
+    def penalty(self, state: State, params: Params, context: Context) -> Array:
         way = jax.tree.map(_from_match, params, state)
         return self.coefficient * optax.tree.norm(way, squared=True)
 
@@ -134,12 +142,12 @@ class Parseval(Intervention):
       scale: the squared length s; the authors' default is 2.
     """
 
-    coefficient: float = setting(1e-3, ge=0)
-    scale: float = setting(2.0, gt=0)
+    coefficient: float = field(1e-3, ge=0)
+    scale: float = field(2.0, gt=0)
 
-    def loss(self, state: State, params: Params, context: Context) -> Array:
+    def penalty(self, state: State, params: Params, context: Context) -> Array:
         terms = []
-        params = context.effective(params)
+        params = context.effective_params(params)
         for layer in connections(params).values():
             for path in layer.incoming:
                 if path[-1] == "kernel":
@@ -167,13 +175,13 @@ class SpectralRegularization(Intervention):
       power: the exponent k of the norms.
     """
 
-    coefficient: float = setting(1e-3, ge=0)
-    power: int = static(2, ge=1)
+    coefficient: float = field(1e-3, ge=0)
+    power: int = static_field(2, ge=1)
 
-    def init(self, learner: Learner, context: Context) -> State:
+    def init(self, train_state: TrainState, context: Context) -> State:
         """A unit vector for each kernel, by layer: [outputs]."""
         vectors = {}
-        effective = context.effective(learner.params)
+        effective = context.effective_params(train_state.params)
         for i, (layer, leaves) in enumerate(_linear(effective).items()):
             kernel = _matrix(leaves["kernel"])
             key = jax.random.fold_in(context.key, i)
@@ -184,9 +192,9 @@ class SpectralRegularization(Intervention):
             )
         return vectors
 
-    def loss(self, state: State, params: Params, context: Context) -> Array:
+    def penalty(self, state: State, params: Params, context: Context) -> Array:
         terms = []
-        for layer, leaves in by_layer(context.effective(params)).items():
+        for layer, leaves in by_layer(context.effective_params(params)).items():
             if layer in state:
                 sigma = _norm(_matrix(leaves["kernel"]) @ state[layer])
                 terms.append(jnp.square(sigma**self.power - 1))
@@ -196,12 +204,14 @@ class SpectralRegularization(Intervention):
                 terms.append(jnp.sum(jnp.square(leaves["bias"])) ** self.power)
         return self.coefficient * sum(terms, jnp.zeros(()))
 
-    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+    def after_step(
+        self, state: State, train_state: TrainState, step: GradientStep, context: Context
+    ) -> tuple[State, TrainState]:
         vectors = {
             layer: _power_iteration(_matrix(leaves["kernel"]), state[layer])
-            for layer, leaves in _linear(context.effective(learner.params)).items()
+            for layer, leaves in _linear(context.effective_params(train_state.params)).items()
         }
-        return vectors, learner
+        return vectors, train_state
 
 
 class L2Norm(Intervention):
@@ -213,7 +223,7 @@ class L2Norm(Intervention):
       decay: the weight decay.
     """
 
-    decay: float = setting(1e-3, ge=0)
+    decay: float = field(1e-3, ge=0)
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
         decay = optax.add_decayed_weights(self.decay)

@@ -3,9 +3,18 @@
 import jax
 import jax.numpy as jnp
 
-from plasticity.interventions.base import Array, Context, Intervention, Learner, State, cleared
+from plasticity.interventions.base import (
+    Array,
+    Context,
+    GradientStep,
+    Intervention,
+    Rollout,
+    State,
+    TrainState,
+    reset_moments,
+)
 from plasticity.networks import Params, depth_of, layer_index
-from plasticity.spec import setting, static
+from plasticity.struct import field, static_field
 
 
 class ResetAll(Intervention):
@@ -16,9 +25,11 @@ class ResetAll(Intervention):
     this is among `rnd.intervention` too.
     """
 
-    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        params = context.fresh(context.key)
-        return state, Learner(params, context.optimizer.init(params))
+    def on_shift(
+        self, state: State, train_state: TrainState, context: Context
+    ) -> tuple[State, TrainState]:
+        params = context.init_params(context.key)
+        return state, TrainState(params, context.optimizer.init(params))
 
 
 class ResetFinal(Intervention):
@@ -28,8 +39,10 @@ class ResetFinal(Intervention):
     Adam's count, are left as they are. The paper resets at an interval: see `ResetLayers`.
     """
 
-    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        return state, _redrawn(learner, last_layers(learner.params, 1), True, context)
+    def on_shift(
+        self, state: State, train_state: TrainState, context: Context
+    ) -> tuple[State, TrainState]:
+        return state, _redrawn(train_state, last_layers(train_state.params, 1), True, context)
 
 
 class ResetLayers(Intervention):
@@ -46,14 +59,16 @@ class ResetLayers(Intervention):
         environment steps after which the authors' SAC is reset as a whole.
     """
 
-    last: int = static(1, ge=1)
-    every: int = setting(200, kind=int, ge=1)
+    last: int = static_field(1, ge=1)
+    every: int = field(200, kind=int, ge=1)
 
     def after_update(
-        self, state: State, learner: Learner, context: Context
-    ) -> tuple[State, Learner]:
+        self, state: State, train_state: TrainState, rollout: Rollout, context: Context
+    ) -> tuple[State, TrainState]:
         due = (context.update + 1) % self.every == 0
-        return state, _redrawn(learner, last_layers(learner.params, self.last), due, context)
+        return state, _redrawn(
+            train_state, last_layers(train_state.params, self.last), due, context
+        )
 
 
 class ResetOptimizer(Intervention):
@@ -70,18 +85,22 @@ class ResetOptimizer(Intervention):
       every: PPO updates from one reset to the next; 0 for shifts alone.
     """
 
-    every: int = setting(0, kind=int, ge=0)
+    every: int = field(0, kind=int, ge=0)
 
     def after_update(
-        self, state: State, learner: Learner, context: Context
-    ) -> tuple[State, Learner]:
+        self, state: State, train_state: TrainState, rollout: Rollout, context: Context
+    ) -> tuple[State, TrainState]:
         due = (self.every > 0) & ((context.update + 1) % jnp.maximum(self.every, 1) == 0)
-        anew = context.optimizer.init(learner.params)
-        opt_state = jax.tree.map(lambda new, old: jnp.where(due, new, old), anew, learner.opt_state)
-        return state, learner._replace(opt_state=opt_state)
+        anew = context.optimizer.init(train_state.params)
+        opt_state = jax.tree.map(
+            lambda new, old: jnp.where(due, new, old), anew, train_state.opt_state
+        )
+        return state, train_state._replace(opt_state=opt_state)
 
-    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        return state, learner._replace(opt_state=context.optimizer.init(learner.params))
+    def on_shift(
+        self, state: State, train_state: TrainState, context: Context
+    ) -> tuple[State, TrainState]:
+        return state, train_state._replace(opt_state=context.optimizer.init(train_state.params))
 
 
 class HareTortoise(Intervention):
@@ -102,24 +121,28 @@ class HareTortoise(Intervention):
         many as that at the study's 51 steps an update.
     """
 
-    decay: float = setting(0.999, ge=0, le=1)
-    every: int = setting(20, kind=int, ge=1)
+    decay: float = field(0.999, ge=0, le=1)
+    every: int = field(20, kind=int, ge=1)
 
-    def init(self, learner: Learner, context: Context) -> State:
-        return learner.params
+    def init(self, train_state: TrainState, context: Context) -> State:
+        return train_state.params
 
-    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
+    def after_step(
+        self, state: State, train_state: TrainState, step: GradientStep, context: Context
+    ) -> tuple[State, TrainState]:
         tortoise = jax.tree.map(
-            lambda slow, fast: slow + (1 - self.decay) * (fast - slow), state, learner.params
+            lambda slow, fast: slow + (1 - self.decay) * (fast - slow), state, train_state.params
         )
-        return tortoise, learner
+        return tortoise, train_state
 
     def after_update(
-        self, state: State, learner: Learner, context: Context
-    ) -> tuple[State, Learner]:
+        self, state: State, train_state: TrainState, rollout: Rollout, context: Context
+    ) -> tuple[State, TrainState]:
         due = (context.update + 1) % self.every == 0
-        params = jax.tree.map(lambda slow, fast: jnp.where(due, slow, fast), state, learner.params)
-        return state, learner._replace(params=params)
+        params = jax.tree.map(
+            lambda slow, fast: jnp.where(due, slow, fast), state, train_state.params
+        )
+        return state, train_state._replace(params=params)
 
 
 class ShrinkPerturb(Intervention):
@@ -132,15 +155,17 @@ class ShrinkPerturb(Intervention):
       perturb: the share of a draw from the initial distribution that is added.
     """
 
-    shrink: float = setting(0.5, ge=0, le=1)
-    perturb: float = setting(0.5, ge=0, le=1)
+    shrink: float = field(0.5, ge=0, le=1)
+    perturb: float = field(0.5, ge=0, le=1)
 
-    def on_shift(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        fresh = context.fresh(context.key)
+    def on_shift(
+        self, state: State, train_state: TrainState, context: Context
+    ) -> tuple[State, TrainState]:
+        fresh = context.init_params(context.key)
         params = jax.tree.map(
-            lambda old, new: self.shrink * old + self.perturb * new, learner.params, fresh
+            lambda old, new: self.shrink * old + self.perturb * new, train_state.params, fresh
         )
-        return state, learner._replace(params=params)
+        return state, train_state._replace(params=params)
 
 
 class SoftShrinkPerturb(Intervention):
@@ -153,13 +178,17 @@ class SoftShrinkPerturb(Intervention):
       rate: the share of the fresh network.
     """
 
-    rate: float = setting(1e-6, ge=0, le=1)
+    rate: float = field(1e-6, ge=0, le=1)
 
-    def after_step(self, state: State, learner: Learner, context: Context) -> tuple[State, Learner]:
-        fresh = context.fresh(context.key)
+    def after_step(
+        self, state: State, train_state: TrainState, step: GradientStep, context: Context
+    ) -> tuple[State, TrainState]:
+        fresh = context.init_params(context.key)
         # Not (1 - rate) * old: a rate of 1e-6 would be 1 % off in float32.
-        params = jax.tree.map(lambda old, new: old + self.rate * (new - old), learner.params, fresh)
-        return state, learner._replace(params=params)
+        params = jax.tree.map(
+            lambda old, new: old + self.rate * (new - old), train_state.params, fresh
+        )
+        return state, train_state._replace(params=params)
 
 
 def last_layers(params: Params, last: int) -> Params:
@@ -183,9 +212,11 @@ def last_layers(params: Params, last: int) -> Params:
     }
 
 
-def _redrawn(learner: Learner, chosen: Params, due: Array | bool, context: Context) -> Learner:
+def _redrawn(
+    train_state: TrainState, chosen: Params, due: Array | bool, context: Context
+) -> TrainState:
     """The learner with the parameters chosen drawn anew, if that is due, and their moments 0."""
     touched = jax.tree.map(lambda choice: choice & jnp.asarray(due), chosen)
-    fresh = context.fresh(context.key)
-    params = jax.tree.map(jnp.where, touched, fresh, learner.params)
-    return Learner(params, cleared(learner, touched, context))
+    fresh = context.init_params(context.key)
+    params = jax.tree.map(jnp.where, touched, fresh, train_state.params)
+    return TrainState(params, reset_moments(train_state, touched, context))

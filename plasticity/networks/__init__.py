@@ -2,9 +2,8 @@
 
 from plasticity.networks.activations import ACTIVATIONS
 from plasticity.networks.actor_critic import ActorCritic, Network, Output, Params
-from plasticity.networks.policy import Categorical, Gaussian, Policy, policy_class
-from plasticity.networks.torso import NORMS
-from plasticity.networks.tree import (
+from plasticity.networks.distributions import Categorical, Gaussian, Policy, policy_class
+from plasticity.networks.param_tree import (
     Connections,
     at,
     by_layer,
@@ -16,6 +15,7 @@ from plasticity.networks.tree import (
     root_mean_squares,
     value_heads,
 )
+from plasticity.networks.torso import NORMS
 
 __all__ = [
     "ACTIVATIONS",

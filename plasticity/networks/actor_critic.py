@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 
 from plasticity.networks.activations import ACTIVATIONS
-from plasticity.networks.policy import Categorical, Gaussian, Policy
+from plasticity.networks.distributions import Categorical, Gaussian, Policy
 from plasticity.networks.torso import NORMS, Convolution, Dense, Torso, linear
-from plasticity.spec import SettingError, Spec, static
+from plasticity.struct import SettingError, Struct, static_field
 
 Array = jax.Array
 Params = Any  # {"torso": {layer: ...}, "policy": ..., "value": ...}
@@ -74,7 +74,7 @@ class Head(nn.Module):
         return Gaussian(said, self.param("log_std", nn.initializers.zeros, (self.num_actions,)))
 
 
-class Network(Spec):
+class Network(Struct):
     """The description that interventions may change before a network is built from it.
 
     Attributes:
@@ -89,15 +89,15 @@ class Network(Spec):
       blocks: residual blocks after each of them, as in IMPALA's network (Espeholt et al. 2018).
     """
 
-    hidden: tuple[int, ...] = static((256, 256), ge=1, least=1)
-    activation: str = static("relu", choices=lambda: tuple(ACTIVATIONS))
-    norm: str = static("none", choices=lambda: tuple(NORMS))
-    shared: bool = static(True)
-    channels: tuple[int, ...] = static((), kind=int, ge=1)
-    kernel: tuple[int, ...] = static((4,), ge=1, least=1)
-    stride: tuple[int, ...] = static((2,), ge=1, least=1)
-    padding: tuple[int, ...] = static((1,), ge=0, least=1)
-    blocks: int = static(0, ge=0)
+    hidden: tuple[int, ...] = static_field((256, 256), ge=1, least=1)
+    activation: str = static_field("relu", choices=lambda: tuple(ACTIVATIONS))
+    norm: str = static_field("none", choices=lambda: tuple(NORMS))
+    shared: bool = static_field(True)
+    channels: tuple[int, ...] = static_field((), kind=int, ge=1)
+    kernel: tuple[int, ...] = static_field((4,), ge=1, least=1)
+    stride: tuple[int, ...] = static_field((2,), ge=1, least=1)
+    padding: tuple[int, ...] = static_field((1,), ge=0, least=1)
+    blocks: int = static_field(0, ge=0)
 
     def build(
         self,
@@ -156,7 +156,7 @@ class Network(Spec):
             )
         for size in observation_shape[:2] if convolutions else ():
             for convolution in convolutions:
-                size = convolution.reaches(size)
+                size = convolution.output_size(size)
                 if size < 1:
                     raise SettingError(
                         "network.channels",

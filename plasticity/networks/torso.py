@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from plasticity.networks.activations import ACTIVATIONS
 from plasticity.networks.convolution import convolve
-from plasticity.networks.initial import uniform
+from plasticity.networks.initializers import uniform
 
 Array = jax.Array
 
@@ -78,7 +78,7 @@ class Convolution(NamedTuple):
     stride: int
     padding: int
 
-    def reaches(self, size: int) -> int:
+    def output_size(self, size: int) -> int:
         """How long an image is after it that was `size` long, or less than 1."""
         return (size + 2 * self.padding - self.kernel) // self.stride + 1
 

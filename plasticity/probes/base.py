@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from plasticity.networks import Output, Params
 from plasticity.networks.linalg import after
-from plasticity.spec import Parts, Spec, static
+from plasticity.struct import Chain, Struct, static_field
 
 Array = jax.Array
 Batch = Any  # transitions, `plasticity.interventions.Batch`; probes only take some of them
@@ -22,50 +22,50 @@ class View:
 
     Attributes:
       params: the parameters now.
-      previous_params: those before the last update.
+      prev_params: those before the last update.
       round_params: those that the round began with.
       initial_params: those that the lifetime began with.
-      observations: the probe batch, [B, ...], met under random actions; the same all round long.
+      observation: the probe batch, [B, ...], met under random actions; the same all round long.
       key: randomness for this moment.
       apply: the network, of parameters and observations [B, ...].
-      effective: the parameters that it computes with, of those that are trained.
-      fresh: draws parameters from their initial distribution, by key.
-      losses: PPO's loss of each of some transitions, of parameters and the transitions. [B].
+      effective_params: the parameters that it computes with, of those that are trained.
+      init_params: draws parameters from their initial distribution, by key.
+      per_sample_loss: the loss of each of some transitions, from parameters and these. [B].
       make_batch: makes `batch`.
     """
 
     params: Params
-    previous_params: Params
+    prev_params: Params
     round_params: Params
     initial_params: Params
-    observations: Array
+    observation: Array
     key: Array
     apply: Callable[[Params, Array], Output]
-    effective: Callable[[Params], Params]
-    fresh: Callable[[Array], Params]
-    losses: Callable[[Params, Batch], Array]
+    effective_params: Callable[[Params], Params]
+    init_params: Callable[[Array], Params]
+    per_sample_loss: Callable[[Params, Batch], Array]
     make_batch: Callable[[], Batch]
     _decomposed: list[Array] = field(default_factory=list, init=False)
 
     @cached_property
     def output(self) -> Output:
         """The network's output on the probe batch."""
-        return self.apply(self.params, self.observations)
+        return self.apply(self.params, self.observation)
 
     @cached_property
     def previous_output(self) -> Output:
         """The same before the last update."""
-        return self.apply(self.previous_params, self.observations)
+        return self.apply(self.prev_params, self.observation)
 
     @cached_property
     def singular_values(self) -> dict[str, Array]:
         """Of each hidden layer's activations on the probe batch, positions being rows. [d]."""
         return {
-            name: self.in_turn(singular_values, x.reshape(-1, x.shape[-1]))
+            name: self.run_serialized(singular_values, x.reshape(-1, x.shape[-1]))
             for name, x in self.output.activations.items()
         }
 
-    def in_turn(self, decompose: Callable[[Array], Array], matrix: Array) -> Array:
+    def run_serialized(self, decompose: Callable[[Array], Array], matrix: Array) -> Array:
         """`decompose(matrix)`, once all that were asked for before are done: see `after`."""
         if self._decomposed:
             matrix = after(matrix, self._decomposed[-1])
@@ -94,25 +94,25 @@ def singular_values(matrix: Array) -> Array:
     return jnp.linalg.svd(matrix, full_matrices=False, compute_uv=False)
 
 
-class Probe(Spec):
+class Probe(Struct):
     """Measures a network, layer by layer and in aggregate.
 
     The first line of its docstring says what it measures, and the docstring names its paper, as
-    (Author et al. year), where there is one: `python -m experiments.methods` lists them.
+    (Author et al. year), where there is one: `python -m plasticity.cli.methods` lists them.
 
     Attributes:
       every: PPO updates between two measurements; 0 for the schedule's `probe_every`. The end of
         a round is always measured.
     """
 
-    every: int = static(0, ge=0, kw_only=True)
+    every: int = static_field(0, ge=0, kw_only=True)
 
     def __call__(self, view: View) -> dict[str, Array]:
         """A scalar for each layer measured, by name, and for "all" of them together."""
         raise NotImplementedError
 
 
-class Probes(Parts[Probe]):
+class Probes(Chain[Probe]):
     """The probes of a run; each is a metric of its own in the results table."""
 
     def __call__(self, view: View) -> dict[str, dict[str, Array]]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from plasticity.probes.base import Array, Probe, View
-from plasticity.spec import static
+from plasticity.struct import static_field
 
 
 class HessianEigenvalue(Probe):
@@ -21,15 +21,15 @@ class HessianEigenvalue(Probe):
       size: how many transitions; all, if the rollout has fewer.
     """
 
-    iterations: int = static(30, ge=2)
-    size: int = static(512, ge=1)
+    iterations: int = static_field(30, ge=2)
+    size: int = static_field(512, ge=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
         batch = view.sample(self.size)
         flat, unravel = ravel_pytree(view.params)
 
         def loss(flat: Array) -> Array:
-            return jnp.mean(view.losses(unravel(flat), batch))
+            return jnp.mean(view.per_sample_loss(unravel(flat), batch))
 
         _, product = jax.linearize(jax.grad(loss), flat)
         start = jax.random.normal(jax.random.fold_in(view.key, 0), flat.shape, flat.dtype)
@@ -54,4 +54,4 @@ class HessianEigenvalue(Probe):
         # Where directions run out, nothing may stand for an eigenvalue of zero.
         diagonal = jnp.where(alive > 0, diagonal, diagonal[0])
         tridiagonal = jnp.diag(diagonal) + jnp.diag(norm[:-1], 1) + jnp.diag(norm[:-1], -1)
-        return {"all": view.in_turn(jnp.linalg.eigvalsh, tridiagonal)[-1]}
+        return {"all": view.run_serialized(jnp.linalg.eigvalsh, tridiagonal)[-1]}

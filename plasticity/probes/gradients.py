@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from plasticity.networks import Params, by_layer
 from plasticity.probes.base import Array, Batch, Probe, View
 from plasticity.probes.ranks import effective_rank
-from plasticity.spec import static
+from plasticity.struct import static_field
 
 
 class GradientCosine(Probe):
@@ -30,8 +30,8 @@ class GradientCosine(Probe):
       size: transitions in each.
     """
 
-    minibatches: int = static(8, ge=2)
-    size: int = static(64, ge=1)
+    minibatches: int = static_field(8, ge=2)
+    size: int = static_field(64, ge=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
         batch = view.sample(self.minibatches * self.size)
@@ -42,7 +42,7 @@ class GradientCosine(Probe):
         )
 
         def loss(params: Params, batch: Batch) -> Array:
-            return jnp.mean(view.losses(params, batch))
+            return jnp.mean(view.per_sample_loss(params, batch))
 
         gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0))(view.params, each)
         products = {name: _products(layer) for name, layer in by_layer(gradients).items()}
@@ -63,12 +63,12 @@ class GradientCovarianceRank(Probe):
       size: how many transitions; all, if the rollout has fewer.
     """
 
-    size: int = static(64, ge=1)
+    size: int = static_field(64, ge=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
         batch = view.sample(self.size)
-        products = gram(lambda params: view.losses(params, batch)[:, None], view.params)
-        return {"all": spectral_rank(view.in_turn(jnp.linalg.eigvalsh, cosines(products)))}
+        products = gram(lambda params: view.per_sample_loss(params, batch)[:, None], view.params)
+        return {"all": spectral_rank(view.run_serialized(jnp.linalg.eigvalsh, cosines(products)))}
 
 
 def gram(outputs: Callable[[Params], Array], params: Params) -> Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from plasticity.networks import Params
 from plasticity.probes.base import Array, Probe, View
 from plasticity.probes.gradients import gram, spectral_rank
-from plasticity.spec import static
+from plasticity.struct import static_field
 
 
 class NTKRank(Probe):
@@ -22,14 +22,14 @@ class NTKRank(Probe):
       size: how many observations; all, if the probe batch has fewer.
     """
 
-    size: int = static(64, ge=1)
+    size: int = static_field(64, ge=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
         # The probe batch is in random order.
-        observations = view.observations[: self.size]
+        observations = view.observation[: self.size]
 
         def policy(params: Params) -> Array:
-            return view.apply(params, observations).policy.centred
+            return view.apply(params, observations).policy.centered_logits
 
         def value(params: Params) -> Array:
             return view.apply(params, observations).value[:, None]
@@ -37,6 +37,6 @@ class NTKRank(Probe):
         kernels = {"policy": gram(policy, view.params), "value": gram(value, view.params)}
         kernels["all"] = kernels["policy"] + kernels["value"]
         return {
-            name: spectral_rank(view.in_turn(jnp.linalg.eigvalsh, kernel))
+            name: spectral_rank(view.run_serialized(jnp.linalg.eigvalsh, kernel))
             for name, kernel in kernels.items()
         }

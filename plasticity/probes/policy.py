@@ -13,7 +13,7 @@ class PolicyKL(Probe):
     """KL(before || after) of the policy over the last update, the mean over the probe batch."""
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return {"all": jnp.mean(view.previous_output.policy.divergence(view.output.policy))}
+        return {"all": jnp.mean(view.previous_output.policy.kl_divergence(view.output.policy))}
 
 
 class PolicyChurn(Probe):
@@ -25,7 +25,9 @@ class PolicyChurn(Probe):
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return {"all": jnp.mean(view.previous_output.policy.departs(view.output.policy))}
+        return {
+            "all": jnp.mean(view.previous_output.policy.greedy_action_differs(view.output.policy))
+        }
 
 
 class ValueChurn(Probe):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from plasticity.probes.base import Array, Probe, View
-from plasticity.spec import setting
+from plasticity.struct import field
 
 
 class EffectiveRank(Probe):
@@ -40,7 +40,7 @@ class Srank(Probe):
       delta: the share of the sum that may be missing.
     """
 
-    delta: float = setting(0.01, gt=0, lt=1)
+    delta: float = field(0.01, gt=0, lt=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
         return _of_layers(view, lambda sigma: leading(sigma, 1 - self.delta))
@@ -56,7 +56,7 @@ class ApproximateRank(Probe):
       threshold: the share.
     """
 
-    threshold: float = setting(0.99, gt=0, lt=1)
+    threshold: float = field(0.99, gt=0, lt=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
         return _of_layers(view, lambda sigma: leading(jnp.square(sigma), self.threshold))
@@ -71,7 +71,7 @@ class FeatureRank(Probe):
       epsilon: the threshold.
     """
 
-    epsilon: float = setting(0.01, ge=0)
+    epsilon: float = field(0.01, ge=0)
 
     def __call__(self, view: View) -> dict[str, Array]:
         def rank(sigma: Array, rows: int) -> Array:

@@ -6,7 +6,7 @@ import optax
 
 from plasticity.networks import Params
 from plasticity.probes.base import Array, Probe, View
-from plasticity.spec import setting, static
+from plasticity.struct import field, static_field
 
 
 class Trainability(Probe):
@@ -30,20 +30,20 @@ class Trainability(Probe):
       learning_rate: of Adam.
     """
 
-    steps: int = static(100, ge=1)
-    targets: int = static(1, ge=1)
-    learning_rate: float = setting(1e-3, gt=0)
+    steps: int = static_field(100, ge=1)
+    targets: int = static_field(1, ge=1)
+    learning_rate: float = field(1e-3, gt=0)
 
     def __call__(self, view: View) -> dict[str, Array]:
         def outputs(params: Params) -> Array:
-            output = view.apply(params, view.observations)
+            output = view.apply(params, view.observation)
             return jnp.concatenate([output.policy.outputs, output.value[:, None]], axis=-1)
 
         # Not of view.key, which changes: curves compare only if the task stays the same. Nor in
         # low precision, of which 1e5 would leave no digit right.
         keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), self.targets)
         with jax.default_matmul_precision("highest"):
-            waves = jnp.sin(1e5 * jax.vmap(lambda key: outputs(view.fresh(key)))(keys))
+            waves = jnp.sin(1e5 * jax.vmap(lambda key: outputs(view.init_params(key)))(keys))
 
         optimizer = optax.adam(self.learning_rate)
 

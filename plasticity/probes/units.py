@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plasticity.networks import connections
 from plasticity.probes.base import Array, Batch, Probe, View
-from plasticity.spec import setting, static
+from plasticity.struct import field, static_field
 
 
 class DeadUnits(Probe):
@@ -32,7 +32,7 @@ class DormantUnits(Probe):
       tau: the threshold.
     """
 
-    tau: float = setting(0.025, ge=0, le=1)
+    tau: float = field(0.025, ge=0, le=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
         def dormant(x: Array) -> Array:
@@ -75,7 +75,7 @@ class SaturatedUnits(Probe):
       threshold: the absolute activation; at 0.99 tanh's slope is 0.02.
     """
 
-    threshold: float = setting(0.99, ge=0, lt=1)
+    threshold: float = field(0.99, ge=0, lt=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
         return _of_activations(
@@ -93,7 +93,7 @@ class SaturatedFraction(Probe):
       threshold: the absolute activation that is exceeded.
     """
 
-    threshold: float = setting(0.99, ge=0, lt=1)
+    threshold: float = field(0.99, ge=0, lt=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
         return _of_activations(
@@ -117,8 +117,8 @@ class GradientDormantUnits(Probe):
       size: how many transitions of a rollout; all, if it has fewer.
     """
 
-    tau: float = setting(0.01, ge=0, le=1)
-    size: int = static(512, ge=1)
+    tau: float = field(0.01, ge=0, le=1)
+    size: int = static_field(512, ge=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
         params = flatten_dict(view.params)
@@ -131,7 +131,7 @@ class GradientDormantUnits(Probe):
         def loss(biases: dict[str, Array], transition: Batch) -> Array:
             changed = {path: biases[name] for name, path in paths.items()}
             batch = jax.tree.map(lambda x: x[None], transition)
-            return view.losses(unflatten_dict({**params, **changed}), batch)[0]
+            return view.per_sample_loss(unflatten_dict({**params, **changed}), batch)[0]
 
         def dormant(gradients: Array) -> Array:
             size = jnp.mean(jnp.abs(gradients), axis=0)

@@ -53,11 +53,11 @@ class SpectralNorm(Probe):
     def __call__(self, view: View) -> dict[str, Array]:
         kernels = {
             name: layer["kernel"]
-            for name, layer in by_layer(view.effective(view.params)).items()
+            for name, layer in by_layer(view.effective_params(view.params)).items()
             if isinstance(layer, Mapping) and "kernel" in layer
         }
         largest = {
-            name: view.in_turn(singular_values, kernel.reshape(-1, kernel.shape[-1]))[0]
+            name: view.run_serialized(singular_values, kernel.reshape(-1, kernel.shape[-1]))[0]
             for name, kernel in kernels.items()
         }
         return {**largest, "all": jnp.max(jnp.stack(list(largest.values())))}

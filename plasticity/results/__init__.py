@@ -22,15 +22,6 @@ from plasticity.results.comparisons import (
     scores,
     t_tests,
 )
-from plasticity.results.figures import (
-    correlation_figure,
-    intervals_figure,
-    learning_figure,
-    levels_figure,
-    profiles_figure,
-    rounds_figure,
-    warm_start_figure,
-)
 from plasticity.results.plots import (
     METRIC_NAMES,
     STYLE,
@@ -43,31 +34,40 @@ from plasticity.results.plots import (
     overview,
     save,
 )
+from plasticity.results.shift_plots import (
+    correlation_figure,
+    intervals_figure,
+    learning_figure,
+    levels_figure,
+    profiles_figure,
+    rounds_figure,
+    warm_start_figure,
+)
 from plasticity.results.statistics import (
     Interval,
+    bin_by_steps,
     bootstrap_mean,
     by_round,
-    by_stretch,
     difference,
     divergences,
-    student,
     summary,
+    t_interval,
 )
-from plasticity.results.table import (
+from plasticity.results.terminal import print_summary
+from plasticity.storage.table import (
     COLUMNS,
     DTYPES,
     ResultsError,
     concat,
     empty,
+    label_by_config,
     load,
-    ordered,
     read,
-    tell_apart,
-    tidy,
-    varying,
+    sort_rows,
+    swept_keys,
+    validate,
     write,
 )
-from plasticity.results.terminal import print_summary
 
 __all__ = [
     "COLUMNS",
@@ -79,9 +79,9 @@ __all__ = [
     "LineStyle",
     "ResultsError",
     "aggregates",
+    "bin_by_steps",
     "bootstrap_mean",
     "by_round",
-    "by_stretch",
     "concat",
     "correlation_figure",
     "correlations",
@@ -92,6 +92,7 @@ __all__ = [
     "end_of_rounds",
     "interquartile_mean",
     "intervals_figure",
+    "label_by_config",
     "learning_curve",
     "learning_figure",
     "levels_figure",
@@ -100,7 +101,6 @@ __all__ = [
     "lines_by_round",
     "load",
     "metric_points",
-    "ordered",
     "overview",
     "paired_tests",
     "performance_profiles",
@@ -111,12 +111,12 @@ __all__ = [
     "rounds_figure",
     "save",
     "scores",
-    "student",
+    "sort_rows",
     "summary",
+    "swept_keys",
+    "t_interval",
     "t_tests",
-    "tell_apart",
-    "tidy",
-    "varying",
+    "validate",
     "warm_start_figure",
     "write",
 ]

@@ -29,13 +29,13 @@ from plasticity.results.statistics import (
     SETTING,
     Interval,
     by_round,
-    left_out,
+    divergence_notes,
     order,
     shared_seeds,
-    student,
+    t_interval,
     warn_of,
 )
-from plasticity.results.table import ResultsError
+from plasticity.storage.table import ResultsError
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def end_of_rounds(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.Da
     Raises:
       ResultsError: the table has no such metric or layer.
     """
-    warn_of([*shared_seeds(frame), *left_out(frame)])
+    warn_of([*shared_seeds(frame), *divergence_notes(frame)])
     values = by_round(frame, metric, layer, "last")
     keys = [*_OF_SEED, "round"]
     ends = values.groupby(keys)["value"].mean(skipna=False).reset_index()
@@ -158,7 +158,7 @@ def paired_tests(
 
     def test(own: pd.Series, other: pd.Series) -> dict[str, float]:
         differences = (own - other).dropna()
-        interval = student(differences)
+        interval = t_interval(differences)
         varies = differences.nunique() > 1
         answer = _quietly(scipy.stats.ttest_1samp, differences if varies else [], 0.0)
         return {

@@ -23,12 +23,12 @@ from matplotlib.ticker import MaxNLocator
 from plasticity.results.statistics import (
     REFERENCES,
     RETURN,
+    bin_by_steps,
     bootstrap_mean,
     by_round,
-    by_stretch,
+    divergence_notes,
     divergences,
     kind_of,
-    left_out,
     one_setting,
     order,
     over_seeds,
@@ -36,7 +36,7 @@ from plasticity.results.statistics import (
     shared_seeds,
     warn_of,
 )
-from plasticity.results.table import ResultsError, replacing
+from plasticity.storage.table import ResultsError, replacing
 
 STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
@@ -224,7 +224,7 @@ def lines_by_round(
     """
     one_setting(frame)
     values = by_round(frame, metric, layer, how)
-    warn_of([*shared_seeds(frame), *left_out(frame)])
+    warn_of([*shared_seeds(frame), *divergence_notes(frame)])
     with plt.rc_context(STYLE):
         axes = new_figure((6.0, 4.4)).add_subplot() if ax is None else ax
         _draw(axes, frame, values, "round", confidence, seeds)
@@ -266,12 +266,17 @@ def curve(
     """
     one_setting(frame)
     values = select(frame, metric, layer)
-    warn_of([*shared_seeds(frame), *left_out(frame)])
+    warn_of([*shared_seeds(frame), *divergence_notes(frame)])
     with plt.rc_context(STYLE):
         axes = new_figure((9.0, 4.4)).add_subplot() if ax is None else ax
-        for boundary in frame.groupby("round")["update"].max().sort_index().iloc[:-1]:
+        for interpolation in frame.groupby("round")["update"].max().sort_index().iloc[:-1]:
             axes.axvline(
-                boundary, color="#BBBBBB", linewidth=0.8, linestyle=":", zorder=0, label="_shift"
+                interpolation,
+                color="#BBBBBB",
+                linewidth=0.8,
+                linestyle=":",
+                zorder=0,
+                label="_shift",
             )
         _draw(axes, frame, values, "update", confidence, seeds)
         axes.set(xlabel="PPO updates", ylabel=_label(metric, layer))
@@ -292,9 +297,9 @@ def learning_curve(
 ) -> Axes:
     """Draws a metric by environment step, as `lines_by_round` does, of lives that nothing divides.
 
-    Training is cut into 40 equal stretches, and a point is what `by_stretch` makes of one: episodes
-    of different seeds do not end at the same updates. Where none of a seed's ended, mean and band
-    are over the others.
+    Training is cut into 40 equal stretches, and a point is what `bin_by_steps` makes of one:
+    episodes of different seeds do not end at the same updates. Where none of a seed's ended, mean
+    and band are over the others.
 
     Args:
       frame: a results table of one env and shift.
@@ -314,8 +319,8 @@ def learning_curve(
       ResultsError: the table holds several envs or shifts, or lacks the metric or layer.
     """
     one_setting(frame)
-    values = by_stretch(frame, metric, STRETCHES, layer)
-    warn_of([*shared_seeds(frame), *left_out(frame)])
+    values = bin_by_steps(frame, metric, STRETCHES, layer)
+    warn_of([*shared_seeds(frame), *divergence_notes(frame)])
     with plt.rc_context(STYLE):
         axes = new_figure((6.0, 4.4)).add_subplot() if ax is None else ax
         _draw(axes, frame, values, "env_steps", confidence, seeds)
@@ -346,7 +351,7 @@ def overview(frame: pd.DataFrame) -> Figure:
     """
     env, shift = one_setting(frame)
     select(frame, RETURN)
-    warn_of([*shared_seeds(frame), *left_out(frame)])
+    warn_of([*shared_seeds(frame), *divergence_notes(frame)])
     known = set(frame.loc[frame["layer"] == "all", "metric"])
     metrics = [RETURN, *(name for name in PANELS if name in known)]
     mosaic, size = LAYOUTS[len(metrics) - 1]

@@ -18,7 +18,7 @@ import pandas as pd
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from plasticity.results.table import ResultsError
+from plasticity.storage.table import ResultsError
 
 SETTING = ["env", "shift"]
 GROUP = [*SETTING, "intervention"]
@@ -92,7 +92,7 @@ def by_round(
     return values.where(complete).rename("value").reset_index()
 
 
-def by_stretch(frame: pd.DataFrame, metric: str, count: int, layer: str = "all") -> pd.DataFrame:
+def bin_by_steps(frame: pd.DataFrame, metric: str, count: int, layer: str = "all") -> pd.DataFrame:
     """One value of a metric for each run, seed and stretch of training, all equally long.
 
     Where rows come when episodes end, seeds have them at different updates; a stretch has some of
@@ -133,7 +133,7 @@ def divergences(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby(RUN, as_index=False)[["round", "update"]].min()
 
 
-def left_out(frame: pd.DataFrame) -> list[str]:
+def divergence_notes(frame: pd.DataFrame) -> list[str]:
     """A note that names the seeds that diverged and the updates at which they did, if any."""
     found, names = divergences(frame), []
     several = frame["shift"].nunique() > 1
@@ -184,7 +184,7 @@ def bootstrap_mean(
     """The mean with its percentile bootstrap interval (Efron, 1979).
 
     With a handful of seeds this interval is too narrow: against Student's by some 30 % at 6 seeds
-    and 15 % at 12 (see `student`). It is taken to draw, as in Agarwal et al. (2021, "Deep
+    and 15 % at 12 (see `t_interval`). It is taken to draw, as in Agarwal et al. (2021, "Deep
     Reinforcement Learning at the Edge of the Statistical Precipice"), for it never leaves the
     range of the values, and the acceleration that BCa corrects by cannot be told from so few.
 
@@ -203,7 +203,7 @@ def bootstrap_mean(
     return _bootstrap((sample,), np.mean, confidence, resamples, seed)
 
 
-def student(values: ArrayLike, confidence: float = 0.95) -> Interval:
+def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """The mean with Student's t-interval.
 
     Args:
@@ -272,7 +272,7 @@ def difference(
     left, right = (_mean_over(values, name, wanted) for name in (intervention, baseline))
     used = frame["intervention"].isin([intervention, baseline])
     used &= frame["round"] <= max(wanted, default=0)
-    warn_of([*shared_seeds(frame[used]), *left_out(frame[used])])
+    warn_of([*shared_seeds(frame[used]), *divergence_notes(frame[used])])
     return _excess(left, right, confidence, resamples, seed)
 
 
@@ -358,7 +358,7 @@ def order(frame: pd.DataFrame) -> list[str]:
 
 
 def kind_of(name: str) -> str:
-    """The name of an intervention without the settings that `tell_apart` gave it."""
+    """The name of an intervention without the settings that `label_by_config` gave it."""
     return name.split(" ", 1)[0]
 
 

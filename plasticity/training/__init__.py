@@ -1,21 +1,13 @@
-"""Lifetimes: what a run is, how it trains, and where its results go."""
+"""Training: the definition of a run, the loop, and where stacked runs are computed."""
 
-from plasticity.training.folder import Job, is_finished, load_params
-from plasticity.training.progress import Progress
 from plasticity.training.run import Run, Schedule, check_run
-from plasticity.training.runner import train, train_jobs
-from plasticity.training.tracking import TensorBoard, Tracker, WeightsAndBiases
+from plasticity.training.train import Job, load_params, train, train_jobs
 
 __all__ = [
     "Job",
-    "Progress",
     "Run",
     "Schedule",
-    "TensorBoard",
-    "Tracker",
-    "WeightsAndBiases",
     "check_run",
-    "is_finished",
     "load_params",
     "train",
     "train_jobs",

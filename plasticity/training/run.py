@@ -1,77 +1,97 @@
-"""What a run is: everything that defines one lifetime, in one frozen pytree."""
+"""The definition of a run, in one frozen pytree."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from plasticity.agents import PPO, RND, Trajectory, ppo, rnd
-from plasticity.envs.base import LEVELS_A_SEED, MAX_SEED, Env, Levels, Task
-from plasticity.interventions import Context, Intervention, Interventions
+from plasticity.agents import PPO, Agent, IntrinsicModule, NoIntrinsic
+from plasticity.envs.base import LEVELS_PER_SEED, MAX_SEED, Env, Levels, Task
+from plasticity.interventions import Interventions
 from plasticity.networks import ActorCritic, Network
 from plasticity.probes import Probes
 from plasticity.shifts import Shifts
-from plasticity.spec import SettingError, Spec, check, setting, static
+from plasticity.struct import SettingError, Struct, check, field, static_field
 
 Array = jax.Array
 
 
-class Schedule(Spec):
-    """How long a lifetime is, and how often it is looked at. Counted in PPO updates.
+class Schedule(Struct):
+    """The length of a run, and when it is measured. Counted in updates of the agent.
 
-    The end of a round is always looked at, whatever the intervals.
+    Everything is measured at the end of a round, whatever the intervals.
 
     Attributes:
-      rounds: rounds of a lifetime; the domain shifts between two of them.
-      updates: PPO updates of a round.
-      shift_over: updates that a shift takes, little by little; 0 for all at once.
-      log_every: updates between two rows of the training metrics, which are means since the last.
+      rounds: number of rounds; the task shifts between two of them.
+      updates_per_round: updates of a round.
+      shift_duration: updates over which a shift is gradual; 0 for all at once.
+      log_every: updates between two rows of training metrics, which are means since the last one.
       eval_every: updates between two evaluations; 0 for the ends of rounds alone.
-      eval_episodes: episodes an evaluation, on the training levels and on the held-out ones.
-      probe_every: updates between two measurements by the probes that have no interval of their
-        own; 0 for the ends of rounds alone.
-      probe_batch: observations in the probe batch.
+      eval_episodes: episodes of an evaluation, on training levels and on held-out ones each.
+      probe_every: updates between two measurements of probes that have no interval of their own; 0
+        for the ends of rounds alone.
+      probe_batch_size: observations in the probe batch.
     """
 
-    rounds: int = static(10, ge=1)
-    updates: int = static(20_000, ge=1)
-    shift_over: int = static(0, ge=0)
-    log_every: int = static(100, ge=1)
-    eval_every: int = static(1_000, ge=0)
-    eval_episodes: int = static(50, ge=1)
-    probe_every: int = static(100, ge=0)
-    probe_batch: int = static(512, ge=1)
+    rounds: int = static_field(10, ge=1)
+    updates_per_round: int = static_field(20_000, ge=1)
+    shift_duration: int = static_field(0, ge=0)
+    log_every: int = static_field(100, ge=1)
+    eval_every: int = static_field(1_000, ge=0)
+    eval_episodes: int = static_field(50, ge=1)
+    probe_every: int = static_field(100, ge=0)
+    probe_batch_size: int = static_field(512, ge=1)
 
 
-class Run(Spec):
-    """One agent's lifetime. Runs of equal structure train stacked in one program.
+class Run(Struct):
+    """One agent trained through all rounds. Runs of equal structure train in one program.
 
     Attributes:
-      env: what the agent lives in.
+      env: the environment.
       shift: what changes between two rounds.
-      intervention: what is done against the loss of plasticity.
-      network: the network's description, before interventions change it.
-      agent: PPO's hyperparameters.
-      rnd: those of curiosity; None for what the environment pays alone.
+      intervention: the methods against plasticity loss.
+      network: the description of the network, before interventions change it.
+      agent: the agent and its hyperparameters.
+      intrinsic: the intrinsic reward; none by default.
       probes: what is measured of the network.
-      schedule: how long, and how often.
-      seed: of everything random; the same seed meets the same levels, shifts and first weights
-        under every intervention that leaves the architecture alone.
+      schedule: the length of the run, and when it is measured.
+      seed: the seed of all randomness. Under every intervention that does not change the
+        architecture the same seed gives the same levels, shifts and initial parameters.
     """
 
     env: Env
     shift: Shifts = Shifts()
     intervention: Interventions = Interventions()
     network: Network = Network()
-    agent: PPO = PPO()
+    agent: Agent = PPO()
     probes: Probes = Probes()
     schedule: Schedule = Schedule()
-    seed: int = setting(0, kind=int, ge=0, le=MAX_SEED)
-    rnd: RND | None = None
+    seed: int = field(0, kind=int, ge=0, le=MAX_SEED)
+    intrinsic: IntrinsicModule = NoIntrinsic()
 
 
-def module_of(run: Run) -> ActorCritic:
-    """The network of a run, as its interventions have it.
+def stack(runs: Sequence[Run]) -> Run:
+    """Stacks runs of equal structure: every leaf gets a leading axis [S].
+
+    Raises:
+      ValueError: there are none, or their structures differ, so that no one program trains them.
+    """
+    if not runs:
+        raise ValueError("there are no runs")
+    structures = {jax.tree.structure(run) for run in runs}
+    if len(structures) != 1:
+        raise ValueError(f"{len(structures)} different structures among {len(runs)} runs")
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *runs)
+
+
+def seeds_of(runs: Run) -> list[int]:
+    """Returns the seed of each of stacked runs. [S]."""
+    return np.asarray(runs.seed).tolist()
+
+
+def build_network(run: Run) -> ActorCritic:
+    """Builds the Flax module of a run's network, as its interventions change it.
 
     Raises:
       SettingError: there is no such network.
@@ -80,7 +100,7 @@ def module_of(run: Run) -> ActorCritic:
         run.env.observation_shape,
         run.env.num_actions,
         continuous=run.env.continuous_actions,
-        intrinsic=run.rnd is not None,
+        intrinsic=run.intrinsic.value_head,
     )
 
 
@@ -89,35 +109,33 @@ def check_run(run: Run) -> None:
     check(run)
     run.env.check()
     run.shift.check(run.env)
-    module_of(run)
-    run.intervention.optimizer(ppo.optimizer(run.agent, jax.random.key(0))).build()
-    _check_extensions(run.intervention, "intervention")
-    if run.rnd is not None:
-        _check_curiosity(run, run.rnd)
+    build_network(run)
+    run.intervention.optimizer(run.agent.optimizer(jax.random.key(0))).build()
+    run.intervention.check()
+    run.intrinsic.check(run.agent, run.env.observation_shape)
     agent, schedule, levels = run.agent, run.schedule, run.env.num_levels
     if agent.batch_size >= 2**31:
         raise SettingError(
             "agent.num_envs", agent.num_envs, f"must be less than 2^31 / {agent.num_steps} steps"
         )
-    if agent.minibatch_size > agent.batch_size:
+    agent.check()
+    if schedule.shift_duration > schedule.updates_per_round:
         raise SettingError(
-            "agent.minibatch_size",
-            agent.minibatch_size,
-            f"must be at most agent.num_envs * agent.num_steps = {agent.batch_size}",
+            "schedule.shift_duration",
+            schedule.shift_duration,
+            f"must be at most schedule.updates_per_round={schedule.updates_per_round}",
         )
-    if schedule.shift_over > schedule.updates:
+    sudden = [
+        part.name
+        for part in run.shift.parts
+        if part.changes_env and not run.env.supports_midround_change
+    ]
+    if schedule.shift_duration and sudden:
         raise SettingError(
-            "schedule.shift_over",
-            schedule.shift_over,
-            f"must be at most schedule.updates={schedule.updates}",
-        )
-    sudden = [part.name for part in run.shift.parts if part.within and not run.env.gradual]
-    if schedule.shift_over and sudden:
-        raise SettingError(
-            "schedule.shift_over",
-            schedule.shift_over,
+            "schedule.shift_duration",
+            schedule.shift_duration,
             f"must be 0 under {'+'.join(sudden)}: {run.env.name} is made anew for other levels and "
-            "dynamics, and only what is seen, done and earned can change little by little",
+            "dynamics, so only observations, actions and rewards can change gradually",
         )
     if levels is None:
         return
@@ -127,61 +145,10 @@ def check_run(run: Run) -> None:
             if part.needs_levels:
                 task = part(task, round, key=jax.random.key(0))
     used = task.levels.first + task.levels.size
-    if used > LEVELS_A_SEED:
+    if used > LEVELS_PER_SEED:
         raise SettingError(
             "env.levels",
             levels,
             f"needs {used} levels for schedule.rounds={schedule.rounds} under {run.shift.name}; "
-            f"must be few enough for the {LEVELS_A_SEED} that a seed owns",
+            f"must be few enough for the {LEVELS_PER_SEED} that a seed owns",
         )
-
-
-def _check_extensions(interventions: Interventions, key: str) -> None:
-    kinds = [type(part) for part in interventions.parts]
-    extending = [kind for kind in kinds if kind.extend is not Intervention.extend]
-    if len(set(extending)) < len(extending):
-        raise SettingError(key, interventions.name, "must not have a method with parameters twice")
-
-
-def _check_curiosity(run: Run, curious: RND) -> None:
-    """Raises `SettingError` for the first of its settings that cannot be used."""
-    shape, network = run.env.observation_shape, curious.network
-    if curious.channels > shape[-1]:
-        raise SettingError(
-            "rnd.channels", curious.channels, f"must be at most the {shape[-1]} that are seen"
-        )
-    if not network.shared:
-        raise SettingError("rnd.network.shared", False, "must be true: there is one torso")
-    if len(network.hidden) < (2 if network.channels else 3):
-        raise SettingError(
-            "rnd.network.hidden",
-            network.hidden,
-            "must have two layers or more, three without convolutions: the target has two fewer",
-        )
-    try:
-        curious.intervention.network(network).torso(rnd.seen_shape(curious, shape))
-    except SettingError as error:
-        raise error.within("rnd") from error
-    _check_extensions(curious.intervention, "rnd.intervention")
-
-    def learn(key: Array) -> Any:
-        zero = jnp.zeros((), jnp.int32)
-        context = Context(key, zero, zero, *[None] * 4)  # type: ignore[arg-type]
-        tools = rnd.context_of(curious, run.agent, shape, key, context)
-        each = jnp.zeros((run.agent.num_steps, run.agent.num_envs))
-        seen = jnp.zeros((*each.shape, *shape))
-        met = Trajectory(*[each] * 9)._replace(observation=seen, following=seen[0])
-        curiosity = rnd.start(curious, run.agent, shape, tools)
-        curiosity, _ = rnd.learn(curious, run.agent, curiosity, met, tools)
-        return rnd.shift(curious, run.agent, curiosity, tools)
-
-    if not curious.intervention.parts:
-        return
-    try:
-        jax.eval_shape(learn, jax.random.key(0))
-    except (AssertionError, AttributeError, LookupError, TypeError) as error:
-        raise SettingError(
-            "rnd.intervention",
-            curious.intervention.name,
-            "must be of methods that treat all parameters alike: no units, activations, heads",
-        ) from error

@@ -1,0 +1,1 @@
+"""The study of Juliani & Ash (2024), on top of the library."""

@@ -1,0 +1,1 @@
+"""Makes the launcher of sweeps known to Hydra."""

@@ -1,0 +1,264 @@
+"""The agent interface: from a rollout to updated parameters.
+
+Shapes: T steps of a rollout, N environments, B = T * N transitions, M transitions of a minibatch.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plasticity.interventions import (
+    Batch,
+    Context,
+    GradientStep,
+    Interventions,
+    Optimizer,
+    Rollout,
+    TrainState,
+)
+from plasticity.interventions.base import State
+from plasticity.networks import Output, Params, norms, root_mean_squares
+from plasticity.struct import Struct, field, static_field
+
+Array = jax.Array
+Metrics = dict[str, dict[str, Array]]  # metric -> layer ("all" for the aggregate) -> scalar
+
+
+class Trajectory(NamedTuple):
+    """A rollout, as the environments give it. Arrays are [T, N, ...].
+
+    `terminated` marks the last step of an episode that ended: the bootstrap value is 0.
+    `truncated` marks the last step of an episode that was cut off: it is bootstrapped from
+    `next_value`, the value of the state reached.
+    """
+
+    observation: Array
+    action: Array
+    log_prob: Array  # of the action, under the policy that took it
+    value: Array
+    next_value: Array  # of the state reached, also where it was an episode's last
+    reward: Array
+    terminated: Array  # bool
+    truncated: Array  # bool
+    last_obs: Array  # [N, ...]: the observation after the last step
+    intrinsic_value: Array | None = None  # where the network has such a head
+
+    @property
+    def not_done(self) -> Array:
+        """Whether the next step belongs to the same episode. bool [T, N]."""
+        return ~(self.terminated | self.truncated)
+
+
+class IntrinsicRewards(NamedTuple):
+    """Intrinsic rewards of a rollout, and how the agent weights them."""
+
+    reward: Array  # [T, N]
+    value: Array  # [T, N]
+    next_value: Array  # [T, N]: of the next observation, also across episodes
+    gamma: Array | float  # the discount of intrinsic rewards
+    int_coef: Array | float  # the weight of intrinsic advantages
+    ext_coef: Array | float  # the weight of extrinsic advantages
+
+
+class Agent(Struct):
+    """Base class of agents: hyperparameters, and pure methods that learn from a rollout.
+
+    Write `optimizer`, `make_batch`, `per_sample_loss`, `loss` and `update`; `gradient_step` makes
+    one step with all hooks of the interventions. `plasticity/agents/a2c.py` is a short example.
+    The training loop collects rollouts, normalizes observations and rewards, and resets the
+    optimizer and the statistics at shifts.
+
+    Attributes:
+      num_envs: number of environments stepped in parallel (N).
+      num_steps: steps of each environment between two updates (T).
+      gamma: discount factor.
+      reset_optimizer: whether the optimizer's state is reset at every shift. Juliani & Ash (2024)
+        do so under every method, the baseline included.
+      normalize_observations: whether the network sees observations normalized by their running
+        mean and standard deviation, clipped to [-10, 10].
+      normalize_rewards: whether the agent learns from rewards divided by the running standard
+        deviation of their discounted sum, clipped to [-10, 10]. Returns are reported unscaled.
+      reset_statistics: whether both running statistics are reset at every shift. If not, they
+        carry information over shifts under every method, `reset_all` included.
+    """
+
+    num_envs: int = static_field(11, ge=1)
+    num_steps: int = static_field(100, ge=1)
+    gamma: float = field(0.99, ge=0, le=1)
+    reset_optimizer: bool = static_field(True)
+    normalize_observations: bool = static_field(False)
+    normalize_rewards: bool = static_field(False)
+    reset_statistics: bool = static_field(False)
+
+    @property
+    def batch_size(self) -> int:
+        """Transitions of an update (B)."""
+        return self.num_envs * self.num_steps
+
+    def check(self) -> None:
+        """Raises `SettingError` if hyperparameters do not go together."""
+
+    def optimizer(self, key: Array) -> Optimizer:
+        """Returns the update rule, before interventions change it.
+
+        Args:
+          key: randomness for update rules that draw noise.
+        """
+        raise NotImplementedError
+
+    def make_batch(
+        self, trajectory: Trajectory, intrinsic: IntrinsicRewards | None = None
+    ) -> Batch:
+        """Computes advantages and value targets, and flattens a rollout [T, N, ...] to [B, ...].
+
+        Args:
+          trajectory: the rollout, with rewards as the agent learns from them.
+          intrinsic: intrinsic rewards of the rollout, if there are any.
+        """
+        raise NotImplementedError
+
+    def per_sample_loss(self, output: Output, batch: Batch) -> Array:
+        """Returns the loss of each transition, [M]. Probes differentiate it.
+
+        Args:
+          output: the network's output on the observations of `batch`.
+          batch: [M, ...], with advantages as the loss uses them.
+        """
+        raise NotImplementedError
+
+    def prepare_advantages(self, batch: Batch) -> Batch:
+        """Returns the batch with advantages as `per_sample_loss` takes them."""
+        return batch
+
+    def loss(self, output: Output, minibatch: Batch) -> tuple[Array, Metrics]:
+        """Returns the loss of a minibatch, a scalar, and metrics.
+
+        Args:
+          output: the network's output on the observations of the minibatch.
+          minibatch: [M, ...], with advantages as `make_batch` computed them.
+        """
+        loss = jnp.mean(self.per_sample_loss(output, self.prepare_advantages(minibatch)))
+        return loss, {"loss": {"all": loss}}
+
+    def minibatches(self, key: Array) -> Array:
+        """Returns the indices of each gradient step's transitions, int32 [steps, M].
+
+        One step on the whole batch, unless overridden. A predictor of intrinsic rewards takes as
+        many steps as the agent.
+
+        Args:
+          key: randomness for the order.
+        """
+        return jnp.arange(self.batch_size)[None]
+
+    def update(
+        self,
+        interventions: Interventions,
+        context: Context,
+        train_state: TrainState,
+        state: State,
+        rollout: Rollout,
+    ) -> tuple[TrainState, State, Metrics]:
+        """Learns from a rollout.
+
+        Args:
+          interventions: the interventions whose hooks act: see `gradient_step` and `end_update`.
+          context: tools for the hooks, and the randomness of this update.
+          train_state: parameters and optimizer before the update.
+          state: the interventions' state before the update.
+          rollout: the transitions, and the parameters that collected them.
+
+        Returns:
+          Train state and interventions' state after the update, and metrics. `gradient_norm` and
+          `update_size` must be among the latter: they tell whether the run has diverged.
+        """
+        raise NotImplementedError
+
+
+def gradient_step(
+    agent: Agent,
+    interventions: Interventions,
+    context: Context,
+    train_state: TrainState,
+    state: State,
+    minibatch: Batch,
+    rollout: Rollout,
+) -> tuple[TrainState, State, Metrics]:
+    """Makes one gradient step on a minibatch, with the loss terms and hooks of interventions.
+
+    Args:
+      agent: the agent, for its loss.
+      interventions: the interventions whose hooks act.
+      context: tools for the hooks, and the randomness of this step.
+      train_state: parameters and optimizer before the step.
+      state: the interventions' state before the step.
+      minibatch: the transitions, [M, ...].
+      rollout: the rollout that they are of.
+
+    Returns:
+      Train state and interventions' state after the step; and metrics, with `gradient_norm`
+      before clipping.
+    """
+    loss_key, step_key = jax.random.split(context.key)
+
+    def objective(params: Params) -> tuple[Array, tuple[Output, Metrics]]:
+        output = context.apply(params, minibatch.observation)
+        loss, metrics = agent.loss(output, minibatch)
+        added = interventions.loss(
+            state, params, output, minibatch, rollout, context._replace(key=loss_key)
+        )
+        return loss + added, (output, metrics)
+
+    gradients, (output, metrics) = jax.grad(objective, has_aux=True)(train_state.params)
+    step = GradientStep(gradients, train_state.params, output.activations)
+    state, train_state = interventions.after_step(
+        state,
+        apply_gradients(train_state, gradients, context.optimizer),
+        step,
+        context._replace(key=step_key),
+    )
+    return train_state, state, {**metrics, "gradient_norm": norms(gradients)}
+
+
+def end_update(
+    interventions: Interventions,
+    context: Context,
+    train_state: TrainState,
+    state: State,
+    rollout: Rollout,
+) -> tuple[TrainState, State, Metrics]:
+    """Calls `after_update`, and measures what the whole update changed.
+
+    Args:
+      interventions: the interventions whose hooks act.
+      context: tools for the hooks, and the randomness of this moment.
+      train_state: parameters and optimizer after the last gradient step.
+      state: the interventions' state then.
+      rollout: the rollout that was learned from.
+
+    Returns:
+      Train state and interventions' state, and metrics: `update_size`, the root mean square of
+      the change of the parameters, and `explained_variance` of the rollout's values.
+    """
+    state, train_state = interventions.after_update(state, train_state, rollout, context)
+    change = optax.tree.sub(train_state.params, rollout.params)
+    explained = explained_variance(rollout.batch.value, rollout.batch.target)
+    metrics = {"update_size": root_mean_squares(change), "explained_variance": {"all": explained}}
+    return train_state, state, metrics
+
+
+def apply_gradients(
+    train_state: TrainState, gradients: Params, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Makes one step of the optimizer."""
+    updates, opt_state = optimizer.update(gradients, train_state.opt_state, train_state.params)
+    return TrainState(optax.apply_updates(train_state.params, updates), opt_state)
+
+
+def explained_variance(value: Array, target: Array) -> Array:
+    """Returns 1 - Var(target - value) / Var(target); NaN where all targets are equal. []."""
+    variance = jnp.var(target)
+    unexplained = jnp.var(target - value) / jnp.where(variance == 0, 1.0, variance)
+    return jnp.where(variance == 0, jnp.nan, 1 - unexplained)

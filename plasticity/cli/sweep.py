@@ -1,0 +1,91 @@
+"""Trains the jobs of a sweep from the command line, with a figure of each."""
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from plasticity import results
+from plasticity.cli.command import is_users, one_line
+from plasticity.training.sweep import (
+    Group,
+    TrainOptions,
+    describe_plan,
+    plan,
+    remove_stale_checkpoints,
+    train_groups,
+)
+from plasticity.training.train import Job
+
+
+def train_all(
+    jobs: Sequence[Job],
+    sweep_dir: str | Path | None = None,
+    max_agents: int | None = None,
+    options: TrainOptions = TrainOptions(),  # noqa: B008
+    dispatch: Callable[[Sequence[Group]], Mapping[Path, Exception]] | None = None,
+) -> list[float | Exception]:
+    """Trains jobs, those of equal structure together, and draws a figure of each.
+
+    Args:
+      jobs: the jobs; finished ones are left alone.
+      sweep_dir: the folder that their folders are in; if not given there is one job and no sweep.
+      max_agents: see `plasticity.training.sweep.plan`.
+      options: what is kept while they train.
+      dispatch: has groups trained by other processes, and returns the error of each job that
+        failed, by its folder. If not given, they are trained one after another in this process.
+
+    Returns:
+      The mean return over all updates of each job, or its error.
+
+    Raises:
+      SettingError: a folder holds something else.
+      KeyboardInterrupt: after Ctrl-C or SIGTERM.
+    """
+    folder = Path(sweep_dir or ".")
+    remove_stale_checkpoints(jobs, folder)
+    groups = plan(jobs, folder, max_agents, local=dispatch is None)
+    if sweep_dir is not None:
+        for line in describe_plan(jobs, groups, local=dispatch is None):
+            print(line, flush=True)
+    try:
+        if dispatch is not None:
+            failed = dict(dispatch(groups))
+        else:
+            failed = train_groups(
+                groups,
+                folder,
+                options,
+                numbered=sweep_dir is not None,
+                on_trained=_draw,
+                on_error=lambda error: None if is_users(error) else traceback.print_exc(),
+                say=lambda line: print(line, file=sys.stderr),
+            )
+    except KeyboardInterrupt:
+        where = sweep_dir or jobs[0].folder
+        print(f"interrupted; the same command resumes from {where}", file=sys.stderr)
+        raise
+    outcomes = [failed.get(job.folder) or _mean_return(job) for job in jobs]
+    if failed and sweep_dir is not None:
+        print(f"{len(failed)} of {len(jobs)} jobs failed:", file=sys.stderr)
+        for place, why in failed.items():
+            print(f"  {place}: {one_line(why)}", file=sys.stderr)
+    return outcomes
+
+
+def _draw(group: Group) -> None:
+    """Draws the figure of each job of a group."""
+    for job in group.jobs:
+        try:
+            figure = results.overview(results.load(job.folder))
+        except results.ResultsError as error:  # as when no episode has ended
+            warnings.warn(f"{job.folder}: no figure: {error}", stacklevel=1)
+        else:
+            results.save(figure, job.folder / "figures/overview")
+
+
+def _mean_return(job: Job) -> float:
+    """Returns the mean over a job's updates and seeds of the train return."""
+    frame = results.load(job.folder)
+    return float(frame.loc[frame["metric"] == "train_return", "value"].mean())

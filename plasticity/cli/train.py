@@ -1,0 +1,30 @@
+"""Trains a run, or the runs of a sweep: `python -m plasticity.cli.train --help`."""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from plasticity.cli.command import CONFIG, CONFIGS, build_job, command, train_options
+from plasticity.cli.sweep import train_all
+
+
+@hydra.main(config_path=str(CONFIGS), config_name=CONFIG, version_base="1.3")
+def job(config: DictConfig) -> float:
+    """One job: its seeds train stacked in one program; its results go into Hydra's folder."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    (outcome,) = train_all([build_job(config, folder)], options=train_options(config))
+    if isinstance(outcome, Exception):
+        raise outcome
+    print(f"results in {folder}")
+    return outcome
+
+
+def main() -> None:
+    """The command line."""
+    command(job)
+
+
+if __name__ == "__main__":
+    main()

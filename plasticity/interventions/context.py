@@ -1,0 +1,89 @@
+"""What the hooks of interventions work on and with.
+
+Shapes: B transitions of a rollout, M of a minibatch.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plasticity.networks import Output, Params
+
+Array = jax.Array
+
+
+class TrainState(NamedTuple):
+    """The trained parameters, and the optimizer's state for them."""
+
+    params: Params
+    opt_state: optax.OptState
+
+
+class Batch(NamedTuple):
+    """Transitions that an agent learns from, each array [B, ...].
+
+    Advantages are as they were estimated; PPO normalizes them in each minibatch.
+    """
+
+    observation: Array
+    action: Array
+    log_prob: Array  # of the action, under the policy that took it
+    value: Array  # estimated when the action was taken
+    advantage: Array
+    target: Array  # for the value: the lambda-return
+    intrinsic_target: Array | None = None  # for the intrinsic value, where there is one
+
+
+class Rollout(NamedTuple):
+    """The transitions of an update, and the parameters that collected them."""
+
+    batch: Batch  # [B, ...]
+    params: Params
+
+
+class GradientStep(NamedTuple):
+    """A gradient step that has just been made."""
+
+    gradients: Params  # of the whole loss of the minibatch, before clipping
+    prev_params: Params  # before the step
+    activations: dict[str, Array]  # of each hidden layer on the minibatch, under `prev_params`
+
+
+class Context(NamedTuple):
+    """Tools that every hook may use.
+
+    Attributes:
+      key: randomness for this call of this hook alone.
+      round: the current round, 0 for the first; int32 [].
+      update: agent updates completed before this one; int32 [].
+      init_params: draws parameters from their initial distribution, from a key.
+      apply: the network, from parameters and observations [M, ...] to its output.
+      effective_params: from trained parameters to those that the network computes with.
+      optimizer: the update rule, built.
+    """
+
+    key: Array
+    round: Array
+    update: Array
+    init_params: Callable[[Array], Params]
+    apply: Callable[[Params, Array], Output]
+    effective_params: Callable[[Params], Params]
+    optimizer: optax.GradientTransformation
+
+
+def reset_moments(train_state: TrainState, mask: Params, context: Context) -> optax.OptState:
+    """Returns the optimizer's state with the moments of some parameters set to 0.
+
+    Args:
+      train_state: parameters and optimizer.
+      mask: which parameters, a tree like them of bool arrays that broadcast against them.
+      context: for the optimizer.
+    """
+
+    def reset(moment: Array, mask: Array) -> Array:
+        return jnp.where(mask, jnp.zeros_like(moment), moment)
+
+    return optax.tree.map_params(context.optimizer, reset, train_state.opt_state, mask)

@@ -1,0 +1,1 @@
+"""What is kept of runs: tables, checkpoints, run directories, trackers, progress."""

@@ -1,0 +1,166 @@
+"""Checkpoints: what it takes to resume a training as if it had never stopped."""
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import args
+
+from plasticity.storage.run_dir import versions
+from plasticity.struct import SettingError
+
+_LOCK = "lock"
+
+
+class CheckpointManager:
+    """The checkpoints of one training, in a folder that one process at a time may use.
+
+    They are written in the background, and a new one is there as a whole or not at all. The one
+    before it is kept. When the block ends without an error the training is complete, and the
+    folder is removed.
+
+    Args:
+      folder: where; created if it does not exist.
+      fingerprint: identifies what is trained; a checkpoint with another one is refused.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._folder = folder.resolve()
+        self._fingerprint = fingerprint
+        self._versions = versions()
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._folder / _LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise SettingError(
+                "folder", str(self._folder), "must not be in use; another process trains in it"
+            ) from error
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            cleanup_tmp_directories=True,
+            # Otherwise a folder that cannot be created keeps the process alive for minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            # A checkpoint that is being written would be lost with the process.
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                self._wait()
+        finally:
+            # An error is being raised already, or the training is complete.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            if kind is None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self._lock.close()
+
+    def save(self, step: int, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Writes a checkpoint in the background, after waiting for the last one.
+
+        Args:
+          step: its number, larger than those before.
+          arrays: nested dicts of arrays, none of them empty.
+          about: anything else, as JSON.
+
+        Raises:
+          OSError: it, or the last one, cannot be written. What was there before still is.
+        """
+        self._wait()
+        described = {"versions": self._versions, "runs": self._fingerprint, **about}
+        with self._writing():
+            self._manager.save(
+                step,
+                args=args.Composite(
+                    arrays=args.PyTreeSave(dict(arrays)), about=args.JsonSave(described)
+                ),
+            )
+
+    def restore(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Returns the arrays of the newest checkpoint and what is `about` it; None without one.
+
+        Raises:
+          SettingError: it is of other runs or versions.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore())).about
+        for name, version in self._versions.items():
+            had = about["versions"].get(name)
+            if had != version and had is not None:  # a package that was missing had no effect
+                raise SettingError(
+                    "checkpoint",
+                    str(self._folder),
+                    f"must be of {name} {version}, but is of {had}: install that, or begin anew",
+                )
+        if about["runs"] != self._fingerprint:
+            raise SettingError("checkpoint", str(self._folder), "must be of these runs")
+        restored = self._manager.restore(step, args=args.Composite(arrays=args.PyTreeRestore()))
+        return restored.arrays, about
+
+    def unflatten(self, arrays: Mapping[str, np.ndarray], template: Any) -> Any:
+        """Returns the tree that `flatten` made `arrays` of.
+
+        Args:
+          arrays: by path.
+          template: a tree of the same structure, of anything with a shape and dtype.
+
+        Raises:
+          SettingError: they are not those of such a tree.
+        """
+        leaves = flatten(template)
+        for path in leaves.keys() | arrays.keys():
+            has, needs = (
+                f"{x.dtype}{list(x.shape)}" if x is not None else "nothing"
+                for x in (arrays.get(path), leaves.get(path))
+            )
+            if has != needs:
+                raise SettingError(
+                    "checkpoint", str(self._folder), f"must have {needs} at {path}, but has {has}"
+                )
+        return jax.tree.map_with_path(
+            lambda path, x: arrays.get(_name(path), np.zeros(x.shape, x.dtype)), template
+        )
+
+    def _wait(self) -> None:
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what Orbax raises where a disk is full, or missing, into an OSError."""
+        try:
+            yield
+        except (ValueError, OSError, RuntimeError) as error:
+            for part in self._folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(part, ignore_errors=True)  # Orbax would leave it there
+            reason = str(error).split("; ")[0].splitlines()[0]
+            raise OSError(f"{self._folder}: a checkpoint cannot be written: {reason}") from error
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Returns the arrays of a tree by path, without empty ones, which Orbax cannot write."""
+    return {_name(path): x for path, x in jax.tree.leaves_with_path(tree) if x.size}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

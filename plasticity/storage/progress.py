@@ -1,0 +1,111 @@
+"""What a person sees of a training under way."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """One line with the round, the return, environment steps a second and the time left.
+
+    On a terminal the line is live and gives way to a summary at the end; elsewhere a line is
+    printed at the end of each round.
+
+    Args:
+      title: what is being trained.
+      rounds: rounds of a lifetime.
+      updates: PPO updates of all rounds together.
+      steps_per_update: environment steps of one update, of all runs together.
+      shown: whether anything is shown at all.
+      console: where to; standard error if not given.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        rounds: int,
+        updates: int,
+        steps_per_update: int,
+        shown: bool = True,
+        console: Console | None = None,
+    ) -> None:
+        # Notebooks get plain lines: what is live there would be kept with the outputs.
+        plain = False if Console().is_jupyter else None
+        self._console = console or Console(
+            stderr=True, quiet=not shown, force_jupyter=plain, force_terminal=plain
+        )
+        self._title, self._rounds, self._updates = title, rounds, updates
+        self._steps_per_update = steps_per_update
+        self._bar = Bar(
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=updates, status="compiling")
+        self._began = time.perf_counter()
+        self._compiled = (self._began, 0)  # when the first stretch was done, and its updates
+        self._done = 0
+        self._earned = float("nan")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._console.print(self._title, highlight=False)
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+        if kind is None and self._console.is_terminal:
+            took = time.perf_counter() - self._began
+            speed = self._pace() * self._steps_per_update
+            self._say(f"return {self._earned:.2f}  {speed:,.0f} steps/s  took {took:.0f} s")
+
+    def show(
+        self, round: int, update: int, earned: Mapping[str, jax.Array] | None, ends_round: bool
+    ) -> None:
+        """Shows where the training stands.
+
+        Args:
+          round: the round under way, 1 for the first.
+          update: PPO updates completed.
+          earned: the mean return of each run, "all" [S], if it is known anew.
+          ends_round: whether the round is complete.
+        """
+        if not self._done:
+            self._compiled = (time.perf_counter(), update)
+        self._done = update
+        if earned is not None and not np.all(np.isnan(earned["all"])):
+            self._earned = float(np.nanmean(earned["all"]))
+        pace = self._pace()
+        status = f"round {round}/{self._rounds}  return {self._earned:.2f}"
+        if pace:
+            status += f"  {pace * self._steps_per_update:,.0f} steps/s"
+        self._bar.update(self._task, completed=update, status=status)
+        if ends_round and not self._console.is_terminal:
+            left = f"  {(self._updates - update) / pace:.0f} s left" if pace else ""
+            self._say(status + left)
+
+    def _pace(self) -> float:
+        """Updates a second, compilation left out; 0 before there is anything to tell from."""
+        since, before = self._compiled
+        took = time.perf_counter() - since
+        return (self._done - before) / took if self._done > before else 0.0
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"{self._title}  {text}", soft_wrap=True, highlight=False)

@@ -1,0 +1,210 @@
+"""A run directory: its files, and what `meta.json` says of how they were made."""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import jax
+import orbax.checkpoint as ocp
+import pandas as pd
+from omegaconf import OmegaConf
+
+from plasticity.renamed import rename_config
+from plasticity.storage import table
+from plasticity.struct import SettingError
+
+PARAMS = "params"
+CHECKPOINTS = "checkpoints"
+_PACKAGES = (
+    *("plasticity-rl", "jax", "jaxlib", "flax", "optax", "numpy"),
+    *("gymnasium", "minigrid", "gymnax", "navix", "envpool"),
+)
+
+
+class RunInfo(NamedTuple):
+    """The runs of one run directory, as far as storage needs to know them.
+
+    Attributes:
+      folder: the directory.
+      config: the content of `config.yaml`, in plain containers.
+      seeds: the seed of each run.
+      updates: updates of each run, from beginning to end.
+      batch_size: environment steps of an update of one run.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    updates: int
+    batch_size: int
+
+
+def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Returns whether a run directory holds the runs of a configuration, finished.
+
+    Args:
+      folder: the directory, which need not exist.
+      config: the configuration, in plain containers.
+
+    Raises:
+      SettingError: the directory cannot be created or written, or holds anything else than these
+        runs, finished or not.
+    """
+    whole = folder.absolute()
+    there = next(place for place in (whole, *whole.parents) if place.exists())
+    if not there.is_dir():
+        raise SettingError("folder", str(folder), f"must be a folder, but {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SettingError("folder", str(folder), f"must be writable, but {there} is not")
+    if not (folder / table.CONFIG).exists():
+        for name in (table.META, table.TABLE, PARAMS):
+            if (folder / name).exists():
+                raise SettingError("folder", str(folder), f"must hold no other run; has {name}")
+        return False
+    held = _flat(rename_config(_read_config(folder / table.CONFIG)))
+    wanted = _flat(config)
+    for key, value in wanted.items():
+        if key not in held or held[key] != value:
+            has = f"{key}={held[key]!r}" if key in held else f"no {key}"
+            raise SettingError("folder", str(folder), f"must hold no other run; has one with {has}")
+    if more := held.keys() - wanted.keys():
+        raise SettingError("folder", str(folder), f"must hold no other run; has {min(more)}")
+    return read_meta(folder).get("status") == "finished"
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Returns the content of `meta.json`; empty if it is missing or cannot be read."""
+    try:
+        meta = json.loads((folder / table.META).read_text())
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def load_params(path: str | Path) -> Any:
+    """Loads the final parameters of a run directory; every array has a leading axis of seeds.
+
+    Raises:
+      ResultsError: there are none.
+    """
+    params = (Path(path) / PARAMS).resolve()
+    if not params.is_dir():
+        raise table.ResultsError(f"{params}: does not exist; expected final parameters")
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(params)
+
+
+class RunDir:
+    """A run directory whose runs are training. Leaving the block writes how that ended.
+
+    Args:
+      info: the runs.
+      trained_together: number of runs that train in the same program.
+      update: updates that have been completed already.
+    """
+
+    def __init__(self, info: RunInfo, trained_together: int, update: int = 0) -> None:
+        self._info = info
+        self._meta = {
+            "seeds": list(info.seeds),
+            "updates": info.updates,
+            "env_steps": info.updates * info.batch_size,
+            "trained_together": trained_together,
+            "versions": {"python": platform.python_version(), **versions()},
+            "commit": _commit(),
+        }
+        self._session = {
+            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+            "from_update": update,
+            "device": sorted({str(device.device_kind) for device in jax.local_devices()}),
+            "platform": jax.default_backend(),
+            "machine": f"{platform.system()} {platform.machine()}",
+        }
+
+    def __enter__(self) -> Self:
+        self._start = time.perf_counter()
+        self._earlier = read_meta(self._info.folder).get("sessions", [])
+        with table.replacing(self._info.folder / table.CONFIG) as temporary:
+            OmegaConf.save(OmegaConf.create(dict(self._info.config)), temporary)
+        self._write_meta("running")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._write_meta("finished")
+            return
+        with contextlib.suppress(OSError):  # which is likely what `error` says
+            self._write_meta("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
+
+    def write_table(self, frame: pd.DataFrame) -> None:
+        """Replaces the results table."""
+        table.write(frame, self._info.folder / table.TABLE)
+
+    def write_params(self, params: Any) -> None:
+        """Writes the final parameters, as host arrays: a reader may lack the device."""
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((self._info.folder / PARAMS).resolve(), params, force=True)
+
+    def _write_meta(self, status: str) -> None:
+        session = {**self._session, "wall_seconds": round(time.perf_counter() - self._start, 1)}
+        meta = {"status": status, **self._meta, "sessions": [*self._earlier, session]}
+        with table.replacing(self._info.folder / table.META) as temporary:
+            temporary.write_text(json.dumps(meta, indent=2) + "\n")
+
+
+def versions() -> dict[str, str | None]:
+    """Returns the versions of the packages that a run depends on; None for those not installed."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception:  # one of many kinds of YAML's and OmegaConf's
+        config = None
+    if not isinstance(config, dict):
+        raise SettingError("folder", str(path.parent), f"must hold no other run; has {path.name}")
+    return {str(key): value for key, value in config.items()}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of a configuration by dotted key; an empty mapping is a value."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Returns the commit of the source, with "+" if it was changed since; None if unknown."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        describe = [*git, "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        answer = subprocess.run(describe, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

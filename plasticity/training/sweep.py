@@ -1,0 +1,245 @@
+"""Trains many jobs in few programs: those of equal structure in groups that fit memory."""
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from plasticity.envs.base import CompiledEnv
+from plasticity.storage import table
+from plasticity.storage.run_dir import CHECKPOINTS
+from plasticity.storage.tracking import Tracker
+from plasticity.training.memory_estimate import available, memory_of
+from plasticity.training.placement import Placement
+from plasticity.training.run import stack
+from plasticity.training.train import CHECKPOINT_MINUTES, Job, make_progress, train_jobs
+
+GROUPS_DIR = ".stacks"  # in a sweep's folder: the checkpoints of groups that are training
+_JOBS = "jobs.json"
+
+
+class TrainOptions(NamedTuple):
+    """What is kept of jobs while they train.
+
+    Attributes:
+      checkpoint_minutes: as in `plasticity.train`.
+      trackers: as in `plasticity.train`.
+    """
+
+    checkpoint_minutes: float = CHECKPOINT_MINUTES
+    trackers: tuple[Tracker, ...] = ()
+
+
+class Group(NamedTuple):
+    """Jobs that train as one program.
+
+    Attributes:
+      jobs: the jobs.
+      checkpoint_dir: where its checkpoints go; in the job's own folder if None.
+    """
+
+    jobs: tuple[Job, ...]
+    checkpoint_dir: Path | None = None
+
+    @property
+    def agents(self) -> int:
+        """Number of runs."""
+        return sum(len(job.runs) for job in self.jobs)
+
+    @property
+    def name(self) -> str:
+        """What the jobs have in common: env, shift and intervention."""
+        run = self.jobs[0].runs[0]
+        return f"{run.env.name} {run.shift.name} {run.intervention.name}"
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of all runs together."""
+        return sum(
+            len(job.info.seeds) * job.info.updates * job.info.batch_size for job in self.jobs
+        )
+
+    @property
+    def memory(self) -> int | None:
+        """Estimated memory in bytes; None where environments live on the host."""
+        run = self.jobs[0].runs[0]
+        if not isinstance(run.env, CompiledEnv):
+            return None
+        return memory_of(run).of(self.agents, _at_once(self.agents))
+
+
+def plan(
+    jobs: Sequence[Job], sweep_dir: Path, max_agents: int | None = None, local: bool = True
+) -> list[Group]:
+    """Groups the unfinished jobs.
+
+    A group that has a checkpoint stays as it is, for that is of all its jobs; so does a job that
+    has been trained alone.
+
+    Args:
+      jobs: jobs, of which some may be finished.
+      sweep_dir: the folder that their folders are in.
+      max_agents: the largest number of runs in a group. A job is not divided.
+      local: whether they train on this machine, so that a group must fit in its memory.
+    """
+    groups = list(_resumable(jobs, sweep_dir))
+    taken = {job.folder for group in groups for job in group.jobs}
+    alike: dict[object, list[Job]] = {}
+    for job in jobs:
+        if job.folder in taken or job.is_finished():
+            continue
+        run = job.runs[0]
+        alone = not isinstance(run.env, CompiledEnv) or (job.folder / CHECKPOINTS).exists()
+        alike.setdefault(job.folder if alone else jax.tree.structure(run), []).append(job)
+    for some in alike.values():
+        total = sum(len(job.runs) for job in some)
+        fitting = _fitting(some[0], max_agents) if local else max_agents or total
+        share = math.ceil(total / math.ceil(total / fitting))
+        chunk: list[Job] = []
+        for job in some:
+            if chunk and sum(len(one.runs) for one in chunk) + len(job.runs) > share:
+                groups.append(_group(chunk, sweep_dir))
+                chunk = []
+            chunk.append(job)
+        groups.append(_group(chunk, sweep_dir))
+    return groups
+
+
+def describe_plan(
+    jobs: Sequence[Job], groups: Sequence[Group], local: bool = True
+) -> Iterator[str]:
+    """Yields lines that say what will be trained, and with how much memory of this machine."""
+    finished = len(jobs) - sum(len(group.jobs) for group in groups)
+    yield f"{count(len(jobs), 'job')}: {count(len(groups), 'program')} to train" + (
+        f", {finished} finished already" * (finished > 0)
+    )
+    for number, group in enumerate(groups, 1):
+        memory = group.memory if local else None
+        yield (
+            f"  [{number}/{len(groups)}] {group.name}: {count(len(group.jobs), 'job')}, "
+            f"{count(group.agents, 'agent')}"
+        ) + (f", about {math.ceil(memory / 1e6):,} MB" if memory is not None else "")
+
+
+def train_groups(
+    groups: Sequence[Group],
+    sweep_dir: Path,
+    options: TrainOptions = TrainOptions(),  # noqa: B008
+    *,
+    numbered: bool = True,
+    progress: bool = True,
+    on_trained: Callable[[Group], None] = lambda group: None,
+    on_error: Callable[[Exception], None] = lambda error: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[Path, Exception]:
+    """Trains groups in order, and goes on with the next one where one fails.
+
+    Args:
+      groups: the groups.
+      sweep_dir: the folder that the jobs' folders are in.
+      options: what is kept while they train.
+      numbered: whether progress shows the number of the group.
+      progress: whether progress is shown.
+      on_trained: called with each group that has been trained.
+      on_error: called with each error.
+      say: gets a line with the remaining time after each group but the last.
+
+    Returns:
+      The error of each job that failed, by its folder.
+    """
+    failed: dict[Path, Exception] = {}
+    began = time.monotonic()
+    for number, group in enumerate(groups, 1):
+        title = f"[{number}/{len(groups)}] {group.name}" if numbered else group.name
+        try:
+            if group.checkpoint_dir is not None:
+                with table.replacing(group.checkpoint_dir / _JOBS) as temporary:
+                    temporary.write_text(json.dumps([_id(job, sweep_dir) for job in group.jobs]))
+            runs = stack([run for job in group.jobs for run in job.runs])
+            train_jobs(
+                group.jobs,
+                group.checkpoint_dir,
+                **options._asdict(),
+                progress=make_progress(runs, title, progress),
+            )
+            # A process can map the programs of some thirty groups. They stay in the disk cache.
+            jax.clear_caches()
+            on_trained(group)
+        except Exception as error:
+            on_error(error)
+            failed |= {job.folder: error for job in group.jobs}
+        if later := groups[number:]:
+            pace = sum(one.env_steps for one in groups[:number]) / (time.monotonic() - began)
+            remaining = sum(one.env_steps for one in later) / pace
+            say(f"{count(len(later), 'program')} to go, about {_duration(remaining)}")
+    return failed
+
+
+def remove_stale_checkpoints(jobs: Sequence[Job], sweep_dir: Path) -> None:
+    """Removes checkpoints of finished jobs, which a process killed at the very end may leave."""
+    finished = {_id(job, sweep_dir) for job in jobs if job.is_finished()}
+    for job in jobs:
+        if _id(job, sweep_dir) in finished:
+            shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
+    for listed in (sweep_dir / GROUPS_DIR).glob(f"*/{_JOBS}"):
+        if set(json.loads(listed.read_text())) <= finished:
+            shutil.rmtree(listed.parent, ignore_errors=True)
+
+
+def count(number: int, noun: str) -> str:
+    """Returns `1 job`, `2 jobs`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _id(job: Job, sweep_dir: Path) -> str:
+    """Returns the job's folder relative to the sweep's, which tells it from all other jobs."""
+    folder, root = job.folder.absolute(), sweep_dir.absolute()
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.as_posix()
+
+
+def _resumable(jobs: Sequence[Job], sweep_dir: Path) -> Iterator[Group]:
+    """Yields the groups that have checkpoints, all of whose jobs are among those given."""
+    by_id = {_id(job, sweep_dir): job for job in jobs}
+    for listed in sorted((sweep_dir / GROUPS_DIR).glob(f"*/{_JOBS}")):
+        ids = json.loads(listed.read_text())
+        if set(ids) <= by_id.keys():
+            yield Group(tuple(by_id[one] for one in ids), listed.parent)
+
+
+def _group(jobs: Sequence[Job], sweep_dir: Path) -> Group:
+    if len(jobs) == 1:
+        return Group(tuple(jobs))
+    first = _id(jobs[0], sweep_dir)
+    digest = hashlib.sha256(first.encode()).hexdigest()[:8]
+    return Group(tuple(jobs), sweep_dir / GROUPS_DIR / f"{jobs[0].folder.name}-{digest}")
+
+
+def _fitting(job: Job, max_agents: int | None) -> int:
+    """Returns how many agents like those of a job go into one group."""
+    run = job.runs[0]
+    if not isinstance(run.env, CompiledEnv):
+        return len(job.runs)
+    memory, room = memory_of(run), available()
+    fitting = 1
+    while fitting < (max_agents or 2**16) and memory.of(2 * fitting, _at_once(2 * fitting)) <= room:
+        fitting *= 2
+    return min(fitting, max_agents or fitting)
+
+
+def _at_once(agents: int) -> int:
+    """Returns how many of so many agents a device of this machine computes at the same time."""
+    placement = Placement.of(agents)
+    on_cpu = placement.mode == "loop"
+    devices = len(placement.devices)
+    return devices if on_cpu else math.ceil(agents / devices)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -1,0 +1,386 @@
+"""Trains runs through all rounds: when to measure, what to keep, where to resume.
+
+No arithmetic happens here beyond dividing sums by counts.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+
+from plasticity.agents import Metrics
+from plasticity.networks import Params
+from plasticity.storage import run_dir, table
+from plasticity.storage.checkpoints import CheckpointManager, flatten
+from plasticity.storage.progress import Progress
+from plasticity.storage.recorder import Recorder
+from plasticity.storage.run_dir import CHECKPOINTS, RunDir, RunInfo, load_params
+from plasticity.storage.signals import SignalGuard
+from plasticity.storage.tracking import Tracker, Tracking
+from plasticity.struct import TARGET, to_config
+from plasticity.training import loop
+from plasticity.training.run import Run, check_run, seeds_of, stack
+from plasticity.training.state import EpisodeStats, MetricSums, RunState
+from plasticity.training.trainer import make_trainer
+
+__all__ = ["CHECKPOINT_MINUTES", "Job", "load_params", "train", "train_jobs"]
+
+CHECKPOINT_MINUTES = 10.0
+
+
+class Job(NamedTuple):
+    """Runs whose results go into one run directory.
+
+    Attributes:
+      runs: runs that differ in numbers only, such as seeds.
+      folder: the run directory.
+      config: the content of its `config.yaml`, in plain containers.
+    """
+
+    runs: tuple[Run, ...]
+    folder: Path
+    config: Mapping[str, Any]
+
+    @property
+    def info(self) -> RunInfo:
+        """The runs, as far as storage needs to know them."""
+        schedule = self.runs[0].schedule
+        return RunInfo(
+            folder=self.folder,
+            config=self.config,
+            seeds=tuple(run.seed for run in self.runs),
+            updates=schedule.rounds * schedule.updates_per_round,
+            batch_size=self.runs[0].agent.batch_size,
+        )
+
+    def is_finished(self) -> bool:
+        """Returns whether the run directory holds the job, finished.
+
+        Raises:
+          SettingError: see `plasticity.storage.run_dir.is_finished`.
+        """
+        return run_dir.is_finished(self.folder, self.config)
+
+
+class Checkpoint(NamedTuple):
+    """The state of stacked runs, as host arrays [S, ...]."""
+
+    state: RunState
+    pending: MetricSums  # since training metrics were last logged
+
+
+def train(
+    runs: Run | Sequence[Run],
+    folder: str | Path | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    names: Sequence[str] | None = None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    trackers: Sequence[Tracker] = (),
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Trains runs of equal structure as one program, and returns their results table.
+
+    Called again with the same folder it resumes from the last checkpoint there, whatever ended
+    the process, with the same table and parameters; finished runs are not trained again.
+
+    Args:
+      runs: one run, or several that differ in numbers only, such as seeds.
+      folder: the run directory for results and checkpoints; nothing is written if not given.
+      config: the content of `config.yaml` in the folder; the runs' own settings if not given.
+      names: the table's `run` column, for each run; the folder's name, or the intervention's, if
+        not given. Runs that share a seed need names of their own.
+      checkpoint_minutes: minutes between two checkpoints, besides those at the ends of rounds; 0
+        for these alone. Host environments resume from the end of a round only.
+      trackers: experiment trackers; only where there is a folder.
+      progress: whether to show progress on standard error.
+
+    Returns:
+      The table, as `plasticity.results.load(folder)` gives it.
+
+    Raises:
+      SettingError: a setting cannot be used, the folder holds anything else, or its checkpoint
+        is of other versions. Nothing has been compiled or written then.
+      ValueError: the runs are not of equal structure, there are none, two share name and seed,
+        or a seed where there are trackers.
+      KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR2, once the current interval of updates
+        is complete and, where possible, a checkpoint of it is written.
+    """
+    runs = (runs,) if isinstance(runs, Run) else tuple(runs)
+    for run in runs:
+        check_run(run)
+    stacked = stack(runs)
+    if names is not None and len(names) != len(runs):
+        raise ValueError(f"{len(names)} names for {len(runs)} runs")
+    own_name = stacked.intervention.name if folder is None else Path(folder).resolve().name
+    names = names or [own_name] * len(runs)
+    if len({(name, run.seed) for name, run in zip(names, runs, strict=True)}) < len(runs):
+        raise ValueError("runs that share a seed must have names of their own: see `names`")
+    if trackers and len({run.seed for run in runs}) < len(runs):
+        raise ValueError("runs that share a seed cannot be tracked in one folder")
+    if folder is None:
+        recorder = make_recorder(stacked, names)
+        _train_rounds(stacked, recorder, make_progress(stacked, shown=progress))
+        return recorder.frame()
+    if config is None:
+        config = to_config(runs[0], runs)
+        del config[TARGET]
+    job = Job(runs, Path(folder), config)
+    if job.is_finished():
+        # A process that was killed at the very end may have left them.
+        shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
+    else:
+        train_jobs(
+            [job],
+            names=names,
+            checkpoint_minutes=checkpoint_minutes,
+            trackers=trackers,
+            progress=make_progress(stacked, shown=progress),
+        )
+    return table.sort_rows(table.read(job.folder / table.TABLE))
+
+
+def train_jobs(
+    jobs: Sequence[Job],
+    checkpoint_dir: Path | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    trackers: Sequence[Tracker] = (),
+    progress: Progress | None = None,
+) -> None:
+    """Trains jobs whose runs are of equal structure as one program, or resumes them.
+
+    Each folder ends as if its job had been trained alone. The jobs must have passed `check_run`
+    and `Job.is_finished`.
+
+    Args:
+      jobs: the jobs.
+      checkpoint_dir: where checkpoints of all jobs together go; in the folder of the first if not
+        given.
+      names: the table's `run` column, for each run; the name of its job's folder if not given.
+      checkpoint_minutes: as in `train`.
+      trackers: as in `train`.
+      progress: the progress display; nothing is shown if not given.
+
+    Raises:
+      SettingError: there is a checkpoint of other versions or other runs.
+      KeyboardInterrupt: as in `train`.
+    """
+    runs = [run for job in jobs for run in job.runs]
+    stacked = stack(runs)
+    names = names or [job.folder.resolve().name for job in jobs for _ in job.runs]
+    recorder = make_recorder(stacked, names)
+    ends = list(itertools.accumulate(len(job.runs) for job in jobs))
+    shares = [slice(end - len(job.runs), end) for job, end in zip(jobs, ends, strict=True)]
+    infos = [job.info for job in jobs]
+    with contextlib.ExitStack() as exits:
+        checkpoints = exits.enter_context(
+            CheckpointManager(checkpoint_dir or jobs[0].folder / CHECKPOINTS, _fingerprint(runs))
+        )
+        checkpoint = _restore(checkpoints, stacked, recorder)
+        update = 0 if checkpoint is None else int(checkpoint.state.update[0])
+        run_dirs = [exits.enter_context(RunDir(info, ends[-1], update)) for info in infos]
+        tracking = exits.enter_context(
+            Tracking(trackers, infos, lambda i, after: recorder.frame(shares[i], after), update)
+        )
+
+        def write_tables() -> None:
+            for folder, share in zip(run_dirs, shares, strict=True):
+                folder.write_table(recorder.frame(share))
+            tracking.flush(recorder.update, force=True)
+
+        def save_checkpoint(checkpoint: Checkpoint) -> None:
+            write_tables()
+            _save(checkpoints, checkpoint, recorder)
+
+        try:
+            params = _train_rounds(
+                stacked,
+                recorder,
+                progress or make_progress(stacked, shown=False),
+                save_checkpoint,
+                checkpoint_minutes,
+                checkpoint,
+                on_record=lambda: tracking.flush(recorder.update),
+            )
+        except KeyboardInterrupt:
+            write_tables()
+            raise
+        write_tables()
+        for folder, share in zip(run_dirs, shares, strict=True):
+            folder.write_params(jax.tree.map(lambda x, own=share: x[own], params))
+
+
+def make_recorder(runs: Run, names: Sequence[str]) -> Recorder:
+    """Returns an empty recorder for stacked runs.
+
+    Args:
+      runs: the stack, [S].
+      names: the table's `run` column, for each run.
+    """
+    return Recorder(
+        list(zip(names, seeds_of(runs), strict=True)),
+        {"env": runs.env.name, "shift": runs.shift.name, "intervention": runs.intervention.name},
+        runs.schedule.updates_per_round,
+        runs.agent.batch_size,
+    )
+
+
+def make_progress(runs: Run, title: str = "", shown: bool = True) -> Progress:
+    """Returns the progress display of stacked runs."""
+    return Progress(
+        title or f"{runs.env.name} {runs.shift.name} {runs.intervention.name}",
+        rounds=runs.schedule.rounds,
+        updates=runs.schedule.rounds * runs.schedule.updates_per_round,
+        steps_per_update=len(seeds_of(runs)) * runs.agent.batch_size,
+        shown=shown,
+    )
+
+
+def probe_intervals(run: Run) -> dict[str, int]:
+    """Returns the updates between two measurements of each probe; 0 for ends of rounds alone."""
+    return {
+        name: probe.every or run.schedule.probe_every
+        for name, probe in zip(run.probes.names, run.probes.parts, strict=True)
+    }
+
+
+def measurement_updates(run: Run) -> list[int]:
+    """Returns the updates of a round after which anything is measured; the last is its end."""
+    schedule = run.schedule
+    end = schedule.updates_per_round
+    intervals = {schedule.log_every, schedule.eval_every, *probe_intervals(run).values()}
+    due = {u for every in intervals if every for u in range(every, end, every)}
+    return [*sorted(due), end]
+
+
+def mean_metrics(sums: MetricSums) -> Metrics:
+    """Returns training metrics: means over updates, and over the episodes that ended.
+
+    `train_return` is NaN if no episode ended; `episodes` is how many did.
+    """
+    sums = jax.device_get(sums)
+    with np.errstate(invalid="ignore"):
+        train_return = sums.episodes.return_sum / sums.episodes.num_episodes
+    per_update = jax.tree.map(lambda total: total / sums.updates, sums.metrics)
+    return {
+        **per_update,
+        "train_return": {"all": train_return},
+        "episodes": {"all": sums.episodes.num_episodes},
+    }
+
+
+def _train_rounds(
+    runs: Run,
+    recorder: Recorder,
+    progress: Progress,
+    save_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    checkpoint_minutes: float = 0,
+    checkpoint: Checkpoint | None = None,
+    on_record: Callable[[], None] = lambda: None,
+) -> Params:
+    """Trains stacked runs through all rounds, or through those that remain.
+
+    Args:
+      runs: the stack, [S].
+      recorder: records what is measured.
+      progress: the progress display.
+      save_checkpoint: called at the ends of rounds and at intervals.
+      checkpoint_minutes: the interval; 0 for none.
+      checkpoint: the checkpoint to resume from; the beginning if not given.
+      on_record: called after each record.
+
+    Returns:
+      The final parameters, as host arrays [S, ...].
+    """
+    schedule, intervals = runs.schedule, probe_intervals(runs).items()
+    end_of_round = schedule.updates_per_round
+    num_runs = len(seeds_of(runs))
+
+    def is_due(every: int, stop: int) -> bool:
+        return stop == end_of_round or (every > 0 and stop % every == 0)
+
+    def on_host(stacked: Any) -> Any:
+        # Copies, since the memory of the state is donated to the next computation.
+        return jax.tree.map(lambda x: np.array(x)[:num_runs], stacked)
+
+    # Signals are held back first: programs are compiled as soon as the trainer is made.
+    with (
+        SignalGuard() as signals,
+        contextlib.closing(make_trainer(runs, checkpoint and checkpoint.state)) as trainer,
+        progress,
+    ):
+        done = int(trainer.state.update[0])
+        pending = checkpoint and checkpoint.pending
+        saved_at = time.monotonic()
+        for round in range(done // end_of_round + 1, schedule.rounds + 1):
+            last = max(done - (round - 1) * end_of_round, 0)
+            if round > 1 and last == 0:
+                trainer.start_round()
+            for stop in measurement_updates(runs):
+                if stop <= last:
+                    continue
+                sums = on_host(trainer.train_updates(stop - last))
+                pending = sums if pending is None else jax.tree.map(np.add, pending, sums)
+                last = stop
+                metrics: Metrics = {}
+                if is_due(schedule.log_every, stop):
+                    metrics |= mean_metrics(pending)
+                    pending = jax.tree.map(np.zeros_like, pending)
+                if is_due(schedule.eval_every, stop):
+                    metrics |= trainer.evaluate()
+                probes = [name for name, every in intervals if is_due(every, stop)]
+                if probes:
+                    metrics |= trainer.run_probes(probes)
+                update = (round - 1) * end_of_round + stop
+                recorder.add(update, jax.device_get(metrics), trainer.state.diverged)
+                on_record()
+                progress.show(round, update, metrics.get("train_return"), stop == end_of_round)
+                interval_over = time.monotonic() - saved_at > 60 * checkpoint_minutes > 0
+                wanted = signals.pending_signal is not None or interval_over
+                if stop == end_of_round or (wanted and trainer.resumable_mid_round):
+                    save_checkpoint(Checkpoint(on_host(trainer.state), pending))
+                    saved_at = time.monotonic()
+                signals.check()
+        return on_host(trainer.state.train_state.params)
+
+
+def _fingerprint(runs: Sequence[Run]) -> str:
+    """Identifies runs by all of their settings."""
+    settings = json.dumps([to_config(run) for run in runs], sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()
+
+
+def _save(checkpoints: CheckpointManager, checkpoint: Checkpoint, recorder: Recorder) -> None:
+    records, metrics = recorder.saved()
+    arrays = {
+        "state": flatten(checkpoint.state),
+        "updates": checkpoint.pending.updates,
+        "metrics": checkpoint.pending.metrics,
+        "episodes": checkpoint.pending.episodes._asdict(),
+        "records": {name: array for name, array in records.items() if array.size},
+    }
+    checkpoints.save(int(checkpoint.state.update[0]), arrays, {"metrics": metrics})
+
+
+def _restore(checkpoints: CheckpointManager, runs: Run, recorder: Recorder) -> Checkpoint | None:
+    """Returns the newest checkpoint of stacked runs, and gives its records to the recorder."""
+    restored = checkpoints.restore()
+    if restored is None:
+        return None
+    arrays, about = restored
+    template = jax.eval_shape(jax.vmap(loop.init), runs)
+    state = checkpoints.unflatten(arrays["state"], template)
+    recorder.restore(arrays["records"], about["metrics"])
+    episodes = EpisodeStats(**arrays["episodes"])
+    return Checkpoint(state, MetricSums(arrays["updates"], arrays["metrics"], episodes))

@@ -1,0 +1,294 @@
+"""PPO against an independent reading of its equations, in NumPy and float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plasticity.agents import ppo
+from plasticity.agents.ppo import PPO, Batch, Trajectory
+from plasticity.interventions import Context, Intervention, Interventions, TrainState, chain
+from plasticity.networks import Categorical, Network, Output
+
+STEPS, ENVS, ACTIONS, SEEN = 7, 3, 3, 4
+gae = jax.jit(ppo.gae)
+
+
+def trajectory_of(seed, steps=STEPS, envs=ENVS):
+    """A made-up rollout whose episodes end in every way, as NumPy arrays."""
+    rng = np.random.default_rng(seed)
+    shape = (steps, envs)
+    ending = rng.choice(3, size=shape, p=[0.6, 0.2, 0.2])
+    return Trajectory(
+        observation=rng.normal(size=(*shape, SEEN)),
+        action=rng.integers(ACTIONS, size=shape),
+        log_prob=np.log(rng.uniform(0.1, 0.9, size=shape)),
+        value=rng.normal(size=shape),
+        next_value=rng.normal(size=shape),
+        reward=rng.normal(size=shape),
+        terminated=ending == 1,
+        truncated=ending == 2,
+    )
+
+
+def advantages(rollout, gamma, lambda_):
+    """GAE as a sum over what follows within the episode: sum_l (gamma lambda)^l delta_(t+l)."""
+    out = np.zeros_like(rollout.reward)
+    for t, n in np.ndindex(out.shape):
+        weight = 1.0
+        for s in range(t, len(out)):
+            bootstrap = 0.0 if rollout.terminated[s, n] else gamma * rollout.next_value[s, n]
+            out[t, n] += weight * (rollout.reward[s, n] + bootstrap - rollout.value[s, n])
+            if rollout.terminated[s, n] or rollout.truncated[s, n]:
+                break
+            weight *= gamma * lambda_
+    return out
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1))
+def test_gae(seed, gamma, lambda_):
+    """Would catch a trace across episodes, or a cut-off taken for an end or the reverse."""
+    rollout = trajectory_of(seed)
+    known = advantages(rollout, gamma, lambda_)
+    np.testing.assert_allclose(gae(rollout, gamma, lambda_), known, rtol=1e-4, atol=1e-4)
+
+
+def test_gae_with_lambda_1_is_the_return_less_the_value():
+    """Would catch a bootstrap that is not discounted: the closed form of an unbroken rollout."""
+    rollout = trajectory_of(0)._replace(
+        terminated=np.zeros((STEPS, ENVS), bool), truncated=np.zeros((STEPS, ENVS), bool)
+    )
+    rollout.next_value[:-1] = rollout.value[1:]
+    discount = 0.9 ** np.arange(STEPS)
+    known = discount @ rollout.reward + 0.9**STEPS * rollout.next_value[-1] - rollout.value[0]
+    np.testing.assert_allclose(gae(rollout, 0.9, 1.0)[0], known, rtol=1e-5)
+
+
+def log_softmax(logits):
+    """log of exp(z) / sum exp(z)."""
+    return logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+
+
+def loss_of(spec, logits, value, batch):
+    """Clipped surrogate, squared error and entropy as the paper writes them: loss and terms."""
+    advantage = (batch.advantage - np.mean(batch.advantage)) / np.std(batch.advantage, ddof=1)
+    log_probs = log_softmax(logits)
+    total = {"policy_loss": 0.0, "value_loss": 0.0, "policy_entropy": 0.0}
+    total |= {"approx_kl": 0.0, "clip_fraction": 0.0}
+    size = len(value)
+    for i in range(size):
+        ratio = np.exp(log_probs[i, batch.action[i]] - batch.log_prob[i])
+        bounded = min(max(ratio, 1 - spec.clip), 1 + spec.clip)
+        total["policy_loss"] -= min(ratio * advantage[i], bounded * advantage[i]) / size
+        total["value_loss"] += (value[i] - batch.target[i]) ** 2 / size
+        total["policy_entropy"] -= np.exp(log_probs[i]) @ log_probs[i] / size
+        total["approx_kl"] += ((ratio - 1) - np.log(ratio)) / size
+        total["clip_fraction"] += (abs(ratio - 1) > spec.clip) / size
+    loss = total["policy_loss"] + spec.value * total["value_loss"]
+    return loss - spec.entropy * total["policy_entropy"], total
+
+
+def test_loss():
+    """Would catch a wrong sign, coefficient, clipping side or normalisation, or half a square."""
+    rng = np.random.default_rng(1)
+    spec = PPO(clip=0.3, entropy=0.07, value=0.4)
+    batch = Batch(
+        observation=np.zeros((50, SEEN)),
+        action=rng.integers(ACTIONS, size=50),
+        log_prob=np.log(rng.uniform(0.2, 0.6, size=50)),
+        advantage=rng.normal(2.0, 5.0, size=50),
+        target=rng.normal(size=50),
+    )
+    logits, value = rng.normal(size=(50, ACTIONS)), rng.normal(size=50)
+    known, terms = loss_of(spec, logits, value, batch)
+    total, metrics = jax.jit(ppo.loss)(spec, Output(Categorical(logits), value, {}, {}), batch)
+    assert 0.2 < terms["clip_fraction"] < 0.9
+    assert float(total) == pytest.approx(known, rel=1e-4)
+    assert {k: float(v["all"]) for k, v in metrics.items()} == pytest.approx(terms, rel=1e-4)
+
+
+def test_entropy_and_log_prob():
+    """Would catch bits for nats, and 0 log 0: closed forms of uniform and certain policies."""
+    logits = jnp.array([[1.0, 1.0, 1.0, 1.0], [200.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(Categorical(logits).entropy(), [np.log(4), 0], atol=1e-6)
+    taken = Categorical(logits).log_prob(jnp.array([3, 0]))
+    np.testing.assert_allclose(taken, [-np.log(4), 0], atol=1e-6)
+
+
+class Record(Intervention):
+    """Keeps the first entry of every observation in each minibatch, in order."""
+
+    def init(self, train_state, context):
+        return jnp.zeros((0,)), jnp.zeros(())
+
+    def after_step(self, state, train_state, context):
+        seen, count = state
+        seen = jax.lax.dynamic_update_slice(
+            seen, context.minibatch.observation[None, :, 0], (count.astype(jnp.int32), 0)
+        )
+        return (seen, count + 1), train_state
+
+
+def make_context(spec, network, interventions, key=0):
+    """What `update` needs of the trainer."""
+    module = network.build((SEEN,), ACTIONS)
+    return Context(
+        key=jax.random.key(key),
+        round=jnp.int32(0),
+        update=jnp.int32(0),
+        init_params=lambda key: module.init(key, jnp.zeros((1, SEEN)))["params"],
+        apply=lambda params, x: module.apply({"params": params}, x),
+        effective_params=lambda params: params,
+        optimizer=interventions.optimizer(ppo.optimizer(spec, jax.random.key(0))).build(),
+    )
+
+
+def test_minibatches_partition_the_rollout():
+    """Would catch transitions met twice an epoch, a short minibatch, or one order for all."""
+    spec = PPO(num_envs=ENVS, num_steps=STEPS, minibatch_size=4, num_epochs=6)
+    interventions = chain(Record())
+    rollout = jax.tree.map(jnp.asarray, trajectory_of(0))
+    rollout = rollout._replace(
+        observation=rollout.observation.at[..., 0].set(jnp.arange(21.0).reshape(STEPS, ENVS))
+    )
+
+    def update(key):
+        context = make_context(spec, Network(hidden=(4,)), interventions)._replace(key=key)
+        params = context.init_params(jax.random.key(9))
+        train_state = TrainState(params, context.optimizer.init(params))
+        state = ((jnp.zeros((30, 4)), jnp.zeros(())),)
+        return ppo.update(spec, interventions, context, train_state, state, rollout)[1][0]
+
+    seen, count = jax.jit(jax.vmap(update))(jax.random.split(jax.random.key(1), 40))
+    assert np.all(count == 6 * 5)
+    epochs = np.asarray(seen).reshape(40, 6, 20)
+    divergence_notes = set()
+    for epoch in epochs.reshape(-1, 20):
+        assert len(set(epoch)) == 20
+        divergence_notes |= set(range(21)) - set(epoch)
+    assert divergence_notes == set(range(21))  # not always the same transition
+    assert len({epoch.tobytes() for epoch in epochs.reshape(-1, 20)}) == 240
+
+
+def parameters(seed):
+    """A network 4-5-(3, 1), in float64."""
+    rng = np.random.default_rng(seed)
+
+    def layer(n, m):
+        return {"kernel": rng.normal(size=(n, m)), "bias": rng.normal(size=m)}
+
+    return {
+        "torso": {"hidden_0": layer(SEEN, 5)},
+        "policy": layer(5, ACTIONS),
+        "value": layer(5, 1),
+    }
+
+
+def numpy_loss(spec, params, batch):
+    """The loss of a whole batch by a network of one tanh layer."""
+    hidden = params["torso"]["hidden_0"]
+    features = np.tanh(batch.observation @ hidden["kernel"] + hidden["bias"])
+    logits = features @ params["policy"]["kernel"] + params["policy"]["bias"]
+    value = features @ params["value"]["kernel"] + params["value"]["bias"]
+    return loss_of(spec, logits, value[:, 0], batch)
+
+
+def slopes(function, params, step=1e-6):
+    """The gradient of `function` by central differences, entry by entry."""
+
+    def slope(array):
+        out = np.zeros_like(array)
+        for i in np.ndindex(array.shape):
+            kept = array[i]
+            array[i] = kept + step
+            above, _ = function()
+            array[i] = kept - step
+            out[i] = (above - function()[0]) / (2 * step)
+            array[i] = kept
+        return out
+
+    return jax.tree.map(slope, params)
+
+
+def norm_of(tree):
+    """The 2-norm over all entries of a tree."""
+    return np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(tree)))
+
+
+def adam(spec, t, params, mean, square, gradient):
+    """The t-th step of Kingma & Ba's algorithm 1: parameters and both moments after it."""
+    b1, b2 = spec.adam_b1, spec.adam_b2
+    mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, mean, gradient)
+    square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, square, gradient)
+
+    def step(p, m, v):
+        unbiased = m / (1 - b1**t), v / (1 - b2**t)
+        return p - spec.learning_rate * unbiased[0] / (np.sqrt(unbiased[1]) + spec.adam_eps)
+
+    return jax.tree.map(step, params, mean, square), mean, square
+
+
+def numpy_update(spec, params, batch):
+    """Adam on gradients clipped by their global norm. Parameters, norms, terms."""
+    params = jax.tree.map(np.copy, params)
+    mean = square = jax.tree.map(np.zeros_like, params)
+    found, terms = [], []
+    for t in range(1, spec.num_epochs + 1):
+        terms.append(numpy_loss(spec, params, batch)[1])
+        gradient = slopes(partial(numpy_loss, spec, params, batch), params)
+        found.append(norm_of(gradient))
+        share = min(1, spec.max_grad_norm / found[-1])
+        clipped = jax.tree.map(partial(np.multiply, share), gradient)
+        params, mean, square = adam(spec, t, params, mean, square, clipped)
+    return params, found, terms
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.05, 1e6])
+def test_a_whole_update(max_grad_norm):
+    """Would catch any departure from clip-then-Adam on PPO's loss, or norms taken after clipping.
+
+    A minibatch is the whole rollout, so that the order within it does not matter.
+    """
+    spec = PPO(
+        num_envs=ENVS, num_steps=STEPS, minibatch_size=ENVS * STEPS, num_epochs=3,
+        learning_rate=0.02, adam_b1=0.8, adam_b2=0.95, adam_eps=1e-3, entropy=0.1,
+        gamma=0.9, gae_lambda=0.8, max_grad_norm=max_grad_norm,
+    )  # fmt: skip
+    rollout, params = trajectory_of(5), parameters(6)
+    advantage = advantages(rollout, spec.gamma, spec.gae_lambda)
+    batch = Batch(*(
+        x.reshape(ENVS * STEPS, *x.shape[2:])
+        for x in (
+            rollout.observation, rollout.action, rollout.log_prob, advantage,
+            advantage + rollout.value,
+        )
+    ))  # fmt: skip
+    known, found, terms = numpy_update(spec, params, batch)
+
+    with jax.enable_x64(True):
+        context = make_context(spec, Network(hidden=(5,), activation="tanh"), Interventions())
+
+        @jax.jit
+        def update(start, rollout):
+            train_state = TrainState(start, context.optimizer.init(start))
+            return ppo.update(spec, Interventions(), context, train_state, (), rollout)
+
+        train_state, state, metrics = update(*jax.tree.map(jnp.asarray, (params, rollout)))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7),
+        train_state.params,
+        known,
+    )
+    assert state == ()
+    assert float(metrics["gradient_norm"]["all"]) == pytest.approx(np.mean(found), rel=1e-6)
+    change = norm_of(jax.tree.map(np.subtract, known, params))
+    size = sum(x.size for x in jax.tree.leaves(params))
+    assert float(metrics["update_size"]["all"]) == pytest.approx(change / np.sqrt(size), rel=1e-6)
+    for name in terms[0]:
+        known = np.mean([term[name] for term in terms])
+        assert float(metrics[name]["all"]) == pytest.approx(known, rel=1e-6)

@@ -1,0 +1,121 @@
+"""Groups of a sweep as jobs of a cluster: the same results in the same places."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from test_cli import ROOT
+from test_fused import SMALL, tables
+
+from plasticity import results
+
+LINE = f"-m {SMALL} intervention=warm_start,l2_norm seed=0,1"
+
+
+def inner(**settings):
+    """The override by which each group is a job of `shared.InTurn`."""
+    given = "".join(f", {key}: {value}" for key, value in settings.items())
+    return f"'+hydra.launcher.inner={{_target_: shared.InTurn{given}}}'"
+
+
+def test_each_group_is_a_job_that_trains_it_as_here(shell, tmp_path, capsys):
+    """Would catch jobs that mix up groups, or write to another place than is read."""
+    assert shell(f"{LINE} out=here") == 0
+    capsys.readouterr()
+    assert shell(f"{LINE} out=there {inner()}") == 0
+    out = capsys.readouterr().out
+    assert "4 jobs: 2 programs to train" in out
+    assert "each a job of InTurn" in out
+    here, there = tables(tmp_path / "here"), tables(tmp_path / "there")
+    assert here.keys() == there.keys()
+    for name, frame in here.items():
+        pd.testing.assert_frame_equal(frame, there[name])
+    assert not (tmp_path / "there" / sweep.GROUPS_DIR).exists()
+
+    assert shell(f"{LINE} out=there {inner(lost=0)}") == 0  # all is done: no job is asked for
+
+
+def test_what_a_job_loses_is_told_and_goes_on_by_the_same_command(shell, tmp_path, capsys):
+    """One line on what is missing, the others' results kept; and no traceback."""
+    assert shell(f"{LINE} out=sweep {inner(lost=1)}") == 2
+    error = capsys.readouterr().err
+    assert "2 of 4 jobs failed" in error
+    assert "sweep/2_l2_norm: is waited for no longer, as RuntimeError: Job 7" in error
+    assert "its log" not in error
+    assert "Traceback" not in error
+    assert set(results.load(tmp_path / "sweep").intervention) == {"warm_start"}
+    assert shell(f"{LINE} out=sweep {inner()}") == 0
+    assert "2 finished already" in capsys.readouterr().out
+    assert len(tables(tmp_path / "sweep")) == 4
+
+
+def test_what_goes_wrong_in_a_job_comes_back_by_folder(shell, tmp_path, capsys, monkeypatch):
+    """Would catch failures in a job that are taken for success, or given to its neighbours."""
+
+    def failing(jobs, *args, **kwargs):
+        if jobs[0].runs[0].intervention.name == "warm_start":
+            raise OSError("no space left")
+        return real(jobs, *args, **kwargs)
+
+    real = sweep.train_jobs
+    monkeypatch.setattr(fused, "train_jobs", failing)
+    assert shell(f"{LINE} out=sweep {inner()}") == 2
+    error = capsys.readouterr().err
+    assert "sweep/0_warm_start: no space left" in error
+    assert "sweep/2_l2_norm" not in error
+    assert set(results.load(tmp_path / "sweep").intervention) == {"l2_norm"}
+
+
+@pytest.mark.parametrize("name", ["slurm", "ray"])
+def test_a_launcher_that_is_not_installed_is_one_line(shell, capsys, name, monkeypatch):
+    from hydra.core.config_store import ConfigStore
+
+    launchers = ConfigStore.instance().repo["hydra"]["launcher"]
+    for there in ("submitit_slurm.yaml", "ray.yaml"):
+        monkeypatch.delitem(launchers, there, raising=False)
+    assert shell(f"{LINE} hydra/launcher=fused_{name}") == 2
+    assert capsys.readouterr().err == (
+        f"error: hydra/launcher: needs the extra: pip install 'plasticity[{name}]'\n"
+    )
+
+
+def test_a_job_that_its_scheduler_warns_is_requeued_and_goes_on(tmp_path):
+    """submitit for real, with its own stand-in for SLURM: a warning in the middle of training."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra slurm")
+    sweep = tmp_path / "sweep"
+    line = (
+        f"-m {SMALL} seed=0,1 schedule.rounds=30 schedule.updates_per_round=8 out={sweep} "
+        "+hydra/launcher@hydra.launcher.inner=submitit_local"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-m", "plasticity.cli.train", *shlex.split(line)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    table = sweep / "0_warm_start" / "metrics.parquet"
+    while not table.exists():
+        assert caller.poll() is None, caller.stdout.read()
+        time.sleep(0.05)
+    (controller,) = (int(at.name) for at in (sweep / ".submitit").iterdir() if at.name.isdigit())
+    tasks = subprocess.run(["pgrep", "-P", str(controller)], capture_output=True, text=True)
+    os.kill(int(tasks.stdout), signal.SIGUSR2)
+    output, _ = caller.communicate(timeout=300)
+    assert caller.returncode == 0, output
+    for name in ("0_warm_start", "1_warm_start"):
+        meta = json.loads((sweep / name / "meta.json").read_text())
+        assert meta["status"] == "finished"
+        first, second = (session["from_update"] for session in meta["sessions"])
+        assert first == 0 < second
+        frame = results.read(sweep / name / "metrics.parquet")
+        assert not frame.duplicated(["update", "metric", "layer"]).any()
+        logged = frame[frame.metric == "policy_loss"]["update"]
+        assert list(logged) == list(range(2, 30 * 8 + 1, 2))

@@ -1,0 +1,97 @@
+"""What README says: its commands can be typed, and its numbers are those of the shipped results."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.juliani_ash_2024.reproduce import markdown
+from plasticity import results
+from plasticity.cli.command import runs_of
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^python -m experiments\.train (.*)$", README, flags=re.MULTILINE)
+
+
+def write_examples(folder):
+    """The classes of one's own that README shows, as files of the names it gives them."""
+    for name, code in re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", README, re.DOTALL):
+        (folder / name).write_text(code)
+        assert len(code.splitlines()) <= 25
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line != "--help"])
+def test_each_command_names_what_there_is(line, monkeypatch, tmp_path):
+    """Would catch an option or a key that was renamed; of a sweep the first job is looked at."""
+    write_examples(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert runs_of(*first_job(line))
+
+
+def first_job(line):
+    """The overrides of a sweep's first job."""
+    words = [word for word in shlex.split(line) if word != "-m"]
+    return [re.sub(r"^([\w.]+=[^\[{,]+),.*", r"\1", word) for word in words]
+
+
+def test_the_command_that_a_notebook_ends_with_finds_its_class(monkeypatch, tmp_path):
+    cells = json.loads((ROOT / "notebooks/write_your_own.ipynb").read_text())["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    (code,) = (text for text in texts if text.startswith("class Shrink"))
+    (tmp_path / "my_interventions.py").write_text(f"import jax\nimport plasticity as pl\n{code}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_interventions", raising=False)
+    (line,) = re.findall(r"python -m plasticity.cli.train ((?:.*\\\n)*.*)", texts[-1])
+    (run,) = runs_of(*first_job(line.replace("\\\n", " ").replace("=[0,1,2,3,4]", "=0")))
+    assert run.intervention.parts[0].keep == 0.3
+
+
+def test_the_numbers_are_those_of_the_shipped_tables():
+    """Would catch a README that the results have moved away from."""
+    summary = results.summary(results.load(ROOT / "docs/quickstart")).set_index("intervention")
+    assert len(summary) == 4
+    for name, row in summary.iterrows():
+        (line,) = re.findall(rf"^\| {name} \|(.*\[.*)$", README, flags=re.MULTILINE)
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[0] == f"{row.return_first:.2f} → {row.return_last:.2f}"
+        assert cells[1] == f"{row.loss:.2f} [{row.loss_low:.2f}, {row.loss_high:.2f}]"
+        if name != "warm_start":
+            assert cells[2] == f"{row.gain:+.2f} [{row.gain_low:.2f}, {row.gain_high:.2f}]"
+        assert cells[3] == f"{row.dead_units_first:.2f} → {row.dead_units_last:.2f}"
+        assert cells[4] == f"{row.weight_norm_first:.1f} → {row.weight_norm_last:.1f}"
+        assert cells[5] == f"{row.effective_rank_first:.1f} → {row.effective_rank_last:.1f}"
+    # What the preset was chosen for: the loss is there to see, and not noise.
+    assert summary.loc["reset_all", "gain_low"] > 0
+
+
+def test_the_verdicts_are_those_of_the_shipped_study():
+    """Would catch docs that rules or results have moved away from, and results shipped in part."""
+    frame = results.load(ROOT / "docs/study/cpu")
+    claims, returns, effects = markdown(frame)
+    study = (ROOT / "docs/study.md").read_text()
+    assert claims in README
+    assert all(part in study for part in (claims, returns, effects))
+    runs = frame[["shift", "intervention", "seed"]].drop_duplicates()
+    assert len(runs) == 3 * 13 * 12
+
+
+def test_the_coefficients_are_those_that_were_chosen():
+    """Would catch a table, or a configuration, that a later search has moved away from."""
+    study = (ROOT / "docs/study.md").read_text()
+    for path in sorted((ROOT / "docs/study/tune").glob("*.csv")):
+        found = pd.read_csv(path)
+        key = found.columns[0].rpartition(".")[2]
+        (line,) = re.findall(rf"^\| `{path.stem}` {key} \|(.*?)\|(.*?)\|", study, re.MULTILINE)
+        told = dict(re.findall(r"(\S+) \*\*(\S+)\*\*", line[0]))
+        assert {float(x): y for x, y in told.items()} == {
+            row[0]: f"{row[1]:.2f}" for row in found.itertuples(index=False)
+        }
+        chosen = OmegaConf.load(ROOT / f"configs/intervention/cpu/{path.stem}.yaml")
+        assert float(line[1]) == found.iloc[0, 0]
+        assert chosen[path.stem][key] == found.iloc[0, 0]

@@ -1,0 +1,150 @@
+"""What every intervention that the command line knows must stand, whatever it does.
+
+Twenty updates and a shift in a toy environment: stacked over seeds and coefficients against each
+run alone, next to a neighbour that diverges, and with each kind of network.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import Toy, Tug, same
+
+from plasticity.agents import PPO, RND
+from plasticity.cli.methods import methods
+from plasticity.interventions import chain
+from plasticity.networks import Network
+from plasticity.shifts import Permute, Shifts
+from plasticity.struct import fields
+from plasticity.training import Run, Schedule, loop
+from plasticity.training.placement import Placement
+
+METHODS = {method.name: method.kind for method in methods("intervention")}
+UPDATES = 20
+# Coefficients with which a method is sure to act, and to act differently, within a short life;
+# for the others the default and half of it. Whole numbers, which are intervals, are 3 and 2.
+TWO_VALUES = {
+    "continual_backprop": {"replacement_rate": (0.1, 0.05), "decay": (0.9, 0.5)},
+    "self_normalized_resets": {"threshold": (0.5, 0.3)},
+    "regrama": {"tau": (0.6, 0.4)},
+    "redo": {"tau": (0.6, 0.4)},
+}
+
+
+def two_of(name):
+    """The method with two different values for each coefficient."""
+    kind = METHODS[name]
+    one, other = {}, {}
+    for field, declared in fields(kind):
+        if declared.metadata.get("static") or "range" not in declared.metadata:
+            continue
+        whole = declared.metadata["range"].kind is int
+        half = (3, 2) if whole else (declared.default, declared.default / 2)
+        one[field], other[field] = TWO_VALUES.get(name, {}).get(field, half)
+    return kind(**one), kind(**other)
+
+
+AGENT = PPO(
+    num_envs=4,
+    num_steps=10,
+    minibatch_size=20,
+    num_epochs=2,
+    learning_rate=3e-3,
+    adam_eps=1e-4,  # which keeps Adam from making large steps of rounding errors
+)
+SMALL = Network(hidden=(8, 6))
+TOY = Toy()
+
+
+class Scene(Tug):
+    """The same in a picture."""
+
+    @property
+    def observation_shape(self):
+        return (6, 6, 2)
+
+    def observe(self, task, state):
+        return jnp.broadcast_to(state.wanted, (6, 6, 2))
+
+
+def run_of(intervention, seed=0, network=SMALL, env=TOY):
+    """A short life with that intervention."""
+    return Run(
+        env=env,
+        shift=Shifts.of(Permute()),
+        intervention=intervention,
+        network=network,
+        agent=AGENT,
+        schedule=Schedule(rounds=2, updates=UPDATES // 2),
+        seed=seed,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs():
+    """As in conftest, but after each test: there are programs enough in each."""
+    yield
+    jax.clear_caches()
+
+
+def live(runs):
+    """What comes of a stack of runs side by side."""
+    return Placement((jax.local_devices()[0],), "batch").map_runs(live_one)(runs)
+
+
+def live_one(run):
+    """Parameters at the end, the intervention's state, and when the run diverged."""
+
+    def one(i, state):
+        shifted = loop.start_round(run, state)
+        state = jax.tree.map(lambda a, b: jnp.where(i == UPDATES // 2, a, b), shifted, state)
+        return loop.train_updates(run, state, 1)[0]
+
+    state = jax.lax.fori_loop(0, UPDATES, one, loop.init(run))
+    return state.train_state.params, state.intervention, state.diverged
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stacked_alone_and_beside_one_that_diverges(name):
+    """Would catch a coefficient that is not batched, state that runs share, or NaN that spreads."""
+    one, other = (chain(method) for method in two_of(name))
+    with jax.enable_x64(True):
+        runs = [run_of(one), run_of(other, seed=1), run_of(other)]
+        together = jax.device_get(live(stack(runs)))
+        for i, run in enumerate(runs):
+            alone = jax.device_get(live(stack([run])))
+            of_stack = jax.tree.map(lambda x, i=i: x[i : i + 1], together)
+            same(of_stack[0], alone[0], rtol=1e-6, atol=1e-9)
+        wild = runs[1].replace(agent=runs[1].agent.replace(learning_rate=1e30))
+        beside = jax.device_get(live(stack([runs[0], wild, runs[2]])))
+    params, _, diverged = together
+    assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(params))
+    assert not diverged.any()
+    for i in (0, 2):
+        same(*(jax.tree.map(lambda x, i=i: x[i], outcome) for outcome in (beside, together)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+    differ = [np.abs(leaf[0] - leaf[2]).max() for leaf in jax.tree.leaves(params)]
+    # Of one seed: they differ if the coefficients do, all of which the method must have read.
+    assert (max(differ) > 1e-6) == (one != other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_with_another_kind_of_network(name):
+    """Would catch a method that knows one torso, one activation a unit, no norm or no image.
+
+    Or that knows logits alone, or one value.
+    """
+    network = Network(
+        hidden=(6,),
+        shared=False,
+        activation="crelu",
+        norm="layer_norm",
+        channels=(4,),
+        kernel=(3,),
+        stride=(1,),
+        blocks=1,
+    )
+    run = run_of(chain(METHODS[name]()), network=network, env=Scene())
+    runs = stack([run.replace(rnd=RND(network=Network(hidden=(4, 4, 4))))])
+    after, begun = (jax.eval_shape(jax.vmap(of_one), runs) for of_one in (live_one, loop.init))
+    assert after[:2] == (begun.train_state.params, begun.intervention)

@@ -1,0 +1,350 @@
+"""Continual backpropagation, self-normalised resets and ReGraMa, each unit by unit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import Void, same
+
+from plasticity.interventions import (
+    ContinualBackprop,
+    CReLU,
+    ReGraMa,
+    SelfNormalizedResets,
+    TrainState,
+    chain,
+)
+from plasticity.interventions.unit_resets import recycle
+from plasticity.networks import Network, Output
+from plasticity.training import loop
+
+# The entries after each hidden layer, from the network's description.
+SHARED = {
+    "hidden_0": ("torso", "hidden_0", [("torso", "hidden_1")]),
+    "hidden_1": ("torso", "hidden_1", [("policy",), ("value",)]),
+}
+SEPARATE = {
+    "hidden_0": ("torso", "hidden_0", [("torso", "hidden_1")]),
+    "hidden_1": ("torso", "hidden_1", [("policy",)]),
+    "value_hidden_0": ("value_torso", "hidden_0", [("value_torso", "hidden_1")]),
+    "value_hidden_1": ("value_torso", "hidden_1", [("value",)]),
+}
+
+
+def part_of(tree, path):
+    """What is at a path of a tree."""
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def by_hand(train_state, fresh, chosen, wiring=SHARED, cut=True):
+    """Parameters and Adam's first moments after the units chosen are recycled, in NumPy."""
+    params = jax.tree.map(np.array, train_state.params)
+    moments = jax.tree.map(np.array, optax.tree.get(train_state.opt_state, "mu"))
+    for layer, units in chosen.items():
+        torso, name, _ = wiring[layer]
+        for leaf in ("kernel", "bias"):
+            params[torso][name][leaf][..., units] = np.array(fresh[torso][name][leaf])[..., units]
+            moments[torso][name][leaf][..., units] = 0
+    for layer, units in chosen.items() if cut else ():
+        for path in wiring[layer][2]:
+            for tree in (params, moments):
+                kernel = part_of(tree, path)["kernel"]
+                width = part_of(params, wiring[layer][:2])["bias"].size
+                for side in range(len(kernel) // width):
+                    kernel[units + side * width] = 0
+    return params, moments
+
+
+def assert_recycled(after, before, fresh, chosen, **kwargs):
+    """Asserts that the units chosen were recycled, and nothing else changed."""
+    params, moments = by_hand(before, fresh, chosen, **kwargs)
+    same(after.params, params)
+    same(optax.tree.get(after.opt_state, "mu"), moments)
+    assert optax.tree.get(after.opt_state, "count") == optax.tree.get(before.opt_state, "count")
+
+
+def trained(context, seed=3):
+    """A learner whose optimiser remembers something everywhere."""
+    params = context.init_params(jax.random.key(seed))
+    return TrainState(params, jax.tree.map(lambda x: x + 1, context.optimizer.init(params)))
+
+
+def saying(activations):
+    """The output of a network of which nothing but activations is looked at."""
+    return Output(None, None, activations, {})
+
+
+def stepper(part, context):
+    """The hook after a step, compiled: of state, learner, activations and key."""
+
+    @jax.jit
+    def step(state, train_state, activations, key):
+        seen = context._replace(output=saying(activations), key=key)
+        return part.after_step(state, train_state, seen)
+
+    return step
+
+
+@pytest.fixture(scope="module")
+def widened(tiny_run):
+    """The tools for a network with two torsos and twice as many activations as units."""
+    network = Network(hidden=(8, 6), shared=False)
+    run = tiny_run(env=Void(), network=network, intervention=chain(CReLU()))
+    tools = loop.make_context(run, jnp.int32(0), jnp.int32(0))
+    return tools._replace(init_params=jax.jit(tools.init_params))
+
+
+@pytest.mark.parametrize("kind", ["shared", "widened"])
+def test_continual_backprop_is_the_published_algorithm(context, widened, kind):
+    """Would catch a wrong order, correction, age limit, share, or a head or a side forgotten."""
+    tools, wiring, sides = (context, SHARED, 1) if kind == "shared" else (widened, SEPARATE, 2)
+    rate, maturity, decay = 0.137, 3, 0.8
+    part = ContinualBackprop(rate, maturity, decay)
+    step = stepper(part, tools)
+    train_state = trained(tools)
+    state = part.init(train_state, tools)
+    widths = {
+        name: part_of(train_state.params, path[:2])["bias"].size for name, path in wiring.items()
+    }
+    ages, utilities = ({name: np.zeros(n) for name, n in widths.items()} for _ in range(2))
+    owed = dict.fromkeys(widths, 0.0)
+    replaced = 0
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        moved = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), train_state.params)
+        train_state = train_state._replace(params=jax.tree.map(jnp.float32, moved))
+        activations = {
+            name: rng.normal(size=(5, n * sides)).astype(np.float32) for name, n in widths.items()
+        }
+        chosen = {}
+        for name, n in widths.items():
+            out = [part_of(train_state.params, path)["kernel"] for path in wiring[name][2]]
+            for unit in range(n):
+                contribution = sum(
+                    np.mean(np.abs(activations[name][:, j]))
+                    * sum(np.sum(np.abs(kernel[j])) for kernel in out)
+                    for j in range(unit, n * sides, n)
+                )
+                ages[name][unit] += 1
+                utilities[name][unit] *= decay
+                utilities[name][unit] += (1 - decay) * contribution
+            mature = [unit for unit in range(n) if ages[name][unit] > maturity]
+            owed[name] += rate * len(mature)
+            mature.sort(key=lambda u: utilities[name][u] / (1 - decay ** ages[name][u]))
+            chosen[name] = np.array(mature[: int(owed[name])], int)
+            owed[name] -= int(owed[name])
+            ages[name][chosen[name]] = utilities[name][chosen[name]] = 0
+            replaced += len(chosen[name])
+        assert i >= maturity or replaced == 0
+        key = jax.random.key(100 + i)
+        state, after = step(state, train_state, activations, key)
+        assert_recycled(after, train_state, tools.init_params(key), chosen, wiring=wiring)
+        train_state = after
+        for name in widths:
+            np.testing.assert_array_equal(state[name].age, ages[name])
+            np.testing.assert_allclose(state[name].utility, utilities[name], rtol=1e-4)
+            np.testing.assert_allclose(state[name].owed, owed[name], atol=1e-5)
+    assert replaced > 10
+
+
+def test_continual_backprop_at_its_bounds(context):
+    """Would catch ties that replace too many, all or none, or young units taken for want of old."""
+    train_state = trained(context)
+    silence = {"hidden_0": np.zeros((5, 16), np.float32), "hidden_1": np.zeros((5, 8), np.float32)}
+
+    @jax.jit
+    def ages(rate, maturity):
+        part = ContinualBackprop(rate, maturity)
+        state = part.init(train_state, context)
+        seen = context._replace(output=saying(silence))
+        for _ in range(2):
+            state, after = part.after_step(state, train_state, seen)
+        return {layer: state[layer].age for layer in state}, after.params
+
+    for rate, maturity, known in (
+        (0.0, 0, (0, 0)),
+        (1.0, 2, (0, 0)),  # nothing is older than 2
+        (0.25, 1, (4, 2)),  # all are, and are alike: the share is exact
+        (1.0, 0, (16, 8)),
+    ):
+        by_layer, params = ages(rate, maturity)
+        assert tuple(int(np.sum(age == 0)) for age in by_layer.values()) == known
+        if not any(known):
+            same(params, train_state.params)
+
+
+def silences(part, context, fires):
+    """For each step and unit of the first layer, whether it is reset. fires: bool [T, 16]."""
+    others = np.ones((1, 8), np.float32)
+
+    @jax.jit
+    def live(train_state):
+        def step(carry, fires):
+            activations = {"hidden_0": jnp.where(fires, 1.0, -1.0)[None], "hidden_1": others}
+            state, train_state = part.after_step(
+                *carry, context._replace(output=saying(activations))
+            )
+            return (state, train_state), ~fires & (state["hidden_0"].silent == 0)
+
+        return jax.lax.scan(step, (part.init(train_state, context), train_state), fires)
+
+    (state, _), resets = live(trained(context))
+    return jax.device_get((state, resets))
+
+
+@pytest.fixture(scope="module")
+def firing():
+    """Units that fire at different rates, one never, and one that dies after 30 steps."""
+    rates = np.concatenate([[0, 1], np.linspace(0.6, 0.99, 13), [1]])
+    fires = np.random.default_rng(1).random((90, 16)) < rates
+    fires[30:, 15] = False
+    return fires
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.4])
+def test_self_normalized_resets_test_each_unit_by_its_own_past(context, firing, threshold):
+    """Against a list of each unit's silences: would catch a threshold that units share."""
+    state, resets = silences(SelfNormalizedResets(threshold), context, firing)
+    for unit in range(16):
+        past, silent = [], 0
+        for t, fires in enumerate(firing[:, unit]):
+            silent += not fires
+            probability = (1 + sum(a >= silent for a in past)) / (1 + len(past))
+            reset = not fires and probability <= threshold
+            # Beyond this a bin holds several lengths, and there is a test of its own.
+            assert silent <= 8 or not past or threshold == 0
+            assert resets[t, unit] == reset, (t, unit)
+            if fires or reset:
+                past.append(silent)
+                silent = 0
+        assert state["hidden_0"].silent[unit] == silent
+        assert state["hidden_0"].counts[unit].sum() == len(past)
+    assert not resets[:, :2].any()  # those that never fired, and that always did
+    assert resets.any() == (threshold > 0)
+    assert resets[30, 15] == (threshold > 0)  # the first failure of one that always fired
+
+
+def test_self_normalized_resets_are_late_by_a_quarter_at_most_and_never_early(context):
+    """Would catch bins too wide, lengths that fall out of the histogram, or an early reset."""
+    usual = np.array([1, 2, 5, 8, 9, 10, 12, 15, 17, 20, 23, 27, 30, 35, 41, 50])
+    t = np.arange(1600)[:, None]
+    # Twenty silences of the usual length, and then one without end.
+    fires = (t % (usual + 1) == 0) & (t <= 20 * (usual + 1))
+    _, resets = silences(SelfNormalizedResets(0.06), context, fires)
+    begun = 20 * (usual + 1)
+    after = np.argmax(resets, axis=0) - begun  # steps into the last silence
+    assert resets.any(axis=0).all()
+    assert np.all(after > usual)
+    assert np.all(after <= np.ceil(1.25 * (usual + 1)))
+    assert np.all(after[:3] == usual[:3] + 1)  # bins of one length
+
+
+def test_self_normalized_resets_recycle_the_silent(context):
+    """Would catch a reset of the units that fire, of one layer alone, or of stale moments."""
+    part, train_state = SelfNormalizedResets(0.3), trained(context)
+    step = stepper(part, context)
+    loud = {"hidden_0": np.ones((3, 16), np.float32), "hidden_1": np.ones((3, 8), np.float32)}
+    quiet = {name: x.copy() for name, x in loud.items()}
+    chosen = {"hidden_0": np.array([2, 5]), "hidden_1": np.array([7])}
+    for layer, units in chosen.items():
+        quiet[layer][:, units] = 0
+    quiet["hidden_0"][1:, 9] = -1  # fires in one transition, which will do
+    state = part.init(train_state, context)
+    key = jax.random.key(7)
+    for _ in range(3):
+        state, after = step(state, train_state, loud, key)
+        same(after, train_state)
+    _, after = step(state, train_state, quiet, key)
+    assert_recycled(after, train_state, context.init_params(key), chosen)
+
+
+@pytest.fixture(scope="module")
+def gradients(context):
+    """Three minibatches' gradients, in which some units are inactive and others seem to be."""
+    rng = np.random.default_rng(2)
+    params = context.init_params(jax.random.key(0))
+    found = []
+    for sign in (1, -1, 1):
+        gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+        first, second = (gradient["torso"][f"hidden_{i}"] for i in (0, 1))
+        first["kernel"][:, 3] *= 0.02
+        first["bias"][3] = 10  # does not count
+        first["kernel"][:, 6] = 0.3 * sign * np.resize([1, -1], 6)  # cancels, but for its size
+        first["kernel"][:, 8] *= 0.1 if sign > 0 else 1  # inactive in two of three
+        second["kernel"][:, 1] = 0
+        second["kernel"][3] = 0  # what leads out of unit 3
+        found.append(gradient)
+    return found
+
+
+def grama(part, context, train_state, gradients, update):
+    """The learner after an update with these minibatches, and the state left."""
+    state = part.init(train_state, context)
+    for gradient in gradients:
+        state, same_learner = part.after_step(
+            state, train_state, context._replace(gradient=gradient)
+        )
+        assert same_learner is train_state
+    return part.after_update(state, train_state, context._replace(update=update))
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_regrama_measures_gradients(context, gradients, cut):
+    """Would catch signs that cancel, biases that count, or a mean over layers."""
+    train_state, tau = trained(context), 0.05
+    chosen = {}
+    for i, name in enumerate(("hidden_0", "hidden_1")):
+        stacked = np.stack([gradient["torso"][name]["kernel"] for gradient in gradients])
+        size = np.array([np.mean(np.abs(stacked[:, :, unit])) for unit in range((16, 8)[i])])
+        chosen[name] = np.flatnonzero(size / size.mean() <= tau)
+    assert [list(units) for units in chosen.values()] == [[3], [1]]
+    part = ReGraMa(tau, 2, clear_outgoing=cut)
+    judged = jax.jit(lambda update: grama(part, context, train_state, gradients, update))
+    state, after = judged(1)
+    assert_recycled(after, train_state, context.init_params(context.key), chosen, cut=cut)
+    assert not any(np.any(x) for x in state.values())  # the next update is judged by itself
+    for update in (0, 2):
+        state, after = judged(update)
+        same(after, train_state)
+        assert not any(np.any(x) for x in state.values())
+
+
+def test_regrama_at_its_bounds(context, gradients):
+    """Would catch NaN where there is no gradient, or tau = 0 that spares the dead."""
+    train_state = trained(context)
+
+    @jax.jit
+    def after(tau, scale):
+        scaled = [jax.tree.map(lambda x: scale * x, gradient) for gradient in gradients]
+        return grama(ReGraMa(tau, 1), context, train_state, scaled, 0)[1]
+
+    fresh = context.init_params(context.key)
+    nothing = np.array([], int)
+    assert_recycled(
+        after(0.0, 1.0), train_state, fresh, {"hidden_0": nothing, "hidden_1": np.array([1])}
+    )
+    everything = {"hidden_0": np.arange(16), "hidden_1": np.arange(8)}
+    for outcome in (after(0.0, 0.0), after(100.0, 1.0)):
+        assert_recycled(outcome, train_state, fresh, everything)
+
+
+def test_recycling_in_a_stack_is_that_of_each(context):
+    """Would catch a condition on all runs together, where each has units of its own to recycle."""
+    learners = jax.tree.map(lambda *x: jnp.stack(x), *(trained(context, i) for i in range(3)))
+    masks = {"hidden_0": np.zeros((3, 16), bool), "hidden_1": np.zeros((3, 8), bool)}
+    masks["hidden_0"][0, 4] = masks["hidden_1"][2, :] = True  # and none in the second
+
+    def one(train_state, chosen):
+        return recycle(train_state, chosen, context)
+
+    together = jax.jit(jax.vmap(one))(learners, masks)
+    alone = jax.jit(one)
+    for i in range(3):
+        train_state, chosen = jax.tree.map(lambda x, i=i: x[i], (learners, masks))
+        of_stack = jax.tree.map(lambda x, i=i: x[i], together)
+        same(of_stack, alone(train_state, chosen))
+        units = {layer: np.flatnonzero(mask) for layer, mask in chosen.items()}
+        assert_recycled(of_stack, train_state, context.init_params(context.key), units)

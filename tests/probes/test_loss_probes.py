@@ -1,0 +1,253 @@
+"""Probes of PPO's loss and its gradients, and of kernels, against readings in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probe_helpers import told, view_of
+
+from plasticity.agents import PPO, ppo
+from plasticity.interventions import Batch
+from plasticity.networks import Network
+from plasticity.probes import (
+    CriticError,
+    GradientCosine,
+    GradientCovarianceRank,
+    GradientDormantUnits,
+    HessianEigenvalue,
+    NTKRank,
+    PolicyChurn,
+    PolicyKL,
+    ValueChurn,
+)
+
+AGENT = PPO()
+COUNT = 12  # transitions, and observations in the probe batch
+
+
+def flat(tree, axes=1):
+    """A tree of arrays as one array, all but the first axes in a row."""
+    leaves = [np.asarray(x, float).reshape(*x.shape[:axes], -1) for x in jax.tree.leaves(tree)]
+    return np.concatenate(leaves, axis=-1)
+
+
+def rank(eigenvalues):
+    """Roy & Vetterli's effective rank, in NumPy."""
+    p = eigenvalues[eigenvalues > 0] / eigenvalues[eigenvalues > 0].sum()
+    return np.exp(-np.sum(p * np.log(p)))
+
+
+@pytest.fixture(scope="module")
+def losses(context):
+    """PPO's loss of each transition."""
+
+    def of(params, batch):
+        return ppo.terms(AGENT, context.apply(params, batch.observation), batch).total(AGENT)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def seen(context, losses):
+    """A network 6-16-8 with a few transitions of its own."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 1.5 * x, context.init_params(jax.random.key(1)))
+    observation, probed = rng.normal(size=(2, COUNT, 6)).astype(np.float32)
+    action = rng.integers(3, size=COUNT)
+    batch = Batch(
+        observation=jnp.asarray(observation),
+        action=jnp.asarray(action),
+        log_prob=context.apply(params, observation).policy.log_prob(action),
+        advantage=jnp.asarray(rng.normal(size=COUNT), jnp.float32),
+        target=jnp.asarray(rng.normal(size=COUNT), jnp.float32),
+    )
+    return view_of(params, context.apply, losses, batch, jnp.asarray(probed))
+
+
+@pytest.fixture(scope="module")
+def gradients(seen):
+    """The gradient of each transition's loss, a tree of [COUNT, ...]."""
+    return jax.jit(lambda: jax.jacrev(seen.losses)(seen.params, seen.batch))()
+
+
+def test_nothing_changes_before_the_first_update(seen):
+    """Would catch churn measured against anything but the parameters before the update."""
+    for probe in (PolicyKL(), PolicyChurn(), ValueChurn()):
+        assert told(probe, seen) == {"all": 0.0}
+
+
+def test_critic_error(seen):
+    """Would catch the mean square, the probe batch's values, or advantages for returns."""
+    value = np.asarray(seen.apply(seen.params, seen.batch.observation).value)
+    known = np.sqrt(np.mean((value - np.asarray(seen.batch.target)) ** 2))
+    assert told(CriticError(), seen) == pytest.approx({"all": known}, rel=1e-5)
+
+
+def test_gradient_cosine(seen, gradients):
+    """Would catch the diagonal counted, sums over layers of cosines, or overlapping minibatches."""
+    order = np.asarray(jax.random.permutation(seen.key, COUNT))
+    layers = {**gradients["torso"], "policy": gradients["policy"], "value": gradients["value"]}
+    known = {}
+    for name, layer in {**layers, "all": gradients}.items():
+        mean = flat(layer)[order].reshape(3, 4, -1).mean(axis=1)
+        unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        known[name] = (unit[0] @ unit[1] + unit[0] @ unit[2] + unit[1] @ unit[2]) / 3
+    assert told(GradientCosine(minibatches=3, size=4), seen) == pytest.approx(known, abs=1e-5)
+    # More than there are: as many minibatches, as large as can be.
+    assert told(GradientCosine(minibatches=3, size=64), seen) == pytest.approx(known, abs=1e-5)
+
+
+def test_gradient_covariance_rank(seen, gradients):
+    """Would catch gradients not normalised, singular values for eigenvalues, or centring."""
+    unit = flat(gradients)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    known = rank(np.linalg.eigvalsh(unit @ unit.T))
+    assert told(GradientCovarianceRank(), seen) == pytest.approx({"all": known}, rel=1e-4)
+
+
+def test_known_gradients():
+    """Would catch 0 / 0 at gradients of zero, and a rank that depends on their lengths."""
+    params = {"torso": {}, "policy": {"kernel": jnp.ones(4)}, "value": {"bias": jnp.zeros(1)}}
+
+    def of(rows):
+        return view_of(
+            params,
+            None,
+            lambda params, batch: batch.observation @ params["policy"]["kernel"],
+            Batch(jnp.asarray(rows), *[jnp.zeros(len(rows))] * 4),
+        )
+
+    cosine, covariance = GradientCosine(minibatches=3, size=1), GradientCovarianceRank()
+    orthogonal = of(np.diag([1.0, 2.0, 3.0, 0.0])[:3])
+    assert told(covariance, orthogonal)["all"] == pytest.approx(3)
+    assert told(cosine, orthogonal) == pytest.approx({"policy": 0.0, "value": 0.0, "all": 0.0})
+    collinear = of(np.outer([1.0, 2, 3], [1, 0, -1, 1]))
+    assert told(covariance, collinear)["all"] == pytest.approx(1, abs=1e-4)
+    assert told(cosine, collinear)["all"] == pytest.approx(1)
+    # Of the three pairs with one gradient of zero, one is left.
+    opposite = of(np.array([[1.0, 0, 0, 0], [-5, 0, 0, 0], [0, 0, 0, 0]]))
+    assert told(covariance, opposite)["all"] == pytest.approx(1, abs=1e-4)
+    assert told(cosine, opposite)["all"] == pytest.approx(-1)
+    none = of(np.zeros((3, 4)))
+    assert told(covariance, none)["all"] == told(cosine, none)["all"] == 0.0
+
+
+def test_ntk_rank(seen):
+    """Would catch actions summed before differentiating, logits' mean kept, or fewer heads."""
+
+    @jax.jit
+    def jacobians():
+        def of(params):
+            output = seen.apply(params, seen.observations[:5])
+            return output.policy.logits, output.value
+
+        return jax.jacrev(of)(seen.params)
+
+    logits, value = jacobians()
+    logits, value = flat(logits, axes=2), flat(value)
+    logits -= logits.mean(axis=1, keepdims=True)
+    kernels = {"policy": np.einsum("iap,jap->ij", logits, logits), "value": value @ value.T}
+    kernels["all"] = kernels["policy"] + kernels["value"]
+    known = {name: rank(np.linalg.eigvalsh(kernel)) for name, kernel in kernels.items()}
+    assert told(NTKRank(size=5), seen) == pytest.approx(known, rel=1e-4)
+
+
+def quadratic(hessian):
+    """A view whose loss is half of theta' H theta, for each of two transitions."""
+    hessian = jnp.asarray(hessian, jnp.float32)
+
+    def losses(params, batch):
+        theta = jnp.concatenate([params["policy"], params["torso"]["hidden_0"]])
+        return theta @ hessian @ theta / 2 + 0.0 * batch.advantage
+
+    params = {"policy": jnp.ones(2), "torso": {"hidden_0": jnp.ones(len(hessian) - 2)}}
+    return view_of(params, None, losses, Batch(*[jnp.zeros(2)] * 5))
+
+
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [(-10.0, 3, 1, 0, -2), (10.0, -3, 1, 0, 2), (-5.0, -4, -3, -2, -1), (2.0,) * 5, (0.0,) * 5],
+)
+def test_hessian_of_known_eigenvalues(eigenvalues):
+    """Would catch the largest magnitude for the largest, or a 0 where directions run out."""
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    seen = quadratic(rotation * np.array(eigenvalues) @ rotation.T)
+    assert told(HessianEigenvalue(iterations=8), seen)["all"] == pytest.approx(
+        max(eigenvalues), abs=1e-4
+    )
+
+
+def test_hessian_of_ppos_loss(seen):
+    """Would catch a Gauss-Newton matrix, or that of a sum, for the mean loss's Hessian."""
+    leaves, tree = jax.tree.flatten(seen.params)
+    ends = np.cumsum([x.size for x in leaves])[:-1]
+
+    def loss(vector):
+        parts = jnp.split(vector, ends)
+        shaped = [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
+        return jnp.mean(seen.losses(jax.tree.unflatten(tree, shaped), seen.batch))
+
+    vector = jnp.concatenate([x.ravel() for x in leaves])
+    hessian = np.asarray(jax.jit(jax.hessian(loss))(vector), float)
+    known = np.linalg.eigvalsh((hessian + hessian.T) / 2)[-1]
+    assert told(HessianEigenvalue(), seen)["all"] == pytest.approx(known, rel=1e-3)
+
+
+def of_value(params, context, observation):
+    """A view whose loss is the value, and the transitions are these observations."""
+    return view_of(
+        params,
+        context.apply,
+        lambda params, batch: context.apply(params, batch.observation).value,
+        Batch(jnp.asarray(observation), *[jnp.zeros(len(observation))] * 4),
+    )
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.5, 0.9])
+def test_gradient_dormant_units(context, seen, tau):
+    """Would catch the gradient of the activation, or of the batch's mean, or no layer's mean."""
+    x = np.asarray(seen.batch.observation)
+    params = jax.tree.map(np.array, seen.params)
+    params["torso"]["hidden_0"]["bias"][:3] = -100.0  # dead: no gradient
+    first, second = params["torso"]["hidden_0"], params["torso"]["hidden_1"]
+    one = x @ first["kernel"] + first["bias"]
+    two = np.maximum(one, 0) @ second["kernel"] + second["bias"]
+    of_two = params["value"]["kernel"][:, 0] * (two > 0)
+    of_one = of_two @ second["kernel"].T * (one > 0)
+    dormant = []
+    for layer in (of_one, of_two):
+        size = np.abs(layer).mean(axis=0)
+        dormant.append(size <= tau * size.mean())
+    assert dormant[0][:3].all()
+    known = {"hidden_0": np.mean(dormant[0]), "hidden_1": np.mean(dormant[1])}
+    known["all"] = np.mean(np.concatenate(dormant))
+    assert told(GradientDormantUnits(tau), of_value(params, context, x)) == pytest.approx(known)
+
+
+def test_without_gradient_every_unit_is_dormant(context, seen):
+    """Would catch < for <=, or 0 / 0, in a layer that gets no gradient."""
+    params = {**seen.params, "value": jax.tree.map(jnp.zeros_like, seen.params["value"])}
+    none = of_value(params, context, seen.batch.observation)
+    assert told(GradientDormantUnits(), none) == {"hidden_0": 1.0, "hidden_1": 1.0, "all": 1.0}
+
+
+def test_gradient_dormant_behind_layer_norm():
+    """Would catch the gradient taken before the norm, which a dead unit too has some of."""
+    network = Network(hidden=(8,), norm="layer_norm").build((4,), 2)
+    x = np.random.default_rng(0).normal(size=(COUNT, 4)).astype(np.float32)
+    params = jax.tree.map(np.array, network.init(jax.random.key(0), x)["params"])
+    params["torso"]["norm_0"]["bias"][:2] = -100.0
+
+    def losses(params, batch):
+        return network.apply({"params": params}, batch.observation).value
+
+    seen = view_of(params, None, losses, Batch(jnp.asarray(x), *[jnp.zeros(COUNT)] * 4))
+    assert told(GradientDormantUnits(), seen) == {"hidden_0": 2 / 8, "all": 2 / 8}
+
+
+def test_sampled_transitions_are_distinct(seen):
+    """Would catch draws with replacement, or more transitions than there are."""
+    drawn = np.asarray(seen.sample(5).advantage)
+    assert len(set(drawn.tolist())) == 5
+    assert set(drawn) <= set(np.asarray(seen.batch.advantage))
+    np.testing.assert_array_equal(np.sort(seen.sample(99).advantage), np.sort(seen.batch.advantage))

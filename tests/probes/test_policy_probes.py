@@ -1,0 +1,137 @@
+"""Probes of policy and trainability against readings in NumPy, and all probes on real runs."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from probe_helpers import told, view_of
+
+from plasticity import probes
+from plasticity.networks import Categorical, Network, Output
+from plasticity.probes import (
+    PolicyChurn,
+    PolicyKL,
+    Probe,
+    Probes,
+    Trainability,
+    ValueChurn,
+)
+from plasticity.training import loop
+
+
+def say(logits, value):
+    """Parameters that are what the network says."""
+    policy = Categorical(jnp.asarray(logits, jnp.float32))
+    return {"policy": policy, "value": jnp.asarray(value, jnp.float32)}
+
+
+def test_churn_is_what_the_update_changed():
+    """Would catch KL's direction, a mean absolute change, or the sampled action's churn."""
+    before = np.array([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]])
+    after = np.array([[0.3, 0.4, 0.3], [0.1, 0.2, 0.7], [0.5, 0.4, 0.1]])
+    seen = view_of(
+        say(np.log(after) + 2.0, [1, 2, 3]),
+        lambda params, _: Output(**params, activations={}, preactivations={}),
+        prev_params=say(np.log(before) - 1.0, [1, 4, 2]),
+        round_params=None,
+    )
+    kl = np.mean([sum(p * np.log(p / q)) for p, q in zip(before, after, strict=True)])
+    assert told(PolicyKL(), seen) == pytest.approx({"all": kl}, rel=1e-5)
+    assert told(PolicyChurn(), seen) == pytest.approx({"all": 1 / 3})
+    assert told(ValueChurn(), seen) == pytest.approx({"all": np.sqrt(5 / 3)})
+
+
+def test_a_certain_policy_has_a_finite_kl():
+    """Would catch 0 log 0 where an action's probability has underflowed."""
+    certain = say([[1000.0, 0.0]], [0.0])
+    seen = view_of(
+        certain,
+        lambda params, _: Output(**params, activations={}, preactivations={}),
+        prev_params=certain,
+    )
+    assert told(PolicyKL(), seen) == {"all": 0.0}
+
+
+def test_trainability():
+    """Would catch Adam's state carried over, targets that change, or no mean of its own."""
+    rng = np.random.default_rng(0)
+    # Of few binary digits, so that 1e5 f is the same number wherever it is computed.
+    x, drawn = rng.integers(-4, 5, size=(6, 2)) / 4, rng.integers(-16, 17, size=(2, 2, 3)) / 16
+    present, initial = rng.normal(size=(2, 2, 3))
+
+    def apply(params, observations):
+        said = observations @ params["kernel"]
+        return Output(Categorical(said[:, :2]), said[:, 2], {}, {})
+
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0, impl="threefry2x32"), 2))
+
+    def init_params(key):
+        second = jnp.all(jax.random.key_data(key) == keys[1])
+        return {"kernel": jnp.where(second, *jnp.asarray(drawn[::-1], jnp.float32))}
+
+    def reached(start, wave):
+        kernel, m, v = start.copy(), 0.0, 0.0
+        target = (x @ start).mean(axis=0) + wave
+        for t in range(1, 6):
+            gradient = 2 * x.T @ (x @ kernel - target) / target.size
+            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            scale = np.sqrt(v / (1 - 0.999**t)) + 1e-8
+            kernel = kernel - 0.1 * m / (1 - 0.9**t) / scale
+        return np.mean((x @ kernel - target) ** 2)
+
+    waves = [np.sin((np.float32(1e5) * (x @ k).astype(np.float32)).astype(float)) for k in drawn]
+    known = {
+        "all": np.mean([reached(present, wave) for wave in waves]),
+        "fresh": np.mean([reached(initial, wave) for wave in waves]),
+    }
+    probe = Trainability(steps=5, targets=2, learning_rate=0.1)
+    for update in (1, 2):
+        seen = view_of(
+            {"kernel": jnp.asarray(present, jnp.float32)},
+            apply,
+            observations=jnp.asarray(x, jnp.float32),
+            initial_params={"kernel": jnp.asarray(initial, jnp.float32)},
+            init_params=fresh,
+            key=jax.random.key(update),
+        )
+        assert told(probe, seen) == pytest.approx(known, rel=1e-4)
+
+
+def test_every_probe_of_every_torso(tiny_run):
+    """Would catch a probe that fails for two torsos, widening, norms, or runs in a stack."""
+    smaller = {
+        "Trainability": {"steps": 2},
+        "HessianEigenvalue": {"iterations": 3},
+        "NTKRank": {"size": 4},
+        "GradientCovarianceRank": {"size": 4},
+    }
+    found = [
+        kind(**smaller.get(kind.__name__, {}))
+        for kind in vars(probes).values()
+        if inspect.isclass(kind) and issubclass(kind, Probe) and kind is not Probe
+    ]
+    run = tiny_run(
+        network=Network(hidden=(8, 8), activation="crelu", norm="layer_norm", shared=False),
+        probes=Probes.of(*found),
+    )
+    runs = jax.tree.map(lambda *x: jnp.stack(x), run, run.replace(seed=1))
+
+    @jax.jit
+    @jax.vmap
+    def measured(run):
+        state = loop.init(run)
+        return loop.run_probes(run, state, loop.probe_batch(run, state))
+
+    metrics = measured(runs)
+    hidden = {"hidden_0", "hidden_1", "value_hidden_0", "value_hidden_1"}
+    assert set(metrics["gradient_dormant_units"]) == hidden | {"all"}
+    assert set(metrics["spectral_norm"]) == hidden | {"policy", "value", "all"}
+    for path, value in flatten_dict(metrics).items():
+        assert value.shape == (2,), path
+        assert jnp.issubdtype(value.dtype, jnp.floating), path
+        assert np.isfinite(value).all(), path
+    # Nothing has been learnt yet: a fresh network is what the present one is.
+    np.testing.assert_array_equal(metrics["trainability"]["all"], metrics["trainability"]["fresh"])

@@ -1,0 +1,347 @@
+"""Runs that are stopped, by whatever and wherever, and go on: the results are as if they had not.
+
+Each is compared with an undisturbed run: its table row for row, its parameters to the bit.
+"""
+
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pandas as pd
+import pytest
+import test_runner
+from test_cli import ROOT, TINY
+
+import plasticity as pl
+from plasticity import results
+from plasticity.envs.host import Gymnasium
+from plasticity.storage import checkpoints
+from plasticity.storage.checkpoints import Checkpoints
+from plasticity.storage.signals import SignalGuard
+from plasticity.training import loop
+
+# Due after updates 3, 4 and 6 of a round: a log interval is under way at two of these stops.
+RUN = test_runner.RUN.replace(schedule=test_runner.RUN.schedule.replace(rounds=3, log_every=4))
+RUNS = [RUN.replace(seed=seed) for seed in range(3)]
+HOST_RUN = RUN.replace(env=Gymnasium(id="CartPole-v1"), probes=pl.Probes.of(pl.WeightNorm()))
+
+
+def train(folder, runs=RUNS, **how):
+    """As a user would, without a display."""
+    return pl.train(runs, folder, progress=False, **how)
+
+
+def meta_of(folder):
+    """What `meta.json` says."""
+    return json.loads((folder / "meta.json").read_text())
+
+
+def is_as_undisturbed(folder, undisturbed):
+    """Asserts that a folder holds a finished run, the same as the other folder's."""
+    pd.testing.assert_frame_equal(results.load(folder), results.load(undisturbed))
+    ours, theirs = (pl.load_params(path) for path in (folder, undisturbed))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert {path.name for path in folder.iterdir()} - {"figures"} == {
+        "config.yaml",
+        "meta.json",
+        "metrics.parquet",
+        "params",
+    }
+    meta, as_they = meta_of(folder), meta_of(undisturbed)
+    assert meta.pop("status") == "finished"
+    assert len(meta.pop("sessions")) >= len(as_they.pop("sessions"))
+    del as_they["status"]
+    assert meta == as_they
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of the stack that nothing stopped; others have the same name."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(folder)
+    return folder
+
+
+@pytest.fixture
+def stop_every(monkeypatch):
+    """Makes training stop as by Ctrl-C at every so many stops, counted over all sessions.
+
+    The signal comes one stop earlier, or else too late for a checkpoint.
+    """
+    passed = 0
+
+    def begin(every, in_time=True):
+        def check(self):
+            nonlocal passed
+            passed += 1
+            due = in_time and passed % every == every - 1
+            self.pending_signal = signal.SIGINT if due else None
+            if passed % every == 0:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(SignalGuard, "check", check)
+
+    return begin
+
+
+def sessions_until_done(folder, runs=RUNS):
+    """Trains until nothing interrupts any more. Returns the update that each session began at."""
+    for _ in range(20):
+        try:
+            frame = train(folder, runs)
+        except KeyboardInterrupt:
+            assert meta_of(folder)["status"] == "interrupted"
+            assert (folder / "checkpoints").is_dir()
+        else:
+            pd.testing.assert_frame_equal(frame, results.load(folder))
+            return [session["from_update"] for session in meta_of(folder)["sessions"]]
+    raise AssertionError("does not end")
+
+
+@pytest.mark.parametrize(
+    ("every", "in_time", "began"),
+    [
+        (2, True, [0, 4, 9, 12, 16]),
+        (4, False, [0, 6, 12]),  # where it was stopped there was no checkpoint: updates 9 and 15
+    ],
+)
+def test_stopped_again_and_again(tmp_path, undisturbed, stop_every, every, in_time, began):
+    """Would catch sums of a log interval that are lost, rows doubled, a round begun twice."""
+    stop_every(every, in_time)
+    assert sessions_until_done(tmp_path / "run") == began
+    is_as_undisturbed(tmp_path / "run", undisturbed)
+
+
+def test_what_an_interrupted_run_shows_is_the_beginning(tmp_path, undisturbed, stop_every):
+    """Would catch a table that lags behind, or rows of what has not been trained."""
+    stop_every(4)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run")
+    whole = results.load(undisturbed)
+    so_far = whole[whole["update"] <= 9].reset_index(drop=True)
+    pd.testing.assert_frame_equal(results.load(tmp_path / "run"), so_far, check_categorical=False)
+
+
+@pytest.fixture
+def interrupted(tmp_path, stop_every, monkeypatch):
+    """The folder of a run stopped after update 4, which nothing will stop again."""
+    with monkeypatch.context():
+        stop_every(2)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run")
+    monkeypatch.undo()
+    return tmp_path / "run"
+
+
+def files_of(folder):
+    """When each file in it was written, but for the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_checkpoints_of_other_versions_are_refused(interrupted, undisturbed, monkeypatch):
+    """Would catch a run that goes on with another JAX, and is like no run of either."""
+    before = files_of(interrupted)
+    real = checkpoints.versions()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "versions", lambda: {**real, "jax": "0.0.1"})
+        with pytest.raises(pl.SettingError) as refused:
+            train(interrupted)
+    told = str(refused.value)
+    assert f"must be of jax 0.0.1, but is of {real['jax']}" in told
+    assert str(interrupted) in told
+    assert "\n" not in told
+    assert files_of(interrupted) == before
+    train(interrupted)
+    is_as_undisturbed(interrupted, undisturbed)
+
+
+def test_checkpoints_of_other_runs_are_refused(interrupted):
+    """Would catch two studies in one folder, told apart by no `config.yaml` of one's own."""
+    before = files_of(interrupted)
+    with pytest.raises(pl.SettingError, match="must hold no other run; has one with seed="):
+        train(interrupted, RUNS[:2])
+    (interrupted / "config.yaml").write_text("mine: 1\n")
+    with pytest.raises(pl.SettingError, match="must be of these runs"):
+        train(interrupted, RUNS[:2], config={"mine": 1})
+    changed = {path for path, at in files_of(interrupted).items() if before[path] != at}
+    assert changed == {interrupted / "config.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"update": 0.0}, r"must have float32\[3\] at update, but has int32\[3\]"),
+        ({"round_params": None}, r"must have nothing at round_params\..*, but has float32\["),
+        ({"intervention": {"more": jnp.zeros(2)}}, r"float32\[3, 2\] at .*more, but has nothing"),
+    ],
+)
+def test_checkpoints_of_another_structure_are_refused(interrupted, monkeypatch, changed, said):
+    """Would catch a state that a later version of the program lays out anew, filled by guess."""
+    real = loop.init
+    changed = {
+        name: x if x is None else jax.tree.map(jnp.asarray, x) for name, x in changed.items()
+    }
+    monkeypatch.setattr(loop, "begin", lambda run: real(run)._replace(**changed))
+    with pytest.raises(pl.SettingError, match=said) as refused:
+        train(interrupted)
+    assert "\n" not in str(refused.value)
+
+
+def test_one_process_at_a_time(interrupted, undisturbed):
+    """Would catch two processes that write checkpoints over each other's."""
+    with Checkpoints(interrupted / "checkpoints", RUNS):
+        before = files_of(interrupted)
+        for _ in range(2):  # being refused must not open the lock
+            with pytest.raises(pl.SettingError, match="must not be in use; another process"):
+                train(interrupted)
+        assert files_of(interrupted) == before
+    train(interrupted)
+    is_as_undisturbed(interrupted, undisturbed)
+
+
+FULL = 'RESOURCE_EXHAUSTED: Error writing "a/0.0" in OCDBT database; more\nand more'
+
+
+@pytest.mark.parametrize("at", ["save", "wait_until_finished"])
+@pytest.mark.parametrize("error", [ValueError(FULL), PermissionError(13, "Permission denied")])
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, undisturbed, monkeypatch, at, error):
+    """Would catch a traceback, or a good checkpoint that is given up for one that failed.
+
+    Orbax tells of it when it begins to write, or when it is waited for.
+    """
+    real, folder = getattr(ocp.CheckpointManager, at), tmp_path / "run"
+    waited = 0
+
+    def fail(self, *args, **kwargs):
+        nonlocal waited
+        waited += at == "wait_until_finished" and self.latest_step() == 12
+        if waited == 1 or (at == "save" and args[0] == 12):
+            left = self.directory / "12.orbax-checkpoint-tmp"
+            if waited:
+                real(self)
+                (self.directory / "12").rename(left)
+            else:
+                left.mkdir()
+            raise error
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, at, fail)
+        with pytest.raises(OSError, match="a checkpoint cannot be written") as told:
+            train(folder)
+    line = str(told.value)
+    assert line.startswith(str(folder / "checkpoints"))
+    assert "\n" not in line
+    assert "RESOURCE_EXHAUSTED" in line or "Permission denied" in line
+    assert "more" not in line
+    assert meta_of(folder)["status"] == "failed"
+    assert not list(folder.rglob("*.orbax-checkpoint-tmp"))
+    train(folder)
+    assert [session["from_update"] for session in meta_of(folder)["sessions"]] == [0, 6]
+    is_as_undisturbed(folder, undisturbed)
+
+
+def test_a_last_checkpoint_that_fails_does_not_matter(tmp_path, undisturbed, monkeypatch):
+    """Would catch a finished run that ends in an error about what nobody needs any more."""
+    real = ocp.CheckpointManager.wait_until_finished
+
+    def fail(self):
+        real(self)
+        if self.latest_step() == 18:
+            raise ValueError(FULL)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+    train(tmp_path / "run")
+    is_as_undisturbed(tmp_path / "run", undisturbed)
+
+
+def test_environments_on_the_host_go_on_from_the_end_of_a_round(tmp_path, stop_every):
+    """Would catch a checkpoint in the middle of episodes that nothing can restore."""
+    runs = [HOST_RUN.replace(seed=seed) for seed in (1, 0)]
+    train(tmp_path / "undisturbed/run", runs)
+    stop_every(4)
+    assert sessions_until_done(tmp_path / "run", runs) == [0, 6, 12]
+    is_as_undisturbed(tmp_path / "run", tmp_path / "undisturbed/run")
+
+
+def start(folder):
+    """A process that trains three seeds, with a checkpoint at almost every stop."""
+    line = (
+        f"{TINY} schedule.rounds=20 schedule.updates_per_round=20 schedule.log_every=8 "
+        f"schedule.probe_every=10 'seed=[0,1,2]' checkpoint_minutes=0.0005 out={folder}"
+    )
+    quick = {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # small programs are kept as well
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "plasticity.cli.train", *shlex.split(line)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **quick},
+    )
+
+
+def until(there: Path, process):
+    """Waits for a file of a process that is under way."""
+    while not there.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_killed_ten_times(tmp_path):
+    """Would catch files that a kill leaves half written, and all that only a real end shows.
+
+    The first end is by SIGTERM, the others by SIGKILL.
+    """
+    undisturbed, folder = tmp_path / "undisturbed/run", tmp_path / "run"
+    for path in (tmp_path / "warm/run", undisturbed):  # the first to have all compiled
+        process, began = start(path), time.monotonic()
+        until(path / "metrics.parquet", process)
+        build_job = time.monotonic() - began
+        if path != undisturbed:
+            while results.load(path)["update"].max() < 24:  # all that a round needs
+                time.sleep(0.05)
+            process.kill()
+        _, error = process.communicate(timeout=120)
+        whole = time.monotonic() - began
+    assert process.returncode == 0, error
+
+    process = start(folder)
+    until(folder / "metrics.parquet", process)
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert meta_of(folder)["status"] == "interrupted"
+
+    draw, killed = random.Random(0), 0
+    for _ in range(9):
+        process = start(folder)
+        # From before the first checkpoint to a share of the work, so that it lasts for all.
+        time.sleep(draw.uniform(build_job - 1, build_job + 0.25 * (whole - build_job)))
+        process.kill()
+        _, error = process.communicate(timeout=60)
+        assert process.returncode in (0, -signal.SIGKILL), error
+        killed += process.returncode != 0
+    assert killed >= 5
+    process = start(folder)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    began = [session["from_update"] for session in meta_of(folder)["sessions"]]
+    assert began == sorted(began)
+    assert len({update for update in began if update > 0}) >= 3
+    is_as_undisturbed(folder, undisturbed)

@@ -1,0 +1,201 @@
+"""Sweeps whose jobs train together: the plan, equality with the jobs alone, failures, resuming."""
+
+import json
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+import plasticity as pl
+from plasticity import results
+from plasticity.storage.signals import SignalGuard
+from plasticity.training import Job, loop
+from plasticity.training.memory_estimate import Memory, memory_of
+from plasticity.training.placement import Placement
+from plasticity.training.run import stack
+
+SMALL = (
+    "env._target_=shared.Toy ~env.levels ~env.reward ~env.episode_steps ~env.pixels "
+    "schedule=smoke schedule.updates_per_round=4 probes=[] "
+    "agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
+    "network.hidden=[8,8] schedule.eval_episodes=2 schedule.probe_batch_size=16"
+)
+TWO = "'intervention=regenerative_l2,l2_norm' 'agent.ent_coef=0.0,0.01,0.02,0.03' seed=0,1,2"
+
+
+def config_of(folder):
+    """A job's configuration, in plain containers."""
+    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+
+
+def tables(folder):
+    """The table of each job in a sweep's folder."""
+    return {path.parent.name: results.read(path) for path in folder.glob("*/metrics.parquet")}
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """The jobs of each program that is trained."""
+    trained = []
+    real = sweep.train_jobs
+
+    def counted(jobs, *args, **kwargs):
+        trained.append([job.folder.name for job in jobs])
+        return real(jobs, *args, **kwargs)
+
+    monkeypatch.setattr(fused, "train_jobs", counted)
+    return trained
+
+
+def test_a_sweep_of_24_runs_is_two_programs_and_equals_the_runs_alone(
+    shell, tmp_path, programs, capsys
+):
+    """Would catch coefficients or rows that end with another job of the same program."""
+    with jax.enable_x64():
+        assert shell(f"-m {SMALL} {TWO} out=sweep") == 0
+        out = capsys.readouterr().out
+        assert "24 jobs: 2 programs to train" in out
+        assert "[2/2] void permute l2_norm: 12 jobs, 12 agents, about" in out
+        assert [len(jobs) for jobs in programs] == [12, 12]
+        together = tables(tmp_path / "sweep")
+        assert len(together) == 24
+        assert not (tmp_path / "sweep" / sweep.GROUPS_DIR).exists()
+
+        for name, frame in together.items():
+            folder = tmp_path / "sweep" / name
+            meta = json.loads((folder / "meta.json").read_text())
+            assert meta["status"] == "finished"
+            assert meta["trained_together"] == 12
+            (run,) = pl.from_config(config_of(folder))
+            alone = pl.train(run, names=[name], progress=False)
+            pd.testing.assert_frame_equal(frame, alone, rtol=1e-9)
+
+    # Each coefficient and seed counts: no two jobs are alike.
+    ends = {tuple(frame[frame.metric == "gradient_norm"].value) for frame in together.values()}
+    assert len(ends) == 24
+
+    # Nothing is trained again, and the same is reported.
+    programs.clear()
+    assert shell(f"-m {SMALL} {TWO} out=sweep") == 0
+    assert "24 jobs: 0 programs to train, 24 finished already" in capsys.readouterr().out
+    assert programs == []
+
+
+def test_a_sweep_stopped_in_the_middle_goes_on_in_the_same_groups(
+    shell, tmp_path, programs, capsys, monkeypatch
+):
+    """Would catch rows lost or doubled, and a group made anew of what is unfinished."""
+    line = f"-m {SMALL} intervention=warm_start,l2_norm seed=0,1,2"
+    assert shell(f"{line} out=whole") == 0
+    checks = []
+
+    def stop_at_the_third(self):
+        checks.append(self)
+        self.pending_signal = signal.SIGINT if len(checks) == 2 else None
+        if len(checks) == 3:
+            raise KeyboardInterrupt
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(SignalGuard, "check", stop_at_the_third)
+        assert shell(f"{line} out=sweep hydra.launcher.agents=2") == 130
+    assert "the same command goes on with what is in sweep" in capsys.readouterr().err
+    under_way = programs[-1]
+    assert len(under_way) == 2
+    meta = json.loads((tmp_path / "sweep" / under_way[0] / "meta.json").read_text())
+    assert meta["status"] == "interrupted"
+    assert results.load(tmp_path / "sweep")["update"].max() >= 2  # it can be read meanwhile
+
+    programs.clear()
+    assert shell(f"{line} out=sweep") == 0  # though more would fit into a program now
+    assert programs[0] == under_way
+    assert sorted(map(len, programs)) == [1, 2, 3]
+    whole, parts = tables(tmp_path / "whole"), tables(tmp_path / "sweep")
+    assert whole.keys() == parts.keys()
+    for name, frame in whole.items():
+        pd.testing.assert_frame_equal(frame, parts[name])
+        one, other = (pl.load_params(tmp_path / out / name) for out in ("whole", "sweep"))
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert not (tmp_path / "sweep" / sweep.GROUPS_DIR).exists()
+
+
+def test_jobs_that_fail_are_listed_and_the_others_finish(shell, tmp_path, capsys):
+    """One line each on what failed; a sweep's results can be read all the same."""
+    line = f"-m {SMALL} intervention=l2_norm,warm_start seed=0,1 out=sweep"
+    real = sweep.train_jobs
+
+    def failing(jobs, *args, **kwargs):
+        if jobs[0].runs[0].intervention.name == "l2_norm":
+            raise OSError("sweep: no space left")
+        real(jobs, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "train_jobs", failing)
+        assert shell(line) == 2
+    error = capsys.readouterr().err
+    assert "2 of 4 jobs failed" in error
+    assert error.count("no space left") >= 2
+    assert set(results.load(tmp_path / "sweep").intervention) == {"warm_start"}
+
+
+def test_a_sweeper_that_asks_several_times_is_answered(shell, tmp_path, programs):
+    """Batches of a sweep do not take each other's folders; each makes groups of its own."""
+    line = f"-m {SMALL} seed=0,1,2 intervention=warm_start,l2_norm out=sweep"
+    assert shell(f"{line} hydra.sweeper.max_batch_size=3") == 0
+    assert len(tables(tmp_path / "sweep")) == 6
+    assert sum(map(len, programs)) == 6
+    assert len(programs) == 4
+
+
+def job(number, run, **changes):
+    """A job of one run, never trained."""
+    run = run.replace(**changes)
+    return Job((run,), Path(f"nowhere/{number}"), {"seed": run.seed})
+
+
+def test_groups_fit_memory_and_are_of_equal_size(tiny_run, tmp_path, monkeypatch):
+    """Would catch a group that is larger than memory, or a job in two groups or none."""
+    run = tiny_run()
+    need = memory_of(run)
+    jobs = [job(i, run, seed=i) for i in range(10)]
+    assert [len(group.jobs) for group in sweep.plan(jobs, tmp_path)] == [10]
+    assert [len(group.jobs) for group in sweep.plan(jobs, tmp_path, agents=4)] == [4, 4, 2]
+    monkeypatch.setattr(fused, "available", lambda: need.of(4, 4))
+    groups = sweep.plan(jobs, tmp_path)
+    assert [one.folder for group in groups for one in group.jobs] == [one.folder for one in jobs]
+    assert all(group.memory <= need.of(4, 4) for group in groups)
+    other = tiny_run(network=pl.Network(hidden=(4,)))
+    mixed = sweep.plan([*jobs, job(10, other)], tmp_path)
+    assert [len(group.jobs) for group in mixed][-1] == 1
+
+
+def test_memory_is_about_what_the_compiler_allocates(tiny_run):
+    """Would catch an estimate by which a group does not fit, or a device stays half empty."""
+    run = tiny_run(env=pl.Gather(), network=pl.Network(hidden=(64, 64)))
+    runs = stack([run.replace(seed=seed) for seed in range(8)])
+    how = Placement((jax.local_devices()[0],), "batch")
+    state = jax.eval_shape(how.map_runs(loop.init), runs)
+    steps = jax.ShapeDtypeStruct((), "int32")
+    needs = [
+        how.map_runs(function, shared=len(shared), donate=donate)
+        .lower(runs, state, *shared)
+        .compile()
+        .memory_analysis()
+        for function, shared, donate in (
+            (loop.train_updates, (steps,), 1),
+            (loop.probe_batch, (), None),
+        )
+    ]
+    held = needs[0].argument_size_in_bytes
+    most = held + max(one.temp_size_in_bytes for one in needs)
+    assert 0.5 < memory_of(run).of(8, 8) / most < 2
+
+
+def test_memory_counts_those_that_stand_and_those_that_are_computed():
+    """By hand."""
+    assert Memory(standing=3, working=10).of(5, 2) == 35
+    assert 0 < memory.available() < 2**50

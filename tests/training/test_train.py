@@ -1,0 +1,174 @@
+"""Training from the host: what is due when, what the table says, and that it can be repeated."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+import plasticity as pl
+from plasticity import results
+from plasticity.storage.signals import SignalGuard
+from plasticity.training.loop import Stream, key_for
+from plasticity.training.train import stops
+
+RUN = pl.Run(
+    env=pl.Gather(levels=3, episode_steps=10),
+    shift=pl.Shifts.of(pl.Permute()),
+    network=pl.Network(hidden=(8, 8)),
+    agent=pl.PPO(num_envs=2, num_steps=20, minibatch_size=20),
+    probes=pl.Probes.of(pl.DeadUnits(), pl.WeightNorm()),
+    schedule=pl.Schedule(
+        rounds=2,
+        updates=6,
+        log_every=2,
+        eval_every=0,
+        eval_episodes=2,
+        probe_every=3,
+        probe_batch=16,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def frame():
+    """Two seeds, trained stacked."""
+    return pl.train([RUN, RUN.replace(seed=1)], progress=False)
+
+
+def values(frame, metric, seed=0):
+    """The updates and the values of a metric's aggregate."""
+    rows = frame[(frame.metric == metric) & (frame.layer == "all") & (frame.seed == seed)]
+    return list(rows["update"]), list(rows["value"])
+
+
+def test_stops_are_the_multiples_of_each_interval_and_the_end():
+    """Would catch an interval that is missed, or a round that ends early."""
+    schedule = pl.Schedule(updates=10, log_every=4, eval_every=5, probe_every=0)
+    run = RUN.replace(
+        schedule=schedule, probes=pl.Probes.of(pl.DeadUnits(), pl.WeightNorm(every=7))
+    )
+    assert stops(run) == [4, 5, 7, 8, 10]
+
+
+def test_each_metric_is_logged_when_it_is_due(frame):
+    """Training metrics cover whole log intervals whatever else stops in between."""
+    assert values(frame, "gradient_norm")[0] == [2, 4, 6, 8, 10, 12]
+    assert values(frame, "dead_units")[0] == [3, 6, 9, 12]
+    assert values(frame, "eval_test_return")[0] == [6, 12]
+    assert values(frame, "episodes")[1] == [8.0] * 6  # 2 updates x 2 environments x 2 episodes
+    assert set(frame.loc[frame["update"] > 6, "round"]) == {2}
+
+
+def test_looking_changes_nothing(frame):
+    """Would catch probes or evaluations that draw from the training's randomness."""
+    seldom = dataclasses.replace(RUN.schedule, log_every=6, probe_every=0)
+    alone = pl.train([RUN.replace(schedule=seldom), RUN.replace(schedule=seldom, seed=1)])
+    ends = [
+        part[part["update"].isin([6, 12]) & (part.metric == "weight_norm")]["value"].to_numpy()
+        for part in (frame, alone)
+    ]
+    np.testing.assert_array_equal(*ends)
+
+
+def test_the_same_seed_gives_the_same_run(frame):
+    """Bit for bit, in the same program."""
+    again = pl.train([RUN, RUN.replace(seed=1)], progress=False)
+    pd.testing.assert_frame_equal(frame, again)
+    assert values(frame, "gradient_norm", 0)[1] != values(frame, "gradient_norm", 1)[1]
+
+
+def test_alone_or_stacked_is_the_same_up_to_rounding(frame):
+    """Would catch a stack whose runs share randomness or see each other's data."""
+    alone = pl.train(RUN.replace(seed=1), progress=False)
+    one, other = (values(part, "gradient_norm", 1)[1][0] for part in (frame, alone))
+    assert one == pytest.approx(other, rel=1e-3)
+
+
+def test_a_run_that_diverges_is_marked_and_its_neighbour_is_not():
+    """NaN from then on for everything, and the update at which it began."""
+    wild = RUN.replace(seed=1, agent=RUN.agent.replace(learning_rate=1e30))
+    frame = pl.train([RUN, wild], progress=False)
+    assert values(frame, "diverged", 0) == ([], [])
+    updates, at = values(frame, "diverged", 1)
+    assert updates == at
+    assert len(at) == 1
+    after = frame[(frame.seed == 1) & (frame["update"] > at[0])]
+    assert after.value.isna().all()
+    assert {"dead_units", "train_return"} <= set(after.metric)
+    assert frame[frame.seed == 0].value.notna().all()
+
+
+def test_runs_that_cannot_be_told_apart_are_refused():
+    """Two rows of one run, seed and moment would be averaged unseen."""
+    other = RUN.replace(agent=RUN.agent.replace(learning_rate=1e-3))
+    with pytest.raises(ValueError, match="names of their own"):
+        pl.train([RUN, other])
+    frame = pl.train([RUN, other], names=["low", "high"], progress=False)
+    assert set(frame.run) == {"low", "high"}
+    with pytest.raises(ValueError, match="2 different structures"):
+        pl.train([RUN, RUN.replace(seed=1, network=pl.Network(hidden=(4,)))])
+
+
+def test_the_folder_holds_what_was_returned(tmp_path):
+    """The table, and parameters that a reader without the device can load."""
+    frame = pl.train(RUN, tmp_path / "run", config={"a": 1}, progress=False)
+    pd.testing.assert_frame_equal(results.load(tmp_path / "run"), frame)
+    assert isinstance(pl.load_params(tmp_path / "run")["value"]["bias"], np.ndarray)
+    assert OmegaConf.load(tmp_path / "run/config.yaml") == {"a": 1}
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    """Would catch a finished run that is trained anew, or another that takes its place."""
+    first = pl.train(RUN, tmp_path / "run", config={"a": 1, "b": {"c": [1, 2]}}, progress=False)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    again = pl.train(RUN, tmp_path / "run", config={"a": 1, "b": {"c": (1, 2)}}, progress=False)
+    pd.testing.assert_frame_equal(first, again)
+    for config, said in [
+        ({"a": 2, "b": {"c": [1, 2]}}, "has one with a=1"),
+        ({"a": 1, "b": {"c": [1, 3]}}, r"has one with b\.c=\[1, 2\]"),
+        ({"a": 1, "b": {"c": [1, 2]}, "d": 3}, "has one with no d"),
+        ({"a": 1}, r"has b\.c"),
+        (None, "has one with no env"),
+    ]:
+        with pytest.raises(pl.SettingError, match=f"must hold no other run; {said}"):
+            pl.train(RUN, tmp_path / "run", config=config, progress=False)
+    assert before == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_what_is_described_can_be_read_back(tmp_path):
+    """Would catch a setting, a class or an order that `config.yaml` does not tell."""
+    chain = pl.chain(pl.ReDo(every=3), pl.SoftShrinkPerturb(1e-4))
+    runs = [RUN.replace(intervention=chain, seed=seed) for seed in (4, 2)]
+    pl.train(runs, tmp_path / "run", progress=False)
+    described = OmegaConf.to_container(OmegaConf.load(tmp_path / "run/config.yaml"))
+    assert described["seed"] == [4, 2]
+    assert pl.from_config(described) == runs
+
+
+def test_purposes_and_counts_have_keys_of_their_own():
+    """Would catch two uses that draw the same numbers."""
+    keys = [
+        jax.random.key_data(key_for(RUN.replace(seed=seed), stream, count)).tolist()
+        for seed in (0, 1)
+        for stream in Stream
+        for count in (0, 1, 2)
+    ]
+    assert len({tuple(key) for key in keys}) == len(keys)
+
+
+def test_a_first_interrupt_waits_for_the_check():
+    """And a second one does not."""
+    import signal
+
+    with SignalGuard() as interrupts:
+        interrupts.check()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
