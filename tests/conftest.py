@@ -49,12 +49,12 @@ def tiny_run():
         agent=PPO(num_envs=4, num_steps=20, minibatch_size=16, num_epochs=2),
         schedule=Schedule(
             rounds=2,
-            updates=2,
+            updates_per_round=2,
             log_every=1,
             eval_every=1,
             eval_episodes=4,
             probe_every=1,
-            probe_batch=32,
+            probe_batch_size=32,
         ),
     )
     return run.replace
@@ -64,13 +64,13 @@ def tiny_run():
 def context(tiny_run):
     """The hooks' tools, without randomness, for a network 6-16-8."""
     tools = loop.make_context(tiny_run(env=Void()), jnp.int32(0), jnp.int32(0))
-    return tools._replace(fresh=jax.jit(tools.fresh), key=jax.random.key(11))
+    return tools._replace(init_params=jax.jit(tools.init_params), key=jax.random.key(11))
 
 
 @pytest.fixture(scope="session")
 def old(context):
     """Parameters as after some training: far from any initial draw."""
-    return jax.tree.map(lambda x: 3 * x + 0.5, context.fresh(jax.random.key(1)))
+    return jax.tree.map(lambda x: 3 * x + 0.5, context.init_params(jax.random.key(1)))
 
 
 @pytest.fixture
