@@ -1,9 +1,8 @@
-"""What a setting is: frozen pytree dataclasses whose fields know their own range.
+"""Settings: frozen pytree dataclasses whose fields have a range.
 
-Everything that defines a run is a `Struct`. Its numeric fields are pytree leaves, so that runs of
-equal structure stack along a leading axis and train as one program; fields marked `static_field`
-shape that program and are part of the structure. Everything that *changes* while a run trains
-is a plain `NamedTuple` instead.
+Everything that defines a run is a `Struct`. Fields declared by `field` are pytree leaves, so that
+runs of equal structure stack along a leading axis and train as one program; fields declared by
+`static_field` are part of the structure. What changes while a run trains is a `NamedTuple` instead.
 """
 
 import contextlib
@@ -21,20 +20,36 @@ TARGET = "_target_"  # in a configuration, the key of a class's import path, as 
 
 
 class SettingError(ValueError):
-    """A setting that cannot be used: one line with its key, its value and what is allowed."""
+    """A setting that cannot be used: one line with its key, its value and what is allowed.
+
+    Args:
+      key: the dotted key.
+      value: the value.
+      allowed: what is allowed, as a phrase: "must be ...".
+    """
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
         super().__init__(f"{key}={value!r}: {allowed}")
         self.key, self._value, self._allowed = key, value, allowed
 
     def within(self, key: str) -> "SettingError":
-        """The same of a setting within that of another key."""
+        """Returns the error of a setting nested in that of another key."""
         return SettingError(f"{key}.{self.key}", self._value, self._allowed)
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values that a field may take: bounds for numbers, or a set of choices."""
+    """The values that a field may have: bounds for numbers, or a set of choices.
+
+    Attributes:
+      kind: the type of the value.
+      ge: the lower bound.
+      gt: the lower bound, excluded.
+      le: the upper bound.
+      lt: the upper bound, excluded.
+      choices: the allowed values, or a function that lists them; bounds do not count then.
+      least: the least number of values, where the field is a sequence.
+    """
 
     kind: type
     ge: float = -math.inf
@@ -42,7 +57,7 @@ class Range:
     le: float = math.inf
     lt: float = math.inf
     choices: tuple[Any, ...] | Callable[[], tuple[Any, ...]] = ()
-    least: int = 0  # how many of them there must be, where there may be many
+    least: int = 0
 
     def __str__(self) -> str:
         if choices := self._choices():
@@ -71,10 +86,10 @@ class Range:
 
 
 def field(default: float = dataclasses.MISSING, **bounds: Any) -> Any:  # type: ignore[assignment]
-    """A number that arithmetic can absorb: a pytree leaf, swept without a new compilation.
+    """Declares a number that is a pytree leaf: it is swept without a new compilation.
 
     Args:
-      default: its value unless one is given.
+      default: the default value; the field must be given if there is none.
       **bounds: `ge`, `gt`, `le`, `lt`, and `kind=int` for whole numbers.
     """
     return dataclasses.field(
@@ -89,14 +104,14 @@ def static_field(
     kw_only: bool = False,
     **bounds: Any,
 ) -> Any:
-    """A value that shapes the program: part of the pytree's structure, not a leaf.
+    """Declares a value that is part of the pytree's structure: each value is another program.
 
     Args:
-      default: its value unless one is given; a tuple stands for a sequence of such values.
+      default: the default value; a tuple for a sequence of values.
       kind: the type of the value, or of each element; that of the default if not given.
-      kw_only: whether it is given by name alone, as what a base class declares for all should.
-      **bounds: `ge`, `gt`, `le`, `lt`; or `choices`, a tuple, or a function that lists them; and
-        `least`, how many values a sequence must have.
+      kw_only: whether the field is keyword-only, as fields of a base class should be.
+      **bounds: `ge`, `gt`, `le`, `lt`; or `choices`, a tuple or a function that lists them; and
+        `least`, the least number of values of a sequence.
     """
     metadata: dict[str, Any] = {"static": True}
     sample = default[0] if isinstance(default, tuple) and default else default
@@ -108,9 +123,9 @@ def static_field(
 
 @dataclass_transform(frozen_default=True)
 class Struct:
-    """Base of everything that defines a run. A subclass becomes a frozen dataclass and a pytree.
+    """Base class of settings. A subclass becomes a frozen dataclass and a pytree.
 
-    Fields declared by `field` and fields that hold other pytrees are leaves; fields declared
+    Fields declared by `field` and fields that are pytrees themselves are children; fields declared
     by `static_field` are structure.
     """
 
@@ -127,7 +142,7 @@ class Struct:
                 object.__setattr__(self, name, plain)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed."""
+        """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
@@ -135,11 +150,11 @@ P = TypeVar("P", bound=Struct)
 
 
 class Chain(Struct, Generic[P]):
-    """Several specs of a kind that act in the order given, each under a name of its own.
+    """Several objects of one kind that are applied in order, each under a name of its own.
 
     Attributes:
-      parts: the specs.
-      names: a name for each, by which it is set on the command line and called in the table.
+      parts: the objects.
+      names: their names on the command line and in the results table.
     """
 
     parts: tuple[P, ...] = ()
@@ -147,15 +162,19 @@ class Chain(Struct, Generic[P]):
 
     @classmethod
     def of(cls, *parts: P) -> Self:
-        """The parts, each named after its class."""
+        """Chains objects, each named after its class."""
         return cls(parts, tuple(snake_case(type(part).__name__) for part in parts))
 
 
 def locate(path: str, key: str) -> Any:
-    """What the import path `package.module.Name` names.
+    """Imports the object at the path `package.module.name`.
+
+    Args:
+      path: the import path.
+      key: the key that it is the value of, for the error.
 
     Raises:
-      SettingError: naming `key`, if there is no such thing.
+      SettingError: there is no such object.
     """
     try:
         module, _, name = path.rpartition(".")
@@ -177,19 +196,19 @@ _SPELLINGS = {
 
 
 def snake_case(name: str) -> str:
-    """`SoftShrinkPerturb` -> `soft_shrink_perturb`, `CReLU` -> `crelu`, `ReDo` -> `redo`."""
+    """Returns `soft_shrink_perturb` for `SoftShrinkPerturb`, `crelu` for `CReLU`."""
     for spelling, word in _SPELLINGS.items():
         name = name.replace(spelling, word)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def fields(spec: Struct | type[Struct]) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """The fields of a Spec by name, in the order declared."""
-    return ((field.name, field) for field in dataclasses.fields(spec))  # type: ignore[arg-type]
+def fields(struct: Struct | type[Struct]) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Returns the fields of a Struct with their names, in the order declared."""
+    return ((field.name, field) for field in dataclasses.fields(struct))  # type: ignore[arg-type]
 
 
 def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
-    """The value as its field wants it: tuples for lists, floats for whole numbers."""
+    """Converts a value to its field's type: lists to tuples, whole numbers to floats."""
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         plain = tuple(_plain(element, field) for element in value)
         same = all(new is old for new, old in zip(plain, value, strict=True))
@@ -203,24 +222,24 @@ def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
     return value
 
 
-def check(spec: object, key: str = "") -> None:
-    """Raises `SettingError` for the first setting in `spec`, at any depth, outside its range.
+def check(struct: object, key: str = "") -> None:
+    """Raises `SettingError` for the first setting, at any depth, that is outside its range.
 
     Args:
-      spec: a Spec.
-      key: the dotted path of `spec` itself, which begins every key named in an error.
+      struct: the settings.
+      key: the dotted key of `struct` itself, which begins every key named in an error.
     """
-    if isinstance(spec, Chain):
-        if len(set(spec.names)) < len(spec.names):
-            raise SettingError(key, spec.names, "must have a different name for each part")
-        for name, part in zip(spec.names, spec.parts, strict=True):
+    if isinstance(struct, Chain):
+        if len(set(struct.names)) < len(struct.names):
+            raise SettingError(key, struct.names, "must have a different name for each part")
+        for name, part in zip(struct.names, struct.parts, strict=True):
             if not isinstance(part, Struct):
-                raise SettingError(_join(key, name), part, "must be a Spec")
+                raise SettingError(_join(key, name), part, "must be a Struct")
             check(part, _join(key, name))
-    elif isinstance(spec, Struct):
-        hints = get_type_hints(type(spec))
-        for name, field in fields(spec):
-            value, path = getattr(spec, name), _join(key, name)
+    elif isinstance(struct, Struct):
+        hints = get_type_hints(type(struct))
+        for name, field in fields(struct):
+            value, path = getattr(struct, name), _join(key, name)
             allowed = field.metadata.get("range")
             if allowed is None:
                 if value is None and field.default is None:
@@ -240,23 +259,23 @@ def check(spec: object, key: str = "") -> None:
                     raise SettingError(path, value, f"must be {'a list, each ' * many}{allowed}")
 
 
-def to_config(spec: Struct, among: Sequence[Struct] = ()) -> dict[str, Any]:
-    """`spec` as plain containers, which `plasticity.from_config` reads back.
+def to_config(struct: Struct, among: Sequence[Struct] = ()) -> dict[str, Any]:
+    """Returns settings as plain containers, which `plasticity.from_config` reads back.
 
     Args:
-      spec: what to describe.
-      among: specs of the same structure; a setting in which they differ is given as a list.
+      struct: the settings.
+      among: settings of equal structure; a setting in which they differ is given as a list.
     """
-    if isinstance(spec, Chain):
+    if isinstance(struct, Chain):
         others = [other.parts for other in among if isinstance(other, Chain)]
         return {
             name: to_config(part, [parts[i] for parts in others])
-            for i, (name, part) in enumerate(zip(spec.names, spec.parts, strict=True))
+            for i, (name, part) in enumerate(zip(struct.names, struct.parts, strict=True))
         }
-    kind = type(spec)
+    kind = type(struct)
     plain: dict[str, Any] = {TARGET: f"{kind.__module__}.{kind.__qualname__}"}
-    for name, _ in fields(spec):
-        value, values = getattr(spec, name), [getattr(other, name) for other in among]
+    for name, _ in fields(struct):
+        value, values = getattr(struct, name), [getattr(other, name) for other in among]
         if isinstance(value, Struct):
             plain[name] = to_config(value, values)
         elif any(other != value for other in values):

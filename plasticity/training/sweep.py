@@ -4,12 +4,14 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import pandas as pd
 
 from plasticity.envs.base import CompiledEnv
 from plasticity.storage import table
@@ -17,8 +19,14 @@ from plasticity.storage.run_dir import CHECKPOINTS
 from plasticity.storage.tracking import Tracker
 from plasticity.training.memory_estimate import available, memory_of
 from plasticity.training.placement import Placement
-from plasticity.training.run import stack
-from plasticity.training.train import CHECKPOINT_MINUTES, Job, make_progress, train_jobs
+from plasticity.training.run import Run, check_run, stack
+from plasticity.training.train import (
+    CHECKPOINT_MINUTES,
+    Job,
+    make_progress,
+    train_jobs,
+    train_stack,
+)
 
 GROUPS_DIR = ".stacks"  # in a sweep's folder: the checkpoints of groups that are training
 _JOBS = "jobs.json"
@@ -34,6 +42,85 @@ class TrainOptions(NamedTuple):
 
     checkpoint_minutes: float = CHECKPOINT_MINUTES
     trackers: tuple[Tracker, ...] = ()
+
+
+def train(
+    runs: Run | Sequence[Run],
+    folder: str | Path | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    names: Sequence[str] | None = None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    trackers: Sequence[Tracker] = (),
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Trains runs of any structures, and returns their results table.
+
+    Runs that differ in numbers only train together, as one program. Called again with the same
+    folder it resumes from the last checkpoint there, whatever ended the process, with the same
+    table and parameters; finished runs are not trained again.
+
+    Args:
+      runs: one run, or several.
+      folder: the run directory for results and checkpoints; nothing is written if not given. Runs
+        of several structures get a run directory each in it, named like `0_layer_norm`.
+      config: the content of `config.yaml` in the folder, for runs of one structure; the runs' own
+        settings if not given.
+      names: the table's `run` column, for each run; the run directory's name, or the
+        intervention's, if not given. Runs that share a seed and a structure need names.
+      checkpoint_minutes: minutes between two checkpoints, besides those at the ends of rounds; 0
+        for these alone. Host environments resume from the end of a round only.
+      trackers: experiment trackers; only where there is a folder.
+      progress: whether to show the plan, where there are several structures, and progress on
+        standard error.
+
+    Returns:
+      The table, as `plasticity.results.load(folder)` gives it.
+
+    Raises:
+      SettingError: a setting cannot be used, the folder holds anything else, or its checkpoint
+        is of other versions. Nothing has been compiled or written then.
+      ValueError: there are no runs, two of one structure share name and seed, or a seed where
+        there are trackers; or `config` is given for runs of several structures.
+      KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR2, once the current interval of updates
+        is complete and, where possible, a checkpoint of it is written.
+    """
+    runs = (runs,) if isinstance(runs, Run) else tuple(runs)
+    if not runs:
+        raise ValueError("there are no runs")
+    for run in runs:
+        check_run(run)
+    if names is not None and len(names) != len(runs):
+        raise ValueError(f"{len(names)} names for {len(runs)} runs")
+    alike: dict[Any, list[int]] = {}
+    for number, run in enumerate(runs):
+        alike.setdefault(jax.tree.structure(run), []).append(number)
+    if len(alike) > 1 and config is not None:
+        raise ValueError(f"one config for runs of {len(alike)} structures")
+    frames = []
+    for number, indices in enumerate(alike.values()):
+        some = [runs[i] for i in indices]
+        place = None if folder is None else Path(folder)
+        if place is not None and len(alike) > 1:
+            place /= f"{number}_{some[0].intervention.name}"
+        if progress and len(alike) > 1:
+            print(
+                f"[{number + 1}/{len(alike)}] {some[0].intervention.name}: "
+                f"{count(len(some), 'run')} in one program",
+                file=sys.stderr,
+            )
+        frames.append(
+            train_stack(
+                some,
+                place,
+                config=config,
+                names=None if names is None else [names[i] for i in indices],
+                checkpoint_minutes=checkpoint_minutes,
+                trackers=trackers,
+                progress=progress,
+            )
+        )
+    return frames[0] if len(frames) == 1 else table.sort_rows(table.concat(frames))
 
 
 class Group(NamedTuple):

@@ -23,16 +23,16 @@ from plasticity.storage import run_dir, table
 from plasticity.storage.checkpoints import CheckpointManager, flatten
 from plasticity.storage.progress import Progress
 from plasticity.storage.recorder import Recorder
-from plasticity.storage.run_dir import CHECKPOINTS, RunDir, RunInfo, load_params
+from plasticity.storage.run_dir import CHECKPOINTS, RunDir, RunInfo
 from plasticity.storage.signals import SignalGuard
 from plasticity.storage.tracking import Tracker, Tracking
 from plasticity.struct import TARGET, to_config
 from plasticity.training import loop
-from plasticity.training.run import Run, check_run, seeds_of, stack
+from plasticity.training.run import Run, seeds_of, stack
 from plasticity.training.state import EpisodeStats, MetricSums, RunState
 from plasticity.training.trainer import make_trainer
 
-__all__ = ["CHECKPOINT_MINUTES", "Job", "load_params", "train", "train_jobs"]
+__all__ = ["CHECKPOINT_MINUTES", "Job", "train_jobs", "train_stack"]
 
 CHECKPOINT_MINUTES = 10.0
 
@@ -78,8 +78,8 @@ class Checkpoint(NamedTuple):
     pending: MetricSums  # since training metrics were last logged
 
 
-def train(
-    runs: Run | Sequence[Run],
+def train_stack(
+    runs: Sequence[Run],
     folder: str | Path | None = None,
     *,
     config: Mapping[str, Any] | None = None,
@@ -88,36 +88,25 @@ def train(
     trackers: Sequence[Tracker] = (),
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Trains runs of equal structure as one program, and returns their results table.
+    """Trains runs of equal structure as one program: see `plasticity.train`.
 
-    Called again with the same folder it resumes from the last checkpoint there, whatever ended
-    the process, with the same table and parameters; finished runs are not trained again.
+    The runs must have passed `check_run`.
 
     Args:
-      runs: one run, or several that differ in numbers only, such as seeds.
+      runs: runs that differ in numbers only, such as seeds.
       folder: the run directory for results and checkpoints; nothing is written if not given.
       config: the content of `config.yaml` in the folder; the runs' own settings if not given.
-      names: the table's `run` column, for each run; the folder's name, or the intervention's, if
-        not given. Runs that share a seed need names of their own.
-      checkpoint_minutes: minutes between two checkpoints, besides those at the ends of rounds; 0
-        for these alone. Host environments resume from the end of a round only.
-      trackers: experiment trackers; only where there is a folder.
+      names: as in `plasticity.train`.
+      checkpoint_minutes: as in `plasticity.train`.
+      trackers: as in `plasticity.train`.
       progress: whether to show progress on standard error.
 
-    Returns:
-      The table, as `plasticity.results.load(folder)` gives it.
-
     Raises:
-      SettingError: a setting cannot be used, the folder holds anything else, or its checkpoint
-        is of other versions. Nothing has been compiled or written then.
+      SettingError: the folder holds anything else, or its checkpoint is of other versions.
       ValueError: the runs are not of equal structure, there are none, two share name and seed,
         or a seed where there are trackers.
-      KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR2, once the current interval of updates
-        is complete and, where possible, a checkpoint of it is written.
+      KeyboardInterrupt: as in `plasticity.train`.
     """
-    runs = (runs,) if isinstance(runs, Run) else tuple(runs)
-    for run in runs:
-        check_run(run)
     stacked = stack(runs)
     if names is not None and len(names) != len(runs):
         raise ValueError(f"{len(names)} names for {len(runs)} runs")
@@ -134,7 +123,7 @@ def train(
     if config is None:
         config = to_config(runs[0], runs)
         del config[TARGET]
-    job = Job(runs, Path(folder), config)
+    job = Job(tuple(runs), Path(folder), config)
     if job.is_finished():
         # A process that was killed at the very end may have left them.
         shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
@@ -168,13 +157,13 @@ def train_jobs(
       checkpoint_dir: where checkpoints of all jobs together go; in the folder of the first if not
         given.
       names: the table's `run` column, for each run; the name of its job's folder if not given.
-      checkpoint_minutes: as in `train`.
-      trackers: as in `train`.
+      checkpoint_minutes: as in `plasticity.train`.
+      trackers: as in `plasticity.train`.
       progress: the progress display; nothing is shown if not given.
 
     Raises:
       SettingError: there is a checkpoint of other versions or other runs.
-      KeyboardInterrupt: as in `train`.
+      KeyboardInterrupt: as in `plasticity.train`.
     """
     runs = [run for job in jobs for run in job.runs]
     stacked = stack(runs)

@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plasticity.agents import ppo
-from plasticity.agents.ppo import PPO, Batch, Trajectory
-from plasticity.interventions import Context, Intervention, Interventions, TrainState, chain
+from plasticity.agents import PPO, Trajectory, ppo
+from plasticity.interventions import (
+    Batch,
+    Context,
+    Intervention,
+    Interventions,
+    Rollout,
+    TrainState,
+    chain,
+)
 from plasticity.networks import Categorical, Network, Output
 
 STEPS, ENVS, ACTIONS, SEEN = 7, 3, 3, 4
@@ -32,6 +39,7 @@ def trajectory_of(seed, steps=STEPS, envs=ENVS):
         reward=rng.normal(size=shape),
         terminated=ending == 1,
         truncated=ending == 2,
+        last_obs=rng.normal(size=(envs, SEEN)),
     )
 
 
@@ -83,30 +91,33 @@ def loss_of(spec, logits, value, batch):
     size = len(value)
     for i in range(size):
         ratio = np.exp(log_probs[i, batch.action[i]] - batch.log_prob[i])
-        bounded = min(max(ratio, 1 - spec.clip), 1 + spec.clip)
+        bounded = min(max(ratio, 1 - spec.clip_eps), 1 + spec.clip_eps)
         total["policy_loss"] -= min(ratio * advantage[i], bounded * advantage[i]) / size
         total["value_loss"] += (value[i] - batch.target[i]) ** 2 / size
         total["policy_entropy"] -= np.exp(log_probs[i]) @ log_probs[i] / size
         total["approx_kl"] += ((ratio - 1) - np.log(ratio)) / size
-        total["clip_fraction"] += (abs(ratio - 1) > spec.clip) / size
-    loss = total["policy_loss"] + spec.value * total["value_loss"]
-    return loss - spec.entropy * total["policy_entropy"], total
+        total["clip_fraction"] += (abs(ratio - 1) > spec.clip_eps) / size
+    loss = total["policy_loss"] + spec.vf_coef * total["value_loss"]
+    return loss - spec.ent_coef * total["policy_entropy"], total
 
 
 def test_loss():
     """Would catch a wrong sign, coefficient, clipping side or normalisation, or half a square."""
     rng = np.random.default_rng(1)
-    spec = PPO(clip=0.3, entropy=0.07, value=0.4)
+    spec = PPO(clip_eps=0.3, ent_coef=0.07, vf_coef=0.4)
     batch = Batch(
         observation=np.zeros((50, SEEN)),
         action=rng.integers(ACTIONS, size=50),
         log_prob=np.log(rng.uniform(0.2, 0.6, size=50)),
+        value=np.zeros(50),
         advantage=rng.normal(2.0, 5.0, size=50),
         target=rng.normal(size=50),
     )
     logits, value = rng.normal(size=(50, ACTIONS)), rng.normal(size=50)
     known, terms = loss_of(spec, logits, value, batch)
-    total, metrics = jax.jit(ppo.loss)(spec, Output(Categorical(logits), value, {}, {}), batch)
+    total, metrics = jax.jit(type(spec).loss)(
+        spec, Output(Categorical(logits), value, {}, {}), batch
+    )
     assert 0.2 < terms["clip_fraction"] < 0.9
     assert float(total) == pytest.approx(known, rel=1e-4)
     assert {k: float(v["all"]) for k, v in metrics.items()} == pytest.approx(terms, rel=1e-4)
@@ -126,10 +137,10 @@ class Record(Intervention):
     def init(self, train_state, context):
         return jnp.zeros((0,)), jnp.zeros(())
 
-    def after_step(self, state, train_state, context):
+    def after_step(self, state, train_state, step, context):
         seen, count = state
         seen = jax.lax.dynamic_update_slice(
-            seen, context.minibatch.observation[None, :, 0], (count.astype(jnp.int32), 0)
+            seen, step.activations["observation"][None, :, 0], (count.astype(jnp.int32), 0)
         )
         return (seen, count + 1), train_state
 
@@ -144,7 +155,7 @@ def make_context(spec, network, interventions, key=0):
         init_params=lambda key: module.init(key, jnp.zeros((1, SEEN)))["params"],
         apply=lambda params, x: module.apply({"params": params}, x),
         effective_params=lambda params: params,
-        optimizer=interventions.optimizer(ppo.optimizer(spec, jax.random.key(0))).build(),
+        optimizer=interventions.optimizer(spec.optimizer(jax.random.key(0))).build(),
     )
 
 
@@ -159,19 +170,24 @@ def test_minibatches_partition_the_rollout():
 
     def update(key):
         context = make_context(spec, Network(hidden=(4,)), interventions)._replace(key=key)
+        apply = context.apply
+        context = context._replace(
+            apply=lambda params, x: apply(params, x)._replace(activations={"observation": x})
+        )
         params = context.init_params(jax.random.key(9))
         train_state = TrainState(params, context.optimizer.init(params))
         state = ((jnp.zeros((30, 4)), jnp.zeros(())),)
-        return ppo.update(spec, interventions, context, train_state, state, rollout)[1][0]
+        data = Rollout(spec.make_batch(rollout), params)
+        return spec.update(interventions, context, train_state, state, data)[1][0]
 
     seen, count = jax.jit(jax.vmap(update))(jax.random.split(jax.random.key(1), 40))
     assert np.all(count == 6 * 5)
     epochs = np.asarray(seen).reshape(40, 6, 20)
-    divergence_notes = set()
+    left_out = set()
     for epoch in epochs.reshape(-1, 20):
         assert len(set(epoch)) == 20
-        divergence_notes |= set(range(21)) - set(epoch)
-    assert divergence_notes == set(range(21))  # not always the same transition
+        left_out |= set(range(21)) - set(epoch)
+    assert left_out == set(range(21))  # not always the same transition
     assert len({epoch.tobytes() for epoch in epochs.reshape(-1, 20)}) == 240
 
 
@@ -256,7 +272,7 @@ def test_a_whole_update(max_grad_norm):
     """
     spec = PPO(
         num_envs=ENVS, num_steps=STEPS, minibatch_size=ENVS * STEPS, num_epochs=3,
-        learning_rate=0.02, adam_b1=0.8, adam_b2=0.95, adam_eps=1e-3, entropy=0.1,
+        learning_rate=0.02, adam_b1=0.8, adam_b2=0.95, adam_eps=1e-3, ent_coef=0.1,
         gamma=0.9, gae_lambda=0.8, max_grad_norm=max_grad_norm,
     )  # fmt: skip
     rollout, params = trajectory_of(5), parameters(6)
@@ -264,7 +280,7 @@ def test_a_whole_update(max_grad_norm):
     batch = Batch(*(
         x.reshape(ENVS * STEPS, *x.shape[2:])
         for x in (
-            rollout.observation, rollout.action, rollout.log_prob, advantage,
+            rollout.observation, rollout.action, rollout.log_prob, rollout.value, advantage,
             advantage + rollout.value,
         )
     ))  # fmt: skip
@@ -276,7 +292,8 @@ def test_a_whole_update(max_grad_norm):
         @jax.jit
         def update(start, rollout):
             train_state = TrainState(start, context.optimizer.init(start))
-            return ppo.update(spec, Interventions(), context, train_state, (), rollout)
+            data = Rollout(spec.make_batch(rollout), start)
+            return spec.update(Interventions(), context, train_state, (), data)
 
         train_state, state, metrics = update(*jax.tree.map(jnp.asarray, (params, rollout)))
     jax.tree.map(

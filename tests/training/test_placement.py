@@ -1,4 +1,4 @@
-"""Where a stack is computed, and how, is no part of the results: devices, batches, loops."""
+"""Placement does not affect results: devices, batches, loops."""
 
 import jax
 import numpy as np
@@ -12,13 +12,14 @@ from plasticity.probes import DeadUnits, Probes, WeightNorm
 from plasticity.shifts import Permute, Shifts
 from plasticity.training import Run, Schedule
 from plasticity.training.placement import Placement
-from plasticity.training.trainer import JaxTrainer, seeds_of, stack
+from plasticity.training.run import seeds_of, stack
+from plasticity.training.trainer import JaxTrainer
 
 SEEDS = (3, 0, 5)  # which two devices cannot share out evenly
 
 
 def run_of(seed):
-    """A life in float64, so that rounding and a fault can be told apart."""
+    """A short run, in float64 below, where rounding and a fault can be distinguished."""
     return Run(
         env=Toy(),
         shift=Shifts.of(Permute()),
@@ -26,43 +27,43 @@ def run_of(seed):
         network=Network(hidden=(8, 6)),
         agent=PPO(num_envs=4, num_steps=10, minibatch_size=20, num_epochs=2, adam_eps=1e-4),
         probes=Probes.of(DeadUnits(), WeightNorm()),
-        schedule=Schedule(rounds=2, updates=3, eval_episodes=4, probe_batch=16),
+        schedule=Schedule(rounds=2, updates_per_round=3, eval_episodes=4, probe_batch_size=16),
         seed=seed,
     )
 
 
-def live(seeds, num_devices, each):
-    """All that lives over a shift tell: of each seed, and of what fills the last share up."""
+def train(seeds, num_devices, mode):
+    """All outputs over a shift, of each seed and of the padding."""
     with jax.enable_x64(True):
-        placement = Placement(tuple(jax.local_devices()[:num_devices]), each)
+        placement = Placement(tuple(jax.local_devices()[:num_devices]), mode)
         trainer = JaxTrainer(stack([run_of(seed) for seed in seeds]), placement=placement)
-        told = [trainer.advance(3), trainer.measure(["dead_units"]), trainer.evaluate()]
-        trainer.next_round()
-        told += [
-            trainer.advance(1),
-            trainer.advance(2),
-            trainer.measure(["weight_norm", "dead_units"]),
+        outputs = [trainer.train_updates(3), trainer.run_probes(["dead_units"]), trainer.evaluate()]
+        trainer.start_round()
+        outputs += [
+            trainer.train_updates(1),
+            trainer.train_updates(2),
+            trainer.run_probes(["weight_norm", "dead_units"]),
         ]
         used = {leaf.sharding.num_devices for leaf in jax.tree.leaves(trainer.state)}
         assert used == {num_devices}
         # Copies: what a device's memory is viewed as may be overwritten.
-        return jax.tree.map(np.array, jax.device_get((trainer.state, *told)))
+        return jax.tree.map(np.array, jax.device_get((trainer.state, *outputs)))
 
 
 def of_run(outcome, i):
-    """What became of the i-th run of a stack."""
+    """The outputs of the i-th run of a stack."""
     return jax.tree.map(lambda x: x[i], outcome)
 
 
 @pytest.fixture(scope="module")
 def loop():
-    """The seeds one after the other, on one device."""
-    return live(SEEDS, 1, "loop")
+    """The seeds one after another, on one device."""
+    return train(SEEDS, 1, "loop")
 
 
-def test_two_devices_are_as_one(loop):
+def test_two_devices_equal_one(loop):
     """Would catch runs that end up in another's row, or that a device computes otherwise."""
-    shared_out = live(SEEDS, 2, "loop")
+    shared_out = train(SEEDS, 2, "loop")
     assert {len(leaf) for leaf in jax.tree.leaves(loop)} == {3}
     assert {len(leaf) for leaf in jax.tree.leaves(shared_out)} == {4}
     for i in range(len(SEEDS)):
@@ -71,15 +72,15 @@ def test_two_devices_are_as_one(loop):
 
 
 @pytest.mark.parametrize("i", range(len(SEEDS)))
-def test_a_run_in_a_loop_is_the_run_alone(loop, i):
+def test_loop_equals_the_run_alone(loop, i):
     """Would catch a loop whose program is another one for each length."""
-    same(of_run(live(SEEDS[i : i + 1], 1, "loop"), 0), of_run(loop, i))
+    same(of_run(train(SEEDS[i : i + 1], 1, "loop"), 0), of_run(loop, i))
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
-def test_a_batch_is_the_loop_up_to_rounding(loop, num_devices):
+def test_batch_equals_loop_up_to_rounding(loop, num_devices):
     """Would catch randomness or data that runs of a batch share."""
-    batch = live(SEEDS, num_devices, "batch")
+    batch = train(SEEDS, num_devices, "batch")
     for i in range(len(SEEDS)):
         same(of_run(batch, i), of_run(loop, i), rtol=1e-6, atol=1e-9)
     params = batch[0].train_state.params
@@ -88,21 +89,21 @@ def test_a_batch_is_the_loop_up_to_rounding(loop, num_devices):
     assert np.abs(kernel[0] - kernel[1]).max() > 1e-3  # or else all would agree
 
 
-def test_the_last_run_fills_the_shares_up():
+def test_put_pads_with_the_last_run():
     """Would catch a stack that loses runs, or is filled up where it need not be."""
     runs = stack([run_of(seed) for seed in SEEDS])
     one, two = (Placement(tuple(jax.local_devices()[:n]), "loop") for n in (1, 2))
-    assert seeds_of(one.place(runs)) == [3, 0, 5]
-    assert seeds_of(two.place(runs)) == [3, 0, 5, 5]
+    assert seeds_of(one.put(runs)) == [3, 0, 5]
+    assert seeds_of(two.put(runs)) == [3, 0, 5, 5]
     even = jax.tree.map(lambda x: x[:2], runs)
-    assert seeds_of(two.place(even)) == [3, 0]
-    shards = two.place(runs).seed.addressable_shards
+    assert seeds_of(two.put(even)) == [3, 0]
+    shards = two.put(runs).seed.addressable_shards
     assert {s.device: np.asarray(s.data).tolist() for s in shards} == dict(
         zip(two.devices, ([3, 0], [5, 5]), strict=True)
     )
 
 
-def test_the_default_uses_no_more_devices_than_runs():
+def test_of_uses_no_more_devices_than_runs():
     """Would catch a device that computes nothing but a repeated run."""
     devices = tuple(jax.local_devices())
     assert len(devices) == 2

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,9 +9,7 @@ from omegaconf import OmegaConf
 
 import plasticity as pl
 from plasticity import results
-from plasticity.storage.signals import SignalGuard
-from plasticity.training.loop import Stream, key_for
-from plasticity.training.train import stops
+from plasticity.training.train import measurement_updates
 
 RUN = pl.Run(
     env=pl.Gather(levels=3, episode_steps=10),
@@ -22,12 +19,12 @@ RUN = pl.Run(
     probes=pl.Probes.of(pl.DeadUnits(), pl.WeightNorm()),
     schedule=pl.Schedule(
         rounds=2,
-        updates=6,
+        updates_per_round=6,
         log_every=2,
         eval_every=0,
         eval_episodes=2,
         probe_every=3,
-        probe_batch=16,
+        probe_batch_size=16,
     ),
 )
 
@@ -44,13 +41,13 @@ def values(frame, metric, seed=0):
     return list(rows["update"]), list(rows["value"])
 
 
-def test_stops_are_the_multiples_of_each_interval_and_the_end():
+def test_measurement_updates_are_multiples_of_each_interval_and_the_end():
     """Would catch an interval that is missed, or a round that ends early."""
-    schedule = pl.Schedule(updates=10, log_every=4, eval_every=5, probe_every=0)
+    schedule = pl.Schedule(updates_per_round=10, log_every=4, eval_every=5, probe_every=0)
     run = RUN.replace(
         schedule=schedule, probes=pl.Probes.of(pl.DeadUnits(), pl.WeightNorm(every=7))
     )
-    assert stops(run) == [4, 5, 7, 8, 10]
+    assert measurement_updates(run) == [4, 5, 7, 8, 10]
 
 
 def test_each_metric_is_logged_when_it_is_due(frame):
@@ -62,7 +59,7 @@ def test_each_metric_is_logged_when_it_is_due(frame):
     assert set(frame.loc[frame["update"] > 6, "round"]) == {2}
 
 
-def test_looking_changes_nothing(frame):
+def test_probes_do_not_affect_training(frame):
     """Would catch probes or evaluations that draw from the training's randomness."""
     seldom = dataclasses.replace(RUN.schedule, log_every=6, probe_every=0)
     alone = pl.train([RUN.replace(schedule=seldom), RUN.replace(schedule=seldom, seed=1)])
@@ -73,21 +70,21 @@ def test_looking_changes_nothing(frame):
     np.testing.assert_array_equal(*ends)
 
 
-def test_the_same_seed_gives_the_same_run(frame):
+def test_train_same_seed_same_run(frame):
     """Bit for bit, in the same program."""
     again = pl.train([RUN, RUN.replace(seed=1)], progress=False)
     pd.testing.assert_frame_equal(frame, again)
     assert values(frame, "gradient_norm", 0)[1] != values(frame, "gradient_norm", 1)[1]
 
 
-def test_alone_or_stacked_is_the_same_up_to_rounding(frame):
+def test_stacked_equals_alone_up_to_rounding(frame):
     """Would catch a stack whose runs share randomness or see each other's data."""
     alone = pl.train(RUN.replace(seed=1), progress=False)
     one, other = (values(part, "gradient_norm", 1)[1][0] for part in (frame, alone))
     assert one == pytest.approx(other, rel=1e-3)
 
 
-def test_a_run_that_diverges_is_marked_and_its_neighbour_is_not():
+def test_train_marks_a_diverged_run_alone():
     """NaN from then on for everything, and the update at which it began."""
     wild = RUN.replace(seed=1, agent=RUN.agent.replace(learning_rate=1e30))
     frame = pl.train([RUN, wild], progress=False)
@@ -101,18 +98,18 @@ def test_a_run_that_diverges_is_marked_and_its_neighbour_is_not():
     assert frame[frame.seed == 0].value.notna().all()
 
 
-def test_runs_that_cannot_be_told_apart_are_refused():
+def test_train_refuses_indistinguishable_runs():
     """Two rows of one run, seed and moment would be averaged unseen."""
     other = RUN.replace(agent=RUN.agent.replace(learning_rate=1e-3))
     with pytest.raises(ValueError, match="names of their own"):
         pl.train([RUN, other])
     frame = pl.train([RUN, other], names=["low", "high"], progress=False)
     assert set(frame.run) == {"low", "high"}
-    with pytest.raises(ValueError, match="2 different structures"):
-        pl.train([RUN, RUN.replace(seed=1, network=pl.Network(hidden=(4,)))])
+    with pytest.raises(ValueError, match="no runs"):
+        pl.train([])
 
 
-def test_the_folder_holds_what_was_returned(tmp_path):
+def test_train_writes_what_it_returns(tmp_path):
     """The table, and parameters that a reader without the device can load."""
     frame = pl.train(RUN, tmp_path / "run", config={"a": 1}, progress=False)
     pd.testing.assert_frame_equal(results.load(tmp_path / "run"), frame)
@@ -120,26 +117,26 @@ def test_the_folder_holds_what_was_returned(tmp_path):
     assert OmegaConf.load(tmp_path / "run/config.yaml") == {"a": 1}
 
 
-def test_a_folder_holds_one_run(tmp_path):
+def test_train_refuses_a_folder_with_another_run(tmp_path):
     """Would catch a finished run that is trained anew, or another that takes its place."""
     first = pl.train(RUN, tmp_path / "run", config={"a": 1, "b": {"c": [1, 2]}}, progress=False)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files}
     again = pl.train(RUN, tmp_path / "run", config={"a": 1, "b": {"c": (1, 2)}}, progress=False)
     pd.testing.assert_frame_equal(first, again)
-    for config, said in [
+    for config, message in [
         ({"a": 2, "b": {"c": [1, 2]}}, "has one with a=1"),
         ({"a": 1, "b": {"c": [1, 3]}}, r"has one with b\.c=\[1, 2\]"),
         ({"a": 1, "b": {"c": [1, 2]}, "d": 3}, "has one with no d"),
         ({"a": 1}, r"has b\.c"),
         (None, "has one with no env"),
     ]:
-        with pytest.raises(pl.SettingError, match=f"must hold no other run; {said}"):
+        with pytest.raises(pl.SettingError, match=f"must hold no other run; {message}"):
             pl.train(RUN, tmp_path / "run", config=config, progress=False)
     assert before == {path: path.stat().st_mtime_ns for path in files}
 
 
-def test_what_is_described_can_be_read_back(tmp_path):
+def test_config_can_be_read_back(tmp_path):
     """Would catch a setting, a class or an order that `config.yaml` does not tell."""
     chain = pl.chain(pl.ReDo(every=3), pl.SoftShrinkPerturb(1e-4))
     runs = [RUN.replace(intervention=chain, seed=seed) for seed in (4, 2)]
@@ -149,26 +146,21 @@ def test_what_is_described_can_be_read_back(tmp_path):
     assert pl.from_config(described) == runs
 
 
-def test_purposes_and_counts_have_keys_of_their_own():
-    """Would catch two uses that draw the same numbers."""
-    keys = [
-        jax.random.key_data(key_for(RUN.replace(seed=seed), stream, count)).tolist()
-        for seed in (0, 1)
-        for stream in Stream
-        for count in (0, 1, 2)
+def test_train_groups_runs_of_several_structures(tmp_path, capfd):
+    """Would catch runs of different networks that are refused, mixed up, or not resumed."""
+    wide = RUN.replace(network=pl.Network(hidden=(4,)), intervention=pl.chain(pl.LayerNorm()))
+    runs = [RUN, wide, RUN.replace(seed=1)]
+    frame = pl.train(runs, tmp_path / "runs", progress=False)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "0_warm_start",
+        "1_layer_norm",
     ]
-    assert len({tuple(key) for key in keys}) == len(keys)
-
-
-def test_a_first_interrupt_waits_for_the_check():
-    """And a second one does not."""
-    import signal
-
-    with SignalGuard() as interrupts:
-        interrupts.check()
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            interrupts.check()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    pd.testing.assert_frame_equal(frame, results.load(tmp_path / "runs"))
+    assert values(frame, "gradient_norm", 1) == values(
+        pl.train([RUN, RUN.replace(seed=1)], progress=False), "gradient_norm", 1
+    )
+    again = pl.train(runs, tmp_path / "runs", names=None, progress=True)
+    pd.testing.assert_frame_equal(frame, again)
+    assert "[2/2] layer_norm: 1 run in one program" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="one config for runs of 2 structures"):
+        pl.train(runs, tmp_path / "other", config={"a": 1})
