@@ -2,6 +2,7 @@
 
 import pickle
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,14 @@ from hydra.core.utils import run_job
 from hydra.plugins.launcher import Launcher
 from omegaconf import open_dict
 
+import plasticity as pl
 from plasticity.envs.base import CompiledEnv, Env, Step
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "schedule=smoke agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
+    "env.episode_steps=10 network.hidden=[8,8] schedule.eval_episodes=2"
+)
 
 
 class Void(Env):
@@ -146,3 +154,21 @@ class InTurn(Launcher):
                 )
             )
         return answers
+
+
+RUN = pl.Run(
+    env=pl.Gather(levels=3, episode_steps=10),
+    shift=pl.Shifts.of(pl.Permute()),
+    network=pl.Network(hidden=(8, 8)),
+    agent=pl.PPO(num_envs=2, num_steps=20, minibatch_size=20),
+    probes=pl.Probes.of(pl.DeadUnits(), pl.WeightNorm()),
+    schedule=pl.Schedule(
+        rounds=2,
+        updates_per_round=6,
+        log_every=2,
+        eval_every=0,
+        eval_episodes=2,
+        probe_every=3,
+        probe_batch_size=16,
+    ),
+)

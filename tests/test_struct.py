@@ -1,4 +1,4 @@
-"""Settings: what is refused and how, what is a leaf, and what parts are called."""
+"""Settings: ranges and errors, leaves and structure, names of parts."""
 
 import math
 
@@ -34,7 +34,7 @@ class Damp(Intervention):
 
 
 class Nest(Struct):
-    """A spec that holds another."""
+    """Settings that hold others."""
 
     inner: Damp = Damp()
     count: int = field(2, kind=int, ge=0, lt=5)
@@ -42,8 +42,8 @@ class Nest(Struct):
 
 REFUSED = [
     (Run(Gather(), agent=PPO(learning_rate=0.0)), "agent.learning_rate=0.0: ", "> 0"),
-    (Run(Gather(), agent=PPO(clip=math.nan)), "agent.clip_eps=nan: ", "a finite number"),
-    (Run(Gather(), agent=PPO(clip=math.inf)), "agent.clip_eps=inf: ", "a finite number"),
+    (Run(Gather(), agent=PPO(clip_eps=math.nan)), "agent.clip_eps=nan: ", "a finite number"),
+    (Run(Gather(), agent=PPO(clip_eps=math.inf)), "agent.clip_eps=inf: ", "a finite number"),
     (Run(Gather(), agent=PPO(gamma=1.5)), "agent.gamma=1.5: ", ">= 0 and <= 1"),
     (Run(Gather(), agent=PPO(gamma=True)), "agent.gamma=True: ", "a finite number"),
     (Run(Gather(), agent=PPO(gamma="0.9")), "agent.gamma='0.9': ", "a finite number"),
@@ -63,7 +63,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("run", "begins", "allows"), REFUSED)
-def test_refusals_name_key_value_and_what_is_allowed(run, begins, allows):
+def test_check_names_key_value_and_what_is_allowed(run, begins, allows):
     """Would catch a bad value that passes, or a message that does not help to mend it."""
     with pytest.raises(SettingError) as caught:
         check(run)
@@ -75,7 +75,7 @@ def test_refusals_name_key_value_and_what_is_allowed(run, begins, allows):
 
 
 @pytest.mark.parametrize("learning_rate", [1, 1.0, 1e-300])
-def test_values_in_range_pass(learning_rate):
+def test_check_accepts_values_in_range(learning_rate):
     """Would catch a bound that is off by its own edge, or whole numbers refused for floats."""
     check(Run(Gather(), agent=PPO(learning_rate=learning_rate, gamma=1, gae_lambda=0)))
 
@@ -89,7 +89,7 @@ def test_range_of_whole_numbers(value, inside):
     assert (value in Range(int, ge=0, lt=5)) == inside
 
 
-def test_check_descends_and_begins_keys_where_told():
+def test_check_prefixes_keys_of_nested_settings():
     """Would catch settings of nested specs that nobody checks."""
     with pytest.raises(SettingError, match=r"^top\.inner\.strength=2\.0: must be .*<= 1$"):
         check(Nest(inner=Damp(strength=2)), "top")
@@ -123,7 +123,7 @@ def test_check_descends_and_begins_keys_where_told():
         (Run(Gather(levels=10_001)), "env.levels", "10000"),
     ],
 )
-def test_settings_that_do_not_fit_together(run, key, says):
+def test_check_run_refuses_settings_that_do_not_fit_together(run, key, says):
     """Would catch a run that trains on another seed's levels or drops its whole rollout."""
     with pytest.raises(SettingError) as caught:
         check_run(run)
@@ -142,21 +142,21 @@ def test_settings_that_do_not_fit_together(run, key, says):
         (Run(Gather(), shift=Shifts.of(Window(), Window())), "shift"),
     ],
 )
-def test_the_wrong_kind_of_thing_is_refused(run, key):
+def test_check_refuses_the_wrong_type(run, key):
     """Would catch a run that breaks, or drops a part of the same name, long after it began."""
     with pytest.raises(SettingError) as caught:
         check(run)
     assert caught.value.key == key
 
 
-def test_levels_up_to_the_last_that_a_seed_owns_pass():
+def test_check_run_accepts_all_levels_of_a_seed():
     """Would catch a limit that is off by one."""
     schedule = Schedule(rounds=10)
     check_run(Run(Gather(levels=1000), shift=Shifts.of(Permute(), Window()), schedule=schedule))
     check_run(Run(Gather(levels=10_000), shift=Shifts.of(Permute()), schedule=schedule))
 
 
-def test_values_are_made_plain():
+def test_struct_converts_lists_and_numpy_scalars():
     """Would catch lists and NumPy's numbers in a structure that must hash and compare."""
     network = Network(hidden=[np.int64(8), 4])
     assert network == Network(hidden=(8, 4))
@@ -166,7 +166,7 @@ def test_values_are_made_plain():
     assert [type(x) for x in (whole.learning_rate, whole.num_envs)] == [float, int]
 
 
-def test_a_users_subclass_is_a_pytree():
+def test_subclass_of_struct_is_a_pytree():
     """Would catch coefficients that are no leaves, or structure that is one."""
     damp = Damp(strength=0.25, every=7)
     leaves, structure = jax.tree.flatten(damp)
@@ -177,7 +177,7 @@ def test_a_users_subclass_is_a_pytree():
     assert [name for name, _ in fields(damp)] == ["strength", "every"]
 
 
-def test_specs_are_frozen_and_replace_copies():
+def test_struct_is_frozen_and_replace_copies():
     """Would catch a setting changed in place, behind the back of whoever shares the run."""
     nest = Nest()
     changed = nest.replace(inner=nest.inner.replace(strength=0.1))
@@ -189,7 +189,7 @@ def test_specs_are_frozen_and_replace_copies():
         nest.replace(unknown=1)
 
 
-def test_parts_are_named_after_their_class_in_order():
+def test_chain_names_parts_after_their_class():
     """Would catch names that do not follow the parts."""
     parts = chain(LayerNorm(), Damp(), L2Norm())
     assert parts.names == ("layer_norm", "damp", "l2_norm")
@@ -216,7 +216,7 @@ def test_snake_case(name, snake):
     assert snake_case(name) == snake
 
 
-def test_locate_finds_or_names_the_key():
+def test_locate_imports_or_names_the_key():
     """Would catch a traceback instead of a line for a mistyped import path."""
     assert locate("math.pi", "x") == math.pi
     for path in ("math.nothing", "no_such_module_at_all.Name", "nodots"):

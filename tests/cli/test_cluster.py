@@ -10,7 +10,7 @@ import time
 
 import pandas as pd
 import pytest
-from test_cli import ROOT
+from helpers import ROOT
 from test_fused import SMALL, tables
 
 from plasticity import results

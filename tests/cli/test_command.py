@@ -7,20 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers import ROOT, TINY
 from test_readme import write_examples
 
-from experiments import report
 from plasticity import load_params, results
+from plasticity.cli import report
 from plasticity.cli.command import runs_of
-
-ROOT = Path(__file__).parents[1]
-TINY = (
-    "schedule=smoke agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
-    "env.episode_steps=10 network.hidden=[8,8] schedule.eval_episodes=2"
-)
 
 
 def test_a_sweep_ends_in_tables_a_figure_and_one_frame(shell, tmp_path, capsys):

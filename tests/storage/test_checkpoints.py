@@ -1,4 +1,4 @@
-"""Runs that are stopped, by whatever and wherever, and go on: the results are as if they had not.
+"""Runs that are interrupted anywhere and resumed: results are as if they had not been.
 
 Each is compared with an undisturbed run: its table row for row, its parameters to the bit.
 """
@@ -19,26 +19,25 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
-import test_runner
-from test_cli import ROOT, TINY
+from helpers import ROOT, RUN, TINY
 
 import plasticity as pl
 from plasticity import results
 from plasticity.envs.host import Gymnasium
 from plasticity.storage import checkpoints
-from plasticity.storage.checkpoints import Checkpoints
+from plasticity.storage.checkpoints import CheckpointManager
 from plasticity.storage.signals import SignalGuard
 from plasticity.training import loop
 
 # Due after updates 3, 4 and 6 of a round: a log interval is under way at two of these stops.
-RUN = test_runner.RUN.replace(schedule=test_runner.RUN.schedule.replace(rounds=3, log_every=4))
-RUNS = [RUN.replace(seed=seed) for seed in range(3)]
-HOST_RUN = RUN.replace(env=Gymnasium(id="CartPole-v1"), probes=pl.Probes.of(pl.WeightNorm()))
+LONGER = RUN.replace(schedule=RUN.schedule.replace(rounds=3, log_every=4))
+RUNS = [LONGER.replace(seed=seed) for seed in range(3)]
+HOST_RUN = LONGER.replace(env=Gymnasium(id="CartPole-v1"), probes=pl.Probes.of(pl.WeightNorm()))
 
 
-def train(folder, runs=RUNS, **how):
+def train(folder, runs=RUNS, **options):
     """As a user would, without a display."""
-    return pl.train(runs, folder, progress=False, **how)
+    return pl.train(runs, folder, progress=False, **options)
 
 
 def meta_of(folder):
@@ -115,14 +114,16 @@ def sessions_until_done(folder, runs=RUNS):
         (4, False, [0, 6, 12]),  # where it was stopped there was no checkpoint: updates 9 and 15
     ],
 )
-def test_stopped_again_and_again(tmp_path, undisturbed, stop_every, every, in_time, began):
+def test_resume_again_and_again_equals_undisturbed(
+    tmp_path, undisturbed, stop_every, every, in_time, began
+):
     """Would catch sums of a log interval that are lost, rows doubled, a round begun twice."""
     stop_every(every, in_time)
     assert sessions_until_done(tmp_path / "run") == began
     is_as_undisturbed(tmp_path / "run", undisturbed)
 
 
-def test_what_an_interrupted_run_shows_is_the_beginning(tmp_path, undisturbed, stop_every):
+def test_interrupted_table_is_the_beginning_of_the_whole(tmp_path, undisturbed, stop_every):
     """Would catch a table that lags behind, or rows of what has not been trained."""
     stop_every(4)
     with pytest.raises(KeyboardInterrupt):
@@ -149,7 +150,7 @@ def files_of(folder):
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-def test_checkpoints_of_other_versions_are_refused(interrupted, undisturbed, monkeypatch):
+def test_resume_refuses_other_versions(interrupted, undisturbed, monkeypatch):
     """Would catch a run that goes on with another JAX, and is like no run of either."""
     before = files_of(interrupted)
     real = checkpoints.versions()
@@ -166,7 +167,7 @@ def test_checkpoints_of_other_versions_are_refused(interrupted, undisturbed, mon
     is_as_undisturbed(interrupted, undisturbed)
 
 
-def test_checkpoints_of_other_runs_are_refused(interrupted):
+def test_resume_refuses_other_runs(interrupted):
     """Would catch two studies in one folder, told apart by no `config.yaml` of one's own."""
     before = files_of(interrupted)
     with pytest.raises(pl.SettingError, match="must hold no other run; has one with seed="):
@@ -179,28 +180,28 @@ def test_checkpoints_of_other_runs_are_refused(interrupted):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"update": 0.0}, r"must have float32\[3\] at update, but has int32\[3\]"),
         ({"round_params": None}, r"must have nothing at round_params\..*, but has float32\["),
         ({"intervention": {"more": jnp.zeros(2)}}, r"float32\[3, 2\] at .*more, but has nothing"),
     ],
 )
-def test_checkpoints_of_another_structure_are_refused(interrupted, monkeypatch, changed, said):
+def test_resume_refuses_another_structure(interrupted, monkeypatch, changed, message):
     """Would catch a state that a later version of the program lays out anew, filled by guess."""
     real = loop.init
     changed = {
         name: x if x is None else jax.tree.map(jnp.asarray, x) for name, x in changed.items()
     }
-    monkeypatch.setattr(loop, "begin", lambda run: real(run)._replace(**changed))
-    with pytest.raises(pl.SettingError, match=said) as refused:
+    monkeypatch.setattr(loop, "init", lambda run: real(run)._replace(**changed))
+    with pytest.raises(pl.SettingError, match=message) as refused:
         train(interrupted)
     assert "\n" not in str(refused.value)
 
 
-def test_one_process_at_a_time(interrupted, undisturbed):
+def test_checkpoint_folder_is_for_one_process(interrupted, undisturbed):
     """Would catch two processes that write checkpoints over each other's."""
-    with Checkpoints(interrupted / "checkpoints", RUNS):
+    with CheckpointManager(interrupted / "checkpoints", ""):
         before = files_of(interrupted)
         for _ in range(2):  # being refused must not open the lock
             with pytest.raises(pl.SettingError, match="must not be in use; another process"):
@@ -215,7 +216,7 @@ FULL = 'RESOURCE_EXHAUSTED: Error writing "a/0.0" in OCDBT database; more\nand m
 
 @pytest.mark.parametrize("at", ["save", "wait_until_finished"])
 @pytest.mark.parametrize("error", [ValueError(FULL), PermissionError(13, "Permission denied")])
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, undisturbed, monkeypatch, at, error):
+def test_full_disk_is_one_line_and_loses_nothing(tmp_path, undisturbed, monkeypatch, at, error):
     """Would catch a traceback, or a good checkpoint that is given up for one that failed.
 
     Orbax tells of it when it begins to write, or when it is waited for.
@@ -252,7 +253,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, undisturbed, monkey
     is_as_undisturbed(folder, undisturbed)
 
 
-def test_a_last_checkpoint_that_fails_does_not_matter(tmp_path, undisturbed, monkeypatch):
+def test_failure_of_the_last_checkpoint_does_not_matter(tmp_path, undisturbed, monkeypatch):
     """Would catch a finished run that ends in an error about what nobody needs any more."""
     real = ocp.CheckpointManager.wait_until_finished
 
@@ -266,7 +267,7 @@ def test_a_last_checkpoint_that_fails_does_not_matter(tmp_path, undisturbed, mon
     is_as_undisturbed(tmp_path / "run", undisturbed)
 
 
-def test_environments_on_the_host_go_on_from_the_end_of_a_round(tmp_path, stop_every):
+def test_host_environments_resume_from_the_end_of_a_round(tmp_path, stop_every):
     """Would catch a checkpoint in the middle of episodes that nothing can restore."""
     runs = [HOST_RUN.replace(seed=seed) for seed in (1, 0)]
     train(tmp_path / "undisturbed/run", runs)
@@ -286,7 +287,7 @@ def start(folder):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "plasticity.cli.train", *shlex.split(line)],
+        [sys.executable, "-m", "experiments.train", *shlex.split(line)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -302,7 +303,7 @@ def until(there: Path, process):
         time.sleep(0.01)
 
 
-def test_killed_ten_times(tmp_path):
+def test_killed_ten_times_equals_undisturbed(tmp_path):
     """Would catch files that a kill leaves half written, and all that only a real end shows.
 
     The first end is by SIGTERM, the others by SIGKILL.
@@ -311,7 +312,7 @@ def test_killed_ten_times(tmp_path):
     for path in (tmp_path / "warm/run", undisturbed):  # the first to have all compiled
         process, began = start(path), time.monotonic()
         until(path / "metrics.parquet", process)
-        build_job = time.monotonic() - began
+        prepared = time.monotonic() - began
         if path != undisturbed:
             while results.load(path)["update"].max() < 24:  # all that a round needs
                 time.sleep(0.05)
@@ -332,7 +333,7 @@ def test_killed_ten_times(tmp_path):
     for _ in range(9):
         process = start(folder)
         # From before the first checkpoint to a share of the work, so that it lasts for all.
-        time.sleep(draw.uniform(build_job - 1, build_job + 0.25 * (whole - build_job)))
+        time.sleep(draw.uniform(prepared - 1, prepared + 0.25 * (whole - prepared)))
         process.kill()
         _, error = process.communicate(timeout=60)
         assert process.returncode in (0, -signal.SIGKILL), error

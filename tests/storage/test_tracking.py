@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import test_runner
+from helpers import RUN
 
 import plasticity as pl
 from plasticity.config import trackers_from
 from plasticity.storage.signals import SignalGuard
+from plasticity.storage.tracking import TensorBoard, Tracker, WeightsAndBiases
 from plasticity.struct import SettingError
-from plasticity.training import TensorBoard, Tracker, WeightsAndBiases
 
-RUNS = [test_runner.RUN.replace(seed=seed) for seed in (3, 5)]
+RUNS = [RUN.replace(seed=seed) for seed in (3, 5)]
 
 
 def train(folder, *trackers, runs=RUNS):
@@ -66,7 +66,7 @@ def stopped(monkeypatch):
     monkeypatch.setattr(SignalGuard, "check", check)
 
 
-def test_tensorboard_shows_each_row_once(tmp_path, stopped):
+def test_tensorboard_logs_each_row_once(tmp_path, stopped):
     """Would catch rows lost at a kill, and rows shown twice where the run went on."""
     pytest.importorskip("tensorboardX", reason="the extra tracking")
     run = tmp_path / "run"
@@ -101,7 +101,7 @@ def records_of(path):
             parts = b""
 
 
-def test_wandb_has_a_run_for_each_seed_with_all_rows(tmp_path, monkeypatch):
+def test_wandb_logs_all_rows_of_each_seed(tmp_path, monkeypatch):
     """Would catch seeds mixed up, a metric that is left out, and an id that changes."""
     pytest.importorskip("wandb", reason="the extra tracking")
     for name in ("CONFIG", "CACHE", "DATA"):
@@ -115,7 +115,7 @@ def test_wandb_has_a_run_for_each_seed_with_all_rows(tmp_path, monkeypatch):
         config = {one.key: json.loads(one.value_json) for one in run.config.update}
         assert run.project == "ours"
         assert run.run_group == "run"
-        assert config["schedule"]["updates"] == RUNS[0].schedule.updates_per_round
+        assert config["schedule"]["updates_per_round"] == RUNS[0].schedule.updates_per_round
         seed = config["seed"]
         assert run.display_name == f"run seed {seed}"
         logged = {}
@@ -139,26 +139,26 @@ class Service(Tracker):
 
     package = "json"
 
-    def follow(self, job, update):
+    def start(self, info, update):
         calls = []
 
-        def add(rows):
+        def log(rows):
             calls.append(rows)
             if len(calls) == 2:
                 raise OSError("no\nroute")
 
-        return SimpleNamespace(add=add, close=lambda finished: calls.append(None))
+        return SimpleNamespace(log=log, close=lambda finished: calls.append(None))
 
 
-def test_a_service_that_fails_is_left_with_one_warning(tmp_path):
+def test_tracker_that_fails_is_dropped_with_one_warning(tmp_path):
     """Would catch a run that is lost because a service is."""
-    with pytest.warns(UserWarning, match=r"Service follows .*run no longer: no route$") as warned:
+    with pytest.warns(UserWarning, match=r"Service no longer logs .*run: no route$") as warned:
         frame = train(tmp_path / "run", Service(), runs=RUNS[:1])
     assert len(warned) == 1
     pd.testing.assert_frame_equal(frame, train(tmp_path / "other" / "run", runs=RUNS[:1]))
 
 
-def test_what_cannot_be_followed_is_refused_before_anything_is_written(monkeypatch, tmp_path):
+def test_trackers_are_checked_before_anything_is_written(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="share a seed cannot be tracked"):
         pl.train(RUNS[:1] * 2, tmp_path / "run", names=["a", "b"], trackers=[TensorBoard()])
     assert not (tmp_path / "run").exists()

@@ -5,28 +5,12 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import RUN
 from omegaconf import OmegaConf
 
 import plasticity as pl
 from plasticity import results
 from plasticity.training.train import measurement_updates
-
-RUN = pl.Run(
-    env=pl.Gather(levels=3, episode_steps=10),
-    shift=pl.Shifts.of(pl.Permute()),
-    network=pl.Network(hidden=(8, 8)),
-    agent=pl.PPO(num_envs=2, num_steps=20, minibatch_size=20),
-    probes=pl.Probes.of(pl.DeadUnits(), pl.WeightNorm()),
-    schedule=pl.Schedule(
-        rounds=2,
-        updates_per_round=6,
-        log_every=2,
-        eval_every=0,
-        eval_episodes=2,
-        probe_every=3,
-        probe_batch_size=16,
-    ),
-)
 
 
 @pytest.fixture(scope="module")
