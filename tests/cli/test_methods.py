@@ -10,7 +10,7 @@ from plasticity import interventions, probes
 from plasticity.cli import methods
 from plasticity.struct import TARGET, SettingError, fields, snake_case
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CASES = [
     pytest.param(group, method, id=method.name)
     for group in ("intervention", "probes")

@@ -14,7 +14,7 @@ from experiments.juliani_ash_2024.reproduce import markdown
 from plasticity import results
 from plasticity.cli.command import runs_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^python -m experiments\.train (.*)$", README, flags=re.MULTILINE)
 

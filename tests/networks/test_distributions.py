@@ -8,7 +8,7 @@ import scipy.stats
 from helpers import Tug, same
 
 from plasticity import PPO, Gymnax, Network, Permute, PermuteActions, Run, Schedule, Shifts
-from plasticity.agents.normalization import moments, returns
+from plasticity.agents.normalization import RewardScaler, RunningMeanStd
 from plasticity.envs.base import Levels, Task
 from plasticity.envs.task_wrapper import TaskWrapper
 from plasticity.networks import Categorical, Gaussian
@@ -68,12 +68,12 @@ def test_moments_are_those_of_all_batches():
     """Would catch a wrong merge: against NumPy's of everything at once."""
     batches = [RNG.normal(3.0, 2.0, size=(size, 4)).astype(np.float32) for size in (5, 1, 30)]
     known = np.concatenate(batches)
-    found = moments((4,))
+    found = RunningMeanStd.init((4,))
     for batch in batches:
         found = found.update(jnp.asarray(batch))
     np.testing.assert_allclose(found.mean, known.mean(axis=0), rtol=1e-3)
     np.testing.assert_allclose(found.variance, known.var(axis=0), rtol=1e-3)
-    scaled = np.asarray(found.normalized(known, 1.5))
+    scaled = np.asarray(found.normalize(known, 1.5))
     inner = np.abs(known - known.mean(axis=0)) < 1.4 * known.std(axis=0)
     unscaled = (known - known.mean(axis=0)) / known.std(axis=0)
     np.testing.assert_allclose(scaled[inner], unscaled[inner], atol=2e-3)
@@ -89,7 +89,7 @@ def test_returns_are_discounted_forwards_within_episodes():
         sums = 0.9 * sums + step_reward
         met.append(sums.copy())
         sums[step_ends] = 0
-    found = returns(3)
+    found = RewardScaler.init(3)
     for rollout, ended in zip(reward, ends, strict=True):
         found = found.update(jnp.asarray(rollout), jnp.asarray(~ended), 0.9)
     np.testing.assert_allclose(found.scale, np.std(met), rtol=1e-3)
@@ -107,11 +107,11 @@ def run_of(**changes):
             minibatch_size=40,
             num_epochs=4,
             learning_rate=1e-2,
-            entropy=0.0,
+            ent_coef=0.0,
             normalize_observations=True,
             normalize_rewards=True,
         ),
-        schedule=Schedule(rounds=1, updates=40, eval_episodes=8),
+        schedule=Schedule(rounds=1, updates_per_round=40, eval_episodes=8),
     )
     return run.replace(**changes)
 
@@ -132,9 +132,9 @@ def test_numbers_are_learnt():
     assert before < -4
     assert after > -1.5
     # Tug shows numbers around 100, with the deviation of a uniform one.
-    np.testing.assert_allclose(state.seen.mean, 100, atol=1)
-    np.testing.assert_allclose(np.sqrt(state.seen.variance), 20 / np.sqrt(12), rtol=0.1)
-    assert float(sums.episodes.returns / sums.episodes.ended) < after
+    np.testing.assert_allclose(state.obs_stats.mean, 100, atol=1)
+    np.testing.assert_allclose(np.sqrt(state.obs_stats.variance), 20 / np.sqrt(12), rtol=0.1)
+    assert float(sums.episodes.return_sum / sums.episodes.num_episodes) < after
 
 
 def test_scaled_rewards_are_the_agents_alone():
@@ -197,8 +197,8 @@ def test_statistics_at_a_boundary(anew):
         return loop.init(run), state, loop.start_round(run, state)
 
     begun, before, after = live(run)
-    assert np.all(before.earned.sums != 0)
-    same(after.earned.sums, np.zeros(8))
+    assert np.all(before.reward_stats.sums != 0)
+    same(after.reward_stats.sums, np.zeros(8))
     kept = begun if anew else before
-    same(after.seen, kept.seen)
-    same(after.earned.moments, kept.earned.moments)
+    same(after.obs_stats, kept.obs_stats)
+    same(after.reward_stats.stats, kept.reward_stats.stats)
