@@ -81,7 +81,7 @@ def optional(package: str, extra: str = "envs") -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise SettingError(
-            "env", package, f"must be installed: pip install 'plasticity[{extra}]' ({error})"
+            "env", package, f"must be installed: pip install 'plasticity-rl[{extra}]' ({error})"
         ) from error
 
 

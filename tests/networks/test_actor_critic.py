@@ -25,7 +25,6 @@ from plasticity.networks.initializers import uniform
 from plasticity.networks.linalg import after
 from plasticity.struct import SettingError
 
-
 OBSERVATION = (11, 11, 3)
 FAN_IN = {"hidden_0": 363, "hidden_1": 64, "policy": 48, "value": 48}
 
