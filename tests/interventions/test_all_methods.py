@@ -94,13 +94,19 @@ def train_all(runs, mode):
     return jax.device_get(placement.map_runs(train_one)(stack(runs)))
 
 
+def train_update(run, state):
+    """Makes one update: as `loop.train_updates`, which takes longer to trace."""
+    state, trajectory, _ = loop.rollout(run, state)
+    return loop.update(run, state, trajectory)[0]
+
+
 def train_one(run):
     """Returns parameters at the end, the intervention's state, and when the run diverged."""
 
     def one(i, state):
         shifted = loop.start_round(run, state)
         state = jax.tree.map(lambda a, b: jnp.where(i == UPDATES // 2, a, b), shifted, state)
-        return loop.train_updates(run, state, 1)[0]
+        return train_update(run, state)
 
     state = jax.lax.fori_loop(0, UPDATES, one, loop.init(run))
     return state.train_state.params, state.intervention, state.diverged
@@ -145,8 +151,15 @@ def test_methods_trace_on_another_kind_of_network(name):
     )
     run = run_of(chain(METHODS[name]()), network=network, env=Scene())
     runs = stack([run.replace(intrinsic=RND(network=Network(hidden=(4, 4, 4))))])
-    after, begun = (jax.eval_shape(jax.vmap(of_one), runs) for of_one in (train_one, loop.init))
-    assert after[:2] == (begun.train_state.params, begun.intervention)
+
+    @jax.vmap
+    def train_and_shift(run, state):
+        return loop.start_round(run, train_update(run, state))
+
+    before = jax.eval_shape(jax.vmap(loop.init), runs)
+    after = jax.eval_shape(train_and_shift, runs, before)
+    assert after.train_state == before.train_state
+    assert after.intervention == before.intervention
 
 
 def traces_on_predictor(method):
