@@ -1,4 +1,4 @@
-"""Each intervention against its equation, and lives under them: stacked, shifted, diverging."""
+"""Each intervention against its equation, and runs under chains of them: stacked, shifted, diverging."""
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ def test_soft_shrink_perturb_matches_its_recursion(context, old):
 
 
 def test_soft_shrink_perturb_keeps_the_moments(context, old):
-    """Would catch an optimizer begun anew at every gradient step."""
+    """Would catch an optimizer that is reset at every gradient step."""
     opt_state = context.optimizer.init(old)
     _, train_state = SoftShrinkPerturb(0.1).after_step(
         (), TrainState(old, opt_state), None, context
@@ -209,7 +209,7 @@ def test_crelu_is_both_sides_of_relu_at_half_the_width():
 
 @pytest.fixture(scope="module")
 def recycled(context):
-    """A learner with units that are dead, dormant and alive, before and after ReDo was due."""
+    """A train state with units that are dead, dormant and alive, before and after ReDo was due."""
     before = context.init_params(jax.random.key(3))
     torso = jax.tree.map(np.array, before["torso"])
     torso["hidden_0"]["bias"][[2, 5]] = -50  # never active

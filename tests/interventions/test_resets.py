@@ -31,7 +31,7 @@ SEEN = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
 
 
 def worn(params, context):
-    """A learner of these parameters whose moments, and Adam's count, are all one."""
+    """A train state of these parameters whose moments, and Adam's count, are all one."""
     opt_state = jax.tree.map(lambda x: x + 1, context.optimizer.init(params))
     return TrainState(params, opt_state)
 
