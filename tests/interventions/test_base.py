@@ -1,4 +1,4 @@
-"""Each intervention against its equation, and runs under chains of them: stacked, shifted, diverging."""
+"""Each intervention against its equation, and chains of them: stacked, shifted, diverging."""
 
 import jax
 import jax.numpy as jnp
