@@ -7,7 +7,7 @@ frame = pl.train([run.replace(seed=seed) for seed in range(4)])
 pl.results.overview(frame)
 """
 
-from plasticity import results
+from plasticity import results, shifts
 from plasticity.agents import A2C, PPO, RND, Agent, IntrinsicModule, NoIntrinsic
 from plasticity.config import from_config
 from plasticity.envs import (
@@ -109,22 +109,7 @@ from plasticity.probes import (
     WeightNorm,
     WeightRMS,
 )
-from plasticity.shifts import (
-    Dynamics,
-    Expand,
-    Noise,
-    Offset,
-    Permute,
-    PermuteActions,
-    RandomDynamics,
-    RewardScale,
-    Shift,
-    Shifts,
-    StickyActions,
-    SwitchGame,
-    Tint,
-    Window,
-)
+from plasticity.shifts import *
 from plasticity.struct import SettingError, field, static_field
 from plasticity.training import Run, Schedule, load_params, train
 
@@ -151,10 +136,8 @@ __all__ = [
     "DistanceFromInit",
     "DistanceFromRoundStart",
     "DormantUnits",
-    "Dynamics",
     "EffectiveRank",
     "EqualBetas",
-    "Expand",
     "FeatureCosine",
     "FeatureNorm",
     "FeatureRank",
@@ -186,13 +169,9 @@ __all__ = [
     "Navix",
     "Network",
     "NoIntrinsic",
-    "Noise",
     "NormalizeAndProject",
-    "Offset",
     "Optimizer",
     "Parseval",
-    "Permute",
-    "PermuteActions",
     "PlasticityInjection",
     "PolicyChurn",
     "PolicyKL",
@@ -201,7 +180,6 @@ __all__ = [
     "ProcGen",
     "ProximalFeatures",
     "RMSNorm",
-    "RandomDynamics",
     "Rational",
     "ReDo",
     "ReGraMa",
@@ -211,7 +189,6 @@ __all__ = [
     "ResetFinal",
     "ResetLayers",
     "ResetOptimizer",
-    "RewardScale",
     "RolloutInactiveFraction",
     "Run",
     "SaturatedFraction",
@@ -220,8 +197,6 @@ __all__ = [
     "SelfNormalizedResets",
     "Sequence",
     "SettingError",
-    "Shift",
-    "Shifts",
     "ShrinkPerturb",
     "SmoothLeakyReLU",
     "SoftShrinkPerturb",
@@ -229,10 +204,7 @@ __all__ = [
     "SpectralRegularization",
     "Srank",
     "StableRank",
-    "StickyActions",
-    "SwitchGame",
     "Tanh",
-    "Tint",
     "TrainState",
     "Trainability",
     "ValueChurn",
@@ -242,7 +214,6 @@ __all__ = [
     "WeightNorm",
     "WeightNormalization",
     "WeightRMS",
-    "Window",
     "chain",
     "field",
     "from_config",
@@ -252,3 +223,4 @@ __all__ = [
     "static_field",
     "train",
 ]
+__all__ += shifts.__all__

@@ -33,9 +33,7 @@ class Shift(Struct):
     """A change of the task at the boundary between two rounds."""
 
     needs_levels: ClassVar[bool] = False
-    changes_env: ClassVar[bool] = (
-        False  # whether it changes levels or dynamics, not how they are met
-    )
+    changes_env: ClassVar[bool] = False  # whether it changes levels or dynamics
 
     def check(self, env: Env) -> None:
         """Raises `SettingError` if the shift does not apply to `env`."""
@@ -84,11 +82,14 @@ class _FieldShift(Shift):
         raise NotImplementedError
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
-        return task._replace(**{self.task_field: self.initial_value(env)})
+        return self._with_value(task, self.initial_value(env))
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        value = self.next_value(getattr(task, self.task_field), key)
-        return task._replace(**{self.task_field: value})
+        return self._with_value(task, self.next_value(getattr(task, self.task_field), key))
+
+    def _with_value(self, task: Task, value: Array) -> Task:
+        field: dict[str, Any] = {self.task_field: value}
+        return task._replace(**field)
 
 
 class Permute(_FieldShift):
@@ -109,7 +110,7 @@ class Permute(_FieldShift):
             raise SettingError(
                 f"shift.{self.name}.grid",
                 self.grid,
-                f"must divide the height and width of an image; {env.name} has observations of shape {shape}",
+                f"must divide the height and width of an image; {env.name} shows {shape}",
             )
 
     def initial_value(self, env: Env) -> Array:
@@ -169,7 +170,7 @@ class Tint(_FieldShift):
             raise SettingError(
                 "shift",
                 self.name,
-                f"needs images; {env.name} has observations of shape {env.observation_shape}",
+                f"needs images; {env.name} shows {env.observation_shape}",
             )
 
     def initial_value(self, env: Env) -> Array:

@@ -1,37 +1,22 @@
-"""Environments: the task, the protocol, and what there is of both kinds."""
+"""Environments: JAX environments, host environments, tasks, and the interface to write one's own.
 
-from plasticity.envs.base import CompiledEnv, Env, Levels, Step, Task
-from plasticity.envs.cartpole import CartPole
-from plasticity.envs.gather import Gather, Level
-from plasticity.envs.gymnax import Gymnax
-from plasticity.envs.host import Gymnasium, HostEnv, HostEnvs, HostStep
-from plasticity.envs.host.envpool import Atari, EnvPool, MiniGrid, ProcGen
-from plasticity.envs.host.mujoco import MuJoCo
-from plasticity.envs.navix import Navix
-from plasticity.envs.sequence import Games, HostGames, HostSequence, Sequence
+What a module exports is its `__all__`.
+"""
 
-__all__ = [
-    "Atari",
-    "CartPole",
-    "CompiledEnv",
-    "Env",
-    "EnvPool",
-    "Games",
-    "Gather",
-    "Gymnasium",
-    "Gymnax",
-    "HostEnv",
-    "HostEnvs",
-    "HostGames",
-    "HostSequence",
-    "HostStep",
-    "Level",
-    "Levels",
-    "MiniGrid",
-    "MuJoCo",
-    "Navix",
-    "ProcGen",
-    "Sequence",
-    "Step",
-    "Task",
-]
+from typing import TYPE_CHECKING
+
+from plasticity.envs.base import *
+from plasticity.envs.cartpole import *
+from plasticity.envs.gather import *
+from plasticity.envs.gymnax import *
+from plasticity.envs.host.envpool import *
+from plasticity.envs.host.gymnasium import *
+from plasticity.envs.host.mujoco import *
+from plasticity.envs.host.sequence import *
+from plasticity.envs.host.vector_env import *
+from plasticity.envs.navix import *
+from plasticity.envs.sequence import *
+from plasticity.envs.task import *
+
+if not TYPE_CHECKING:  # type checkers follow the star imports; this leaves out submodules
+    __all__ = [name for name, value in list(globals().items()) if isinstance(value, type)]

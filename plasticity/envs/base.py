@@ -7,19 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plasticity.envs.task import HELD_OUT, LEVELS_PER_SEED, MAX_SEED, Levels, Task
+from plasticity.envs.task import HELD_OUT, LEVELS_PER_SEED, Levels, Task
 from plasticity.struct import Range, SettingError, Struct
 
-__all__ = [
-    "HELD_OUT",
-    "LEVELS_PER_SEED",
-    "MAX_SEED",
-    "CompiledEnv",
-    "Env",
-    "Levels",
-    "Step",
-    "Task",
-]
+__all__ = ["CompiledEnv", "Env", "Levels", "Step", "Task"]
 
 Array = jax.Array
 State = Any  # an environment's own pytree
