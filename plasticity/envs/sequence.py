@@ -1,4 +1,4 @@
-"""SequenceBase environments as one, of which a task names the one that is played."""
+"""A sequence of environments (games), one of which is active under a task."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
