@@ -8,7 +8,8 @@ import pytest
 
 from plasticity.cli.command import runs_of
 from plasticity.envs.cartpole import CartPole, CartPoleState
-from plasticity.training.trainer import JaxTrainer, stack
+from plasticity.training.run import stack
+from plasticity.training.trainer import JaxTrainer
 
 ENV = CartPole()
 TASK = ENV.task(0)
