@@ -10,7 +10,7 @@ from helpers import same
 
 import plasticity as pl
 from plasticity.envs import CartPole, Games, Gather, Gymnax, Navix, Sequence
-from plasticity.envs.base import Levels, Task
+from plasticity.envs.task import Levels, Task
 from plasticity.struct import SettingError, to_config
 from plasticity.training.run import check_run
 
@@ -232,5 +232,5 @@ def test_what_cannot_be_played(run, message):
 def test_a_package_that_is_missing(monkeypatch):
     """Would catch a traceback in place of what to install."""
     monkeypatch.setitem(__import__("sys").modules, "gymnax", None)
-    with pytest.raises(SettingError, match=r"env='gymnax': .*plasticity\[envs\]"):
+    with pytest.raises(SettingError, match=r"env='gymnax': .*plasticity-rl\[envs\]"):
         Gymnax("Anything").check()

@@ -157,12 +157,12 @@ def test_shifts_of_numbers(shifts):
     """Would catch numbers taken for an index, or part of an action being repeated."""
     env, (shift,) = TaskWrapper(Tug()), shifts
     task = shift.begin(Task(Levels(0, 1, 1), {}), Tug(), jax.random.key(0))
-    if task.actions is not None:
-        task = task._replace(actions=jnp.array([1, 0]))
+    if task.action_permutation is not None:
+        task = task._replace(action_permutation=jnp.array([1, 0]))
     state = env.reset(task, jax.random.key(1))
     wanted = np.asarray(state.inner.wanted)
     action = jnp.array([0.5, -0.25])
-    met = np.array([-0.25, 0.5]) if task.actions is not None else np.zeros(2)
+    met = np.array([-0.25, 0.5]) if task.action_permutation is not None else np.zeros(2)
     reward = env.step(task, state, action, jax.random.key(2)).reward
     np.testing.assert_allclose(reward, -np.sum((met - wanted) ** 2), rtol=1e-5)
 
@@ -182,7 +182,7 @@ def test_permuted_numbers_are_seen(tiny_run):
     """Would catch a shift that does not go with actions that are numbers."""
     run = run_of(shift=Shifts.of(Permute(), PermuteActions()), schedule=Schedule(2, 1))
     state = jax.eval_shape(lambda run: loop.start_round(run, loop.init(run)), run)
-    assert state.task.actions.shape == (2,)
+    assert state.task.action_permutation.shape == (2,)
 
 
 @pytest.mark.parametrize("anew", [False, True])
