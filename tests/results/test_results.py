@@ -20,7 +20,7 @@ from rich.console import Console
 from plasticity import results
 from plasticity.cli.methods import methods
 from plasticity.cli.report import figures_of, report
-from plasticity.results.statistics import REFERENCES, baseline_of, order
+from plasticity.results.statistics import REFERENCES, find_baseline, intervention_order
 
 NAMES = ("warm_start", "shrink_perturb")
 SEEDS = (0, 1, 2)
@@ -394,7 +394,7 @@ def test_tell_apart_names_the_settings_that_a_run_has() -> None:
 def test_the_baseline_has_the_same_settings(
     name: str, names: list[str], expected: str | None
 ) -> None:
-    assert baseline_of(name, [*names, name]) == expected
+    assert find_baseline(name, [*names, name]) == expected
 
 
 def test_interventions_are_in_order_of_their_settings() -> None:
@@ -409,7 +409,10 @@ def test_interventions_are_in_order_of_their_settings() -> None:
         "shrink_perturb shrink=auto",
     ]
     one = fabricate(names=("warm_start",), seeds=(0,))[:1]
-    assert order(results.concat([one.assign(intervention=name) for name in names[::-1]])) == names
+    assert (
+        intervention_order(results.concat([one.assign(intervention=name) for name in names[::-1]]))
+        == names
+    )
 
 
 # Reports.
@@ -620,7 +623,7 @@ def test_difference_is_paired_where_the_seeds_are_the_same(frame: pd.DataFrame) 
 def test_difference_says_what_it_cannot_compare(frame: pd.DataFrame) -> None:
     two = results.concat([frame, frame.assign(env="gather")])
     for table_, name, rounds, message in (
-        (two, "warm_start", 4, "2 settings"),
+        (two, "warm_start", 4, "2 conditions"),
         (frame, "cold_start", 4, "intervention cold_start: not in the table.*warm_start"),
         (frame, "warm_start", (4, 9), r"rounds asked for \(4, 9\)"),
     ):
@@ -725,8 +728,8 @@ def test_summary_has_a_gain_only_over_rounds_of_warm_start(frame: pd.DataFrame) 
     warm = frame["intervention"] == "warm_start"
     for part in (frame[~warm], frame[~warm | (frame["round"] < 4)]):
         assert results.summary(part, last=1)["gain"].isna().all()
-    dispatch = results.concat([frame[warm], frame[~warm].assign(shift="other")])
-    assert results.summary(dispatch)["gain"].isna().all()
+    elsewhere = results.concat([frame[warm], frame[~warm].assign(shift="other")])
+    assert results.summary(elsewhere)["gain"].isna().all()
     # Other seeds than its own: not paired. 8.5, 8 and 7.5 less 4.
     one = frame[~warm | (frame["seed"] == 0)]
     assert results.summary(one, last=1).loc[1, "gain"] == pytest.approx(4.0)
