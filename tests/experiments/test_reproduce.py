@@ -456,7 +456,8 @@ def test_the_tables_are_complete():
 @pytest.mark.filterwarnings("default")
 def test_one_command_trains_draws_and_judges(shell, tmp_path, capsys):
     """Of two methods under one shift: the path is the same, and a part is enough to look at."""
-    size = "schedule.updates_per_round=2 agent.num_envs=4 agent.minibatch_size=100 network.hidden=[8,8]"
+    size = "schedule.updates_per_round=2 agent.num_envs=4 agent.minibatch_size=100"
+    size += " network.hidden=[8,8]"
     line = f"smoke {size} shift=permute intervention=warm_start,reset_all out=out"
     assert shell(line, entry=main) == 0
     told = capsys.readouterr()
