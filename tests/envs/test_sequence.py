@@ -192,7 +192,7 @@ def test_a_life_that_goes_from_game_to_game():
         "network": {"hidden": [8]},
         "agent": {"num_envs": 4, "num_steps": 20, "minibatch_size": 20},
         "probes": {},
-        "schedule": {"rounds": 3, "updates": 4, "log_every": 4, "eval_episodes": 20},
+        "schedule": {"rounds": 3, "updates_per_round": 4, "log_every": 4, "eval_episodes": 20},
         "seed": [0, 1],
     }
     runs = pl.from_config(config)
