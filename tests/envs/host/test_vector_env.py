@@ -108,7 +108,7 @@ def test_host_sequence_plays_one_game_after_another():
     with pytest.raises(SettingError, match="must be 0 under switch_game: small\\+large"):
         check_run(run.replace(schedule=Schedule(shift_duration=2)))
     mixed = HostSequence(HostGames((small, Numbers(id=HOST_ID, levels=8)), ("a", "b")))
-    with pytest.raises(SettingError, match=r"env\.games='a\+b': must all have numbers"):
+    with pytest.raises(SettingError, match=r"env\.games='a\+b': must all have continuous"):
         check_run(run.replace(env=mixed))
 
 
