@@ -1,7 +1,7 @@
 """Domain shifts: pure functions from the task of one round to the task of the next."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,22 @@ __all__ = [
     "Tint",
     "ValueSchedule",
     "Window",
-    "interpolate",
 ]
+
+T = TypeVar("T")
 
 
 class Shift(Struct):
-    """A change of the task at the boundary between two rounds."""
+    """A change of the task at the boundary between two rounds.
+
+    Attributes:
+      needs_levels: whether it applies only to environments with levels.
+      changes_env: whether it changes levels or dynamics, rather than how observations, actions and
+        rewards are transformed.
+    """
 
     needs_levels: ClassVar[bool] = False
-    changes_env: ClassVar[bool] = False  # whether it changes levels or dynamics
+    changes_env: ClassVar[bool] = False
 
     def check(self, env: Env) -> None:
         """Raises `SettingError` if the shift does not apply to `env`."""
@@ -44,63 +51,25 @@ class Shift(Struct):
 
     @property
     def name(self) -> str:
-        """The default name of the shift."""
+        """The name of the shift, unless it is given another."""
         return snake_case(type(self).__name__)
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
-        """Returns the task of the first round.
-
-        Args:
-          task: the environment's task.
-          env: the environment.
-          key: a random key.
-        """
+        """Returns the task of the first round for the environment's own."""
         return task
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        """Returns the task of a round.
-
-        Args:
-          task: the task of the round before.
-          round: the round, from 1 for the second.
-          key: a random key.
-        """
+        """Returns the task of `round`, at least 1, for that of the round before."""
         raise NotImplementedError
 
 
-class _FieldShift(Shift):
-    """Base of shifts that replace one field of the task, given its value in the last round."""
-
-    task_field: ClassVar[str]
-
-    def initial_value(self, env: Env) -> Array:
-        """Returns the field's value in the first round, which changes nothing."""
-        raise NotImplementedError
-
-    def next_value(self, value: Array, key: Array) -> Array:
-        """Draws the field's value in the next round."""
-        raise NotImplementedError
-
-    def begin(self, task: Task, env: Env, key: Array) -> Task:
-        return self._with_value(task, self.initial_value(env))
-
-    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        return self._with_value(task, self.next_value(getattr(task, self.task_field), key))
-
-    def _with_value(self, task: Task, value: Array) -> Task:
-        field: dict[str, Any] = {self.task_field: value}
-        return task._replace(**field)
-
-
-class Permute(_FieldShift):
-    """Composes a fresh uniform permutation of the observation's entries onto the last one.
+class Permute(Shift):
+    """Composes a new uniform permutation of the observation's entries with the last one.
 
     Attributes:
-      grid: the number of equal blocks along each side of an image. Blocks are permuted as a whole,
-        as the study does with CoinRun; 0 permutes single entries.
+      grid: the number of rows and of columns of equal blocks that an image is cut into; the blocks
+        are permuted whole, as the study does with CoinRun. 0 permutes single entries.
     """
-
-    task_field: ClassVar[str] = "permutation"
 
     grid: int = static_field(0, ge=0)
 
@@ -110,14 +79,16 @@ class Permute(_FieldShift):
             raise SettingError(
                 f"shift.{self.name}.grid",
                 self.grid,
-                f"must divide the height and width of an image; {env.name} shows {shape}",
+                f"must divide the height and width of an image; {env.name} has shape {shape}",
             )
 
-    def initial_value(self, env: Env) -> Array:
-        return jnp.arange(self.grid**2 or math.prod(env.observation_shape), dtype=jnp.int32)
+    def begin(self, task: Task, env: Env, key: Array) -> Task:
+        size = self.grid**2 or math.prod(env.observation_shape)
+        return task._replace(permutation=jnp.arange(size, dtype=jnp.int32))
 
-    def next_value(self, value: Array, key: Array) -> Array:
-        return jax.random.permutation(key, value)
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        permutation = _initialized(task.permutation, self)
+        return task._replace(permutation=jax.random.permutation(key, permutation))
 
 
 class Window(Shift):
@@ -132,36 +103,33 @@ class Window(Shift):
 
 
 class Expand(Shift):
-    """Grows the level set by its initial size; the old levels stay."""
+    """Grows the level set by the size it had in the first round; the old levels stay."""
 
     needs_levels: ClassVar[bool] = True
     changes_env: ClassVar[bool] = True
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         levels = task.levels
-        return task._replace(levels=levels._replace(size=levels.size + levels.initial_size))
+        return task._replace(levels=levels._replace(size=levels.size + levels.step))
 
 
-class PermuteActions(_FieldShift):
-    """Composes a fresh uniform permutation of the actions onto the last one."""
+class PermuteActions(Shift):
+    """Composes a new uniform permutation of the actions with the last one."""
 
-    task_field: ClassVar[str] = "action_permutation"
+    def begin(self, task: Task, env: Env, key: Array) -> Task:
+        return task._replace(action_permutation=jnp.arange(env.num_actions, dtype=jnp.int32))
 
-    def initial_value(self, env: Env) -> Array:
-        return jnp.arange(env.num_actions, dtype=jnp.int32)
-
-    def next_value(self, value: Array, key: Array) -> Array:
-        return jax.random.permutation(key, value)
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        permutation = _initialized(task.action_permutation, self)
+        return task._replace(action_permutation=jax.random.permutation(key, permutation))
 
 
-class Tint(_FieldShift):
-    """Multiplies each channel of an image by a fresh factor, log-uniform; none in round 1.
+class Tint(Shift):
+    """Multiplies each channel of an image by a new factor each round, log-uniform; by 1 in round 1.
 
     Attributes:
       strength: factors lie between exp(-strength) and exp(strength).
     """
-
-    task_field: ClassVar[str] = "gain"
 
     strength: float = field(1.0, gt=0)
 
@@ -170,20 +138,20 @@ class Tint(_FieldShift):
             raise SettingError(
                 "shift",
                 self.name,
-                f"needs images; {env.name} shows {env.observation_shape}",
+                f"needs images; {env.name} has observations of shape {env.observation_shape}",
             )
 
-    def initial_value(self, env: Env) -> Array:
-        return jnp.ones(env.observation_shape)
+    def begin(self, task: Task, env: Env, key: Array) -> Task:
+        return task._replace(gain=jnp.ones(env.observation_shape))
 
-    def next_value(self, value: Array, key: Array) -> Array:
-        shape, strength = value.shape, self.strength
-        log = jax.random.uniform(key, shape[-1:], minval=-strength, maxval=strength)
-        return jnp.broadcast_to(jnp.exp(log), shape)
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        shape, strength = _initialized(task.gain, self).shape, self.strength
+        log_gain = jax.random.uniform(key, shape[-1:], minval=-strength, maxval=strength)
+        return task._replace(gain=jnp.broadcast_to(jnp.exp(log_gain), shape))
 
 
-class Offset(_FieldShift):
-    """Adds a fresh constant to every entry of the observation, uniform; none in round 1.
+class Offset(Shift):
+    """Adds a new constant to each entry of the observation each round, uniform; 0 in round 1.
 
     As in the drifting control tasks of Muppidi et al. (2024).
 
@@ -191,23 +159,23 @@ class Offset(_FieldShift):
       max_offset: constants lie between -max_offset and max_offset.
     """
 
-    task_field: ClassVar[str] = "bias"
-
     max_offset: float = field(2.0, gt=0)
 
-    def initial_value(self, env: Env) -> Array:
-        return jnp.zeros(env.observation_shape)
+    def begin(self, task: Task, env: Env, key: Array) -> Task:
+        return task._replace(bias=jnp.zeros(env.observation_shape))
 
-    def next_value(self, value: Array, key: Array) -> Array:
-        max_offset = self.max_offset
-        return jax.random.uniform(key, value.shape, minval=-max_offset, maxval=max_offset)
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        shape, max_offset = _initialized(task.bias, self).shape, self.max_offset
+        return task._replace(
+            bias=jax.random.uniform(key, shape, minval=-max_offset, maxval=max_offset)
+        )
 
 
 class ValueSchedule(Shift):
-    """Base of shifts that set one number to the values of a list, round by round.
+    """Base class of shifts that set a number to the values of a list, one a round.
 
     Attributes:
-      values: the value in each round, repeated cyclically.
+      values: the value in each round; the list repeats.
     """
 
     values: tuple[float, ...] = static_field((0.0,), least=1)
@@ -225,10 +193,10 @@ class ValueSchedule(Shift):
 
 
 class Noise(ValueSchedule):
-    """Adds Gaussian noise to every entry of the observation, drawn at each step.
+    """Adds normal noise to every entry of the observation, drawn at each step.
 
     Attributes:
-      values: the standard deviation in each round, repeated cyclically.
+      values: the standard deviation of the noise in each round; the list repeats.
     """
 
     values: tuple[float, ...] = static_field((0.0, 0.1, 0.2), ge=0, least=1)
@@ -238,12 +206,12 @@ class Noise(ValueSchedule):
 
 
 class StickyActions(ValueSchedule):
-    """Repeats the last action with some probability (Machado et al. 2018).
+    """Repeats the last action, whatever the agent does, at random (Machado et al. 2018).
 
-    The last action before an episode's first step is 0.
+    At the first step of an episode the last action is action 0.
 
     Attributes:
-      values: the probability in each round, repeated cyclically.
+      values: the probability of repeating in each round; the list repeats.
     """
 
     values: tuple[float, ...] = static_field((0.0, 0.25), ge=0, le=1, least=1)
@@ -253,12 +221,12 @@ class StickyActions(ValueSchedule):
 
 
 class RewardScale(ValueSchedule):
-    """Multiplies rewards by a number, which may flip their sign.
+    """Multiplies rewards by a number, which may be negative.
 
-    Reported returns are scaled, too.
+    Returns are sums of the scaled rewards.
 
     Attributes:
-      values: the factor in each round, repeated cyclically.
+      values: the number in each round; the list repeats.
     """
 
     values: tuple[float, ...] = static_field((1.0, -1.0), least=1)
@@ -271,8 +239,8 @@ class Dynamics(ValueSchedule):
     """Sets a parameter of the environment's dynamics, such as Gather's `slip`.
 
     Attributes:
-      values: the value in each round, repeated cyclically.
-      parameter: the environment's name of the parameter.
+      values: the value in each round; the list repeats.
+      parameter: the name of the parameter.
     """
 
     changes_env: ClassVar[bool] = True
@@ -281,7 +249,7 @@ class Dynamics(ValueSchedule):
     parameter: str = static_field("slip")
 
     def check(self, env: Env) -> None:
-        allowed = _find_parameter(self, self.parameter, env)
+        allowed = _parameter_range(self, self.parameter, env)
         for value in self.values:
             if value not in allowed:
                 raise SettingError(f"shift.{self.name}.values", self.values, f"must be {allowed}")
@@ -294,8 +262,8 @@ class SwitchGame(Dynamics):
     """Switches to another game of a sequence of environments.
 
     Attributes:
-      values: the index of the game in each round, repeated cyclically.
-      parameter: the sequence's name of that index.
+      values: the index of the game in each round; the list repeats.
+      parameter: the name of the sequence's parameter for that index.
     """
 
     values: tuple[float, ...] = static_field((0.0, 1.0), least=1)
@@ -303,12 +271,12 @@ class SwitchGame(Dynamics):
 
 
 class RandomDynamics(Shift):
-    """Draws a parameter of the environment's dynamics for each round, log-uniform.
+    """Draws a parameter of the environment's dynamics each round, log-uniformly.
 
     As the friction of the slippery ant (Dohare et al. 2024).
 
     Attributes:
-      parameter: the environment's name of the parameter.
+      parameter: the name of the parameter.
       low: the lower bound.
       high: the upper bound.
     """
@@ -320,7 +288,7 @@ class RandomDynamics(Shift):
     high: float = field(0.5, gt=0)
 
     def check(self, env: Env) -> None:
-        allowed = _find_parameter(self, self.parameter, env)
+        allowed = _parameter_range(self, self.parameter, env)
         for name, value in (("low", self.low), ("high", self.high)):
             if value not in allowed:
                 raise SettingError(f"shift.{self.name}.{name}", value, f"must be {allowed}")
@@ -337,7 +305,7 @@ class RandomDynamics(Shift):
 
 
 class Shifts(Chain[Shift]):
-    """Shifts applied in order at every boundary; an empty chain is the control."""
+    """The shifts of a run, applied in order at every boundary; none for the control."""
 
     @property
     def name(self) -> str:
@@ -350,78 +318,87 @@ class Shifts(Chain[Shift]):
             part.check(env)
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
-        """Returns the task of the first round.
-
-        Args:
-          task: the environment's task.
-          env: the environment.
-          key: a random key.
-        """
+        """Returns the task of the first round for the environment's own."""
         for i, part in enumerate(self.parts):
             task = part.begin(task, env, jax.random.fold_in(key, i))
         return task
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        """Returns the task of `round`, given that of the round before."""
+        """Returns the task of `round`, at least 1, for that of the round before."""
         for i, part in enumerate(self.parts):
             task = part(task, round, jax.random.fold_in(key, i))
         return task
 
 
 def interpolate(old: Task, new: Task, fraction: Array, key: Array) -> Task:
-    """Interpolates between two tasks, whatever shifts lie between them.
+    """Returns a task between two tasks, under any shifts.
 
-    Numbers are interpolated linearly and level sets level by level. Of a permutation, a fraction of
-    the entries, in random order, has its new place.
+    Numbers are interpolated linearly, and level sets in whole levels. Of a permutation a fraction
+    of the entries, in random order, is where it is in the new one.
 
     Args:
-      old: the task of the last round.
-      new: the task of this round.
-      fraction: how far to interpolate, in [0, 1]. float32 [].
-      key: a random key, the same throughout a round.
+      old: the task of the round before.
+      new: that of this round.
+      fraction: 0 for the old task, 1 for the new. float32 [].
+      key: the same throughout a round.
     """
     permutation_key, actions_key = jax.random.split(key)
     return Task(
         levels=_interpolate_levels(old.levels, new.levels, fraction),
-        dynamics=_interpolate_values(old.dynamics, new.dynamics, fraction),
-        gain=_interpolate_values(old.gain, new.gain, fraction),
-        bias=_interpolate_values(old.bias, new.bias, fraction),
-        noise=_interpolate_values(old.noise, new.noise, fraction),
+        dynamics=_interpolate_numbers(old.dynamics, new.dynamics, fraction),
+        gain=_interpolate_numbers(old.gain, new.gain, fraction),
+        bias=_interpolate_numbers(old.bias, new.bias, fraction),
+        noise=_interpolate_numbers(old.noise, new.noise, fraction),
         permutation=_interpolate_permutation(
             old.permutation, new.permutation, fraction, permutation_key
         ),
         action_permutation=_interpolate_permutation(
             old.action_permutation, new.action_permutation, fraction, actions_key
         ),
-        sticky_prob=_interpolate_values(old.sticky_prob, new.sticky_prob, fraction),
-        reward_scale=_interpolate_values(old.reward_scale, new.reward_scale, fraction),
+        sticky_prob=_interpolate_numbers(old.sticky_prob, new.sticky_prob, fraction),
+        reward_scale=_interpolate_numbers(old.reward_scale, new.reward_scale, fraction),
     )
 
 
-def _find_parameter(shift: Shift, name: str, env: Env) -> Range:
-    """Returns the allowed values of a parameter of an environment's dynamics."""
-    known = env.dynamics
-    if name not in known:
+def _initialized(value: T | None, shift: Shift) -> T:
+    """Returns a field of a task that `shift.begin` sets.
+
+    Raises:
+      ValueError: it is None: the task does not come from `shift.begin`.
+    """
+    if value is None:
+        raise ValueError(f"{shift.name} needs a task that its begin() returned")
+    return value
+
+
+def _parameter_range(shift: Shift, name: str, env: Env) -> Range:
+    """Returns the values that a parameter of an environment's dynamics may have.
+
+    Raises:
+      SettingError: the environment has no such parameter.
+    """
+    dynamics = env.dynamics
+    if name not in dynamics:
         raise SettingError(
             f"shift.{shift.name}.parameter",
             name,
-            f"must be one of {', '.join(known)}" if known else f"{env.name} has none to set",
+            f"must be one of {', '.join(dynamics)}" if dynamics else f"{env.name} has none to set",
         )
-    return known[name]
+    return dynamics[name]
 
 
-def _interpolate_values(old: Any, new: Any, fraction: Array) -> Any:
-    """Interpolates linearly. Equal to `new` to the bit at 1."""
-    return jax.tree.map(lambda one, other: (1 - fraction) * one + fraction * other, old, new)
+def _interpolate_numbers(old: Any, new: Any, fraction: Array) -> Any:
+    """Interpolates trees of numbers linearly; equal to `new` to the bit at 1."""
+    return jax.tree.map(lambda x, y: (1 - fraction) * x + fraction * y, old, new)
 
 
 def _interpolate_levels(old: Levels, new: Levels, fraction: Array) -> Levels:
-    """Interpolates between two level sets, level by level."""
+    """Interpolates level sets in whole levels."""
 
     def between(old: Array | int, new: Array | int) -> Array:
         return old + jnp.floor(fraction * (new - old)).astype(jnp.int32)
 
-    return Levels(between(old.first, new.first), between(old.size, new.size), new.initial_size)
+    return Levels(between(old.first, new.first), between(old.size, new.size), new.step)
 
 
 def _interpolate_permutation(
@@ -429,19 +406,19 @@ def _interpolate_permutation(
 ) -> Array | None:
     """Returns a permutation [D] with a fraction of the entries, in random order, as in `new`.
 
-    Starts at `old` and swaps one entry after another into its new place.
+    From `old` on, one entry after another is swapped with the one that is in its new position.
     """
     if old is None or new is None:
         return None
-    order, target = jax.random.permutation(key, len(new)), new
+    order = jax.random.permutation(key, len(new))
 
     def swap(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        now, where = carry  # entries, and where each of them is
-        place = order[i]
-        entry, displaced = target[place], now[place]
-        other = where[entry]
-        now = now.at[other].set(displaced).at[place].set(entry)
-        return now, where.at[displaced].set(other).at[entry].set(place)
+        entries, positions = carry  # positions is the inverse of entries
+        position = order[i]
+        entry, displaced = new[position], entries[position]
+        other = positions[entry]
+        entries = entries.at[other].set(displaced).at[position].set(entry)
+        return entries, positions.at[displaced].set(other).at[entry].set(position)
 
     count = jnp.floor(fraction * len(new)).astype(jnp.int32)
     return jax.lax.fori_loop(0, count, swap, (old, jnp.argsort(old)))[0]

@@ -46,12 +46,12 @@ def tasks(shifts, seed=3):
     return jax.device_get(out)
 
 
-def ids(task):
+def level_ids(task):
     """The set of level ids of a task."""
     return set(range(task.levels.first, task.levels.first + task.levels.size))
 
 
-def test_blocks_of_an_image_keep_what_is_in_them():
+def test_permute_obs_moves_whole_blocks():
     """Would catch blocks that are transposed, mixed channels, or a grid of another shape."""
     image = jnp.arange(6 * 4 * 3).reshape(6, 4, 3)
     order = np.array([3, 0, 1, 2])
@@ -69,7 +69,7 @@ def test_blocks_of_an_image_keep_what_is_in_them():
         Shifts.of(Permute(grid=16)).check(ENV)
 
 
-def test_permute_composes_fresh_permutations():
+def test_permute_composes_new_permutations():
     """Would catch entries lost or doubled, a permutation used twice, or levels that move."""
     seen = [task.permutation for task in tasks(Shifts.of(Permute()))]
     assert np.array_equal(seen[0], np.arange(363))
@@ -79,10 +79,12 @@ def test_permute_composes_fresh_permutations():
     moves = [np.argsort(old)[new] for old, new in pairwise(seen)]
     assert len({move.tobytes() for move in moves}) == ROUNDS - 1
     assert max(np.sum(move == np.arange(363)) for move in moves) < 8
-    assert all(ids(task) == ids(tasks(Shifts())[0]) for task in tasks(Shifts.of(Permute())))
+    assert all(
+        level_ids(task) == level_ids(tasks(Shifts())[0]) for task in tasks(Shifts.of(Permute()))
+    )
 
 
-def test_view_composes_with_what_the_agent_saw():
+def test_task_transform_obs_permutes_entries():
     """Would catch the permutation applied the wrong way round, or to the wrong axis."""
     observation = np.arange(363, dtype=np.float32).reshape(11, 11, 3)
     task = ENV.task(0)._replace(permutation=jnp.roll(jnp.arange(363), 1))
@@ -91,16 +93,16 @@ def test_view_composes_with_what_the_agent_saw():
     assert np.array_equal(seen.reshape(-1), np.roll(np.arange(363), 1))
 
 
-def test_windows_are_disjoint_and_adjacent():
+def test_window_level_sets_are_disjoint_and_adjacent():
     """Would catch levels met again in a later round."""
-    windows = [ids(task) for task in tasks(Shifts.of(Window()))]
+    windows = [level_ids(task) for task in tasks(Shifts.of(Window()))]
     assert all(len(window) == 7 for window in windows)
     assert set.union(*windows) == set(range(60_000, 60_000 + 7 * ROUNDS))
 
 
 def test_expand_grows_linearly_and_keeps_old_levels():
     """Would catch growth that doubles, or a window in disguise."""
-    sets = [ids(task) for task in tasks(Shifts.of(Expand()))]
+    sets = [level_ids(task) for task in tasks(Shifts.of(Expand()))]
     assert [len(levels) for levels in sets] == [7 * (i + 1) for i in range(ROUNDS)]
     assert all(old < new for old, new in pairwise(sets))
 
@@ -110,13 +112,13 @@ def test_shifts_compose():
     both = tasks(Shifts.of(Permute(), Window()))
     windows, permuted = tasks(Shifts.of(Window())), tasks(Shifts.of(Permute()))
     for task, window, permutation in zip(both, windows, permuted, strict=True):
-        assert ids(task) == ids(window)
+        assert level_ids(task) == level_ids(window)
         assert np.array_equal(task.permutation, permutation.permutation)
     twice = tasks(Shifts.of(Permute(), Permute()))[1].permutation
     assert not np.array_equal(twice, permuted[1].permutation)
 
 
-def test_none_changes_nothing():
+def test_shifts_without_parts_change_nothing():
     """Would catch a control that shifts."""
     first, *later = tasks(Shifts())
     for task in later:
@@ -124,18 +126,20 @@ def test_none_changes_nothing():
 
 
 @pytest.mark.parametrize("shift", [Permute(), Window(), Expand()])
-def test_held_out_levels_are_never_trained_on(shift):
+def test_task_held_out_levels_are_never_trained_on(shift):
     """Would catch a test set that a later round trains on, of this seed or of its neighbours."""
     rounds = tasks(Shifts.of(shift))
-    trained = set.union(*(ids(task) for s in (2, 3, 4, 103) for task in tasks(Shifts.of(shift), s)))
+    trained = set.union(
+        *(level_ids(task) for s in (2, 3, 4, 103) for task in tasks(Shifts.of(shift), s))
+    )
     for task in rounds:
         held_out = task.held_out()
-        assert len(ids(held_out)) == len(ids(task))
-        assert not trained & ids(held_out)
+        assert len(level_ids(held_out)) == len(level_ids(task))
+        assert not trained & level_ids(held_out)
         jax.tree.map(np.testing.assert_array_equal, held_out._replace(levels=task.levels), task)
 
 
-def test_the_seed_alone_makes_the_shift(tiny_run):
+def test_shift_key_depends_on_seed_and_round_alone(tiny_run):
     """Would catch a shift's key that depends on the intervention, or not on the seed or round."""
     key_of = lambda run, count: tuple(  # noqa: E731
         np.asarray(jax.random.key_data(key_for(run.seed, Stream.SHIFT, count)))
@@ -151,8 +155,8 @@ N = 2_000
 SHOWN = np.random.default_rng(0).normal(size=(11, 11, 3)).astype(np.float32)
 
 
-def walked(task, action):
-    """N environments of a task after `action` in each of three steps: states, last observation."""
+def rollout(task, action):
+    """Repeats `action` for three steps in N environments. Returns the steps, and observations."""
     env = TaskWrapper(ENV)
     reset_keys, *step_keys = jax.random.split(jax.random.key(1), (4, N))
     state, states = jax.vmap(env.reset, (None, 0))(task, reset_keys), []
@@ -163,18 +167,18 @@ def walked(task, action):
     return states, jax.vmap(env.observe, (None, 0))(task, state)
 
 
-def test_permuted_actions_mean_another_action():
+def test_permute_actions_changes_the_effect_of_an_action():
     """Would catch the permutation applied the wrong way round, or rounds that do not compose."""
     seen = [task.action_permutation for task in tasks(Shifts.of(PermuteActions()))]
     assert all(sorted(actions) == [0, 1, 2, 3] for actions in seen)
     assert len({tuple(actions) for actions in seen}) > 3
     task = ENV.task(0)._replace(action_permutation=jnp.array([1, 2, 3, 0]))
-    (first, *_), _ = walked(task, 0)
-    (plain, *_), _ = walked(ENV.task(0), 1)
+    (first, *_), _ = rollout(task, 0)
+    (plain, *_), _ = rollout(ENV.task(0), 1)
     np.testing.assert_array_equal(first.state.inner.agent, plain.state.inner.agent)
 
 
-def test_what_is_seen_may_be_tinted_offset_and_noisy():
+def test_tint_offset_and_noise_transform_observations():
     """Would catch entries in place of channels, a draw that is kept, or noise that stands still."""
     tinted = tasks(Shifts.of(Tint(strength=0.5)))
     assert (tinted[0].gain == 1).all()
@@ -193,33 +197,33 @@ def test_what_is_seen_may_be_tinted_offset_and_noisy():
 
     noisy = tasks(Shifts.of(Noise(values=(0.0, 0.5))))
     assert [float(task.noise) for task in noisy] == [0, 0.5] * 5
-    (_, earlier, later), seen = walked(noisy[1], 0)
+    (_, earlier, later), seen = rollout(noisy[1], 0)
     added = seen - jax.vmap(ENV.observe, (None, 0))(noisy[1], later.state.inner)
     assert np.std(added) == pytest.approx(0.5, rel=0.01)
     assert np.mean(added) == pytest.approx(0, abs=0.01)
     assert not np.array_equal(earlier.state.noise, later.state.noise)
 
 
-def test_sticky_actions_repeat_as_often_as_they_should():
+def test_sticky_actions_repeat_with_their_probability():
     """Would catch the agent's action kept in place of the environment's, or one draw for all."""
     sticky = tasks(Shifts.of(StickyActions(values=(0.25,))))[0]
-    steps, _ = walked(sticky, 1)
+    steps, _ = rollout(sticky, 1)
     taken = np.stack([step.state.last_action for step in steps])
     # Action 0 goes on only while no draw has come out otherwise.
     assert (taken == 0).mean(axis=1) == pytest.approx([1 / 4, 1 / 16, 1 / 64], abs=0.02)
-    always, _ = walked(sticky._replace(sticky_prob=jnp.float32(1)), 1)
+    always, _ = rollout(sticky._replace(sticky_prob=jnp.float32(1)), 1)
     assert (always[-1].state.last_action == 0).all()
 
 
-def test_rewards_are_scaled_and_dynamics_are_set():
+def test_reward_scale_and_dynamics_set_their_values():
     scaled = tasks(Shifts.of(RewardScale(values=(1.0, -2.0))))
-    for one, other in zip(walked(scaled[1], 2)[0], walked(ENV.task(3), 2)[0], strict=True):
+    for one, other in zip(rollout(scaled[1], 2)[0], rollout(ENV.task(3), 2)[0], strict=True):
         np.testing.assert_array_equal(one.reward, -2 * other.reward)
     slippery = tasks(Shifts.of(Dynamics(parameter="slip", values=(0.0, 1.0))))
-    (calm, *_), _ = walked(slippery[0], 1)
-    (plain, *_), _ = walked(ENV.task(3), 1)
+    (calm, *_), _ = rollout(slippery[0], 1)
+    (plain, *_), _ = rollout(ENV.task(3), 1)
     np.testing.assert_array_equal(calm.state.inner.agent, plain.state.inner.agent)
-    (wild, *_), _ = walked(slippery[1], 1)
+    (wild, *_), _ = rollout(slippery[1], 1)
     # From the middle a random action is up, right, down or left; walls keep some where they are.
     places, counts = np.unique(wild.state.inner.agent, return_counts=True)
     assert set(places) - {60} == {49, 61, 71, 59}
@@ -230,7 +234,7 @@ def test_rewards_are_scaled_and_dynamics_are_set():
 
 
 @pytest.mark.parametrize(
-    ("shift", "said"),
+    ("shift", "message"),
     [
         (Dynamics(parameter="gravity"), "gravity': must be one of slip"),
         (Dynamics(values=(0.0, 1.5)), "must be a finite number >= 0 and <= 1"),
@@ -238,14 +242,17 @@ def test_rewards_are_scaled_and_dynamics_are_set():
         (RandomDynamics(low=0.5, high=0.1), "low=0.5: must be at most 0.1"),
     ],
 )
-def test_what_an_environment_cannot_do_is_refused(tiny_run, shift, said):
-    with pytest.raises(SettingError, match=said):
+def test_dynamics_refuse_what_the_environment_lacks(tiny_run, shift, message):
+    with pytest.raises(SettingError, match=message):
         check_run(tiny_run(shift=Shifts.of(shift)))
 
 
-def test_images_and_levels_are_needed_where_they_are(tiny_run):
-    for shift, said in ((Tint(), "needs images"), (Window(), "needs an environment with levels")):
-        with pytest.raises(SettingError, match=said):
+def test_shifts_refuse_environments_without_images_or_levels(tiny_run):
+    for shift, message in (
+        (Tint(), "needs images"),
+        (Window(), "needs an environment with levels"),
+    ):
+        with pytest.raises(SettingError, match=message):
             check_run(tiny_run(env=CartPole(), shift=Shifts.of(shift)))
     with pytest.raises(
         SettingError, match=r"shift_duration=3: must be at most schedule\.updates_per_round=2"
@@ -258,7 +265,7 @@ EVERY = Shifts.of(
 )
 
 
-def test_a_gradual_shift_leads_from_the_old_task_to_the_new():
+def test_interpolate_goes_from_the_old_task_to_the_new():
     """Would catch an end that is not reached to the bit, or a permutation that loses entries."""
     old, new = tasks(EVERY)[:2]
     part_way = jax.jit(interpolate)
@@ -267,30 +274,30 @@ def test_a_gradual_shift_leads_from_the_old_task_to_the_new():
     jax.tree.map(np.testing.assert_array_equal, at[0], old)
     jax.tree.map(np.testing.assert_array_equal, at[-1], new)
     settled = []
-    for task, share in zip(at[1:3], (0.25, 0.5), strict=True):
+    for task, fraction in zip(at[1:3], (0.25, 0.5), strict=True):
         assert np.array_equal(np.sort(task.permutation), np.arange(363))
         settled.append(set(np.flatnonzero(task.permutation == new.permutation)))
-        assert len(settled[-1]) == pytest.approx(share * 363, abs=5)
-        assert task.levels.first - old.levels.first == int(share * 7)
-        assert task.dynamics["slip"] == pytest.approx(share * 0.4)
-        np.testing.assert_allclose(task.bias, share * new.bias, rtol=1e-6)
+        assert len(settled[-1]) == pytest.approx(fraction * 363, abs=5)
+        assert task.levels.first - old.levels.first == int(fraction * 7)
+        assert task.dynamics["slip"] == pytest.approx(fraction * 0.4)
+        np.testing.assert_allclose(task.bias, fraction * new.bias, rtol=1e-6)
     assert settled[0] <= settled[1]
 
 
-def test_a_lifetime_goes_through_a_gradual_shift(tiny_run):
+def test_train_updates_interpolate_a_gradual_shift(tiny_run):
     """Would catch a shift that begins late, or is not over when it should be."""
     run = tiny_run(shift=EVERY)
     run = run.replace(schedule=run.schedule.replace(updates_per_round=5, shift_duration=4))
-    advance = jax.jit(loop.train_updates)
+    train_updates = jax.jit(loop.train_updates)
     state, sudden = loop.init(run), run.shift(loop.init(run).task, 1, key_of_shift(run))
-    state, _ = advance(run, state, 5)
+    state, _ = train_updates(run, state, 5)
     before = jax.device_get(state.task)
     state = loop.start_round(run, state)
-    shares = []
+    fractions = []
     for _ in range(5):
-        shares.append(float(state.task.dynamics["slip"]) / 0.4)
-        state, _ = advance(run, state, 1)
-    assert shares == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+        fractions.append(float(state.task.dynamics["slip"]) / 0.4)
+        state, _ = train_updates(run, state, 1)
+    assert fractions == pytest.approx([0, 0.25, 0.5, 0.75, 1])
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.task), jax.device_get(sudden))
     assert not np.array_equal(before.permutation, state.task.permutation)
     # What probes look at is the round's own task all along.

@@ -6,11 +6,9 @@ from plasticity.envs.cartpole import *
 from plasticity.envs.gather import *
 from plasticity.envs.gymnax import *
 from plasticity.envs.host import envpool, gymnasium, mujoco, vector_env
-from plasticity.envs.host import sequence as host_sequence
 from plasticity.envs.host.envpool import *
 from plasticity.envs.host.gymnasium import *
 from plasticity.envs.host.mujoco import *
-from plasticity.envs.host.sequence import *
 from plasticity.envs.host.vector_env import *
 from plasticity.envs.navix import *
 from plasticity.envs.sequence import *
@@ -20,10 +18,9 @@ __all__ += base.__all__
 __all__ += cartpole.__all__
 __all__ += gather.__all__
 __all__ += gymnax.__all__
-__all__ += navix.__all__
-__all__ += sequence.__all__
 __all__ += envpool.__all__
 __all__ += gymnasium.__all__
 __all__ += mujoco.__all__
 __all__ += vector_env.__all__
-__all__ += host_sequence.__all__
+__all__ += navix.__all__
+__all__ += sequence.__all__

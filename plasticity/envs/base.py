@@ -1,4 +1,4 @@
-"""The interface of environments."""
+"""The protocol of environments."""
 
 import importlib
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plasticity.envs.task import HELD_OUT, LEVELS_PER_SEED, Levels, Task
+from plasticity.envs.task import HELD_OUT, LEVELS_PER_SEED, AnyArray, Levels, Task
 from plasticity.struct import Range, SettingError, Struct
 
 __all__ = ["CompiledEnv", "Env", "Levels", "Step", "Task"]
@@ -31,12 +31,12 @@ class Env(Struct):
 
     @property
     def num_actions(self) -> int:
-        """The number of discrete actions, or the size of a continuous action."""
+        """The number of discrete actions; or the dimension of a continuous one."""
         raise NotImplementedError
 
     @property
     def continuous_actions(self) -> bool:
-        """Whether an action is a vector [num_actions], which environments clip to [-1, 1]."""
+        """Whether an action is a vector [num_actions]; the environment clips it to [-1, 1]."""
         return False
 
     @property
@@ -46,29 +46,29 @@ class Env(Struct):
 
     @property
     def dynamics(self) -> Mapping[str, Range]:
-        """The parameters of the dynamics that a task may set, with their allowed values."""
+        """The parameters of its dynamics that a task may set, by name, and their ranges."""
         return {}
 
     @property
     def supports_midround_change(self) -> bool:
-        """Whether levels and dynamics can change while episodes are in progress."""
+        """Whether levels and dynamics can change while episodes are running."""
         return True
 
     def check(self) -> None:
         """Raises `SettingError` if there is no such environment, or it cannot be used."""
 
     def task(self, seed: Array | int) -> Task:
-        """Returns the task before any shift."""
+        """Returns the task of the first round, before any shift."""
         size = jnp.asarray(1 if self.num_levels is None else self.num_levels, jnp.int32)
         levels = Levels(jnp.asarray(seed, jnp.int32) * (LEVELS_PER_SEED + HELD_OUT), size, size)
         return Task(levels, dynamics={})
 
 
 class Step(NamedTuple):
-    """One step of an environment.
+    """The result of one step of an environment.
 
-    `terminated` ends an episode in a terminal state, whose value is 0. `truncated` cuts it off:
-    later rewards are estimated by the value of the state that was reached.
+    `terminated` ends an episode in a terminal state, whose value is 0. `truncated` cuts it off: the
+    return after it is estimated by the value of the state that was reached.
     """
 
     state: State
@@ -78,16 +78,16 @@ class Step(NamedTuple):
 
 
 class CompiledEnv(Env):
-    """A JAX environment: pure functions of (task, state), batched by `vmap`."""
+    """A JAX environment: pure functions of (task, state) for one environment, to be vmapped."""
 
     @property
     def min_episode_steps(self) -> int:
-        """A lower bound on the length of an episode. Bounds the number of resets in a rollout."""
+        """A lower bound on an episode's length, which bounds the resets in a rollout."""
         return 1
 
     @property
     def truncates(self) -> bool:
-        """Whether `step` may return `truncated`. Rollouts are faster if it never does."""
+        """Whether `step` may return `truncated`. False saves time where it never does."""
         return True
 
     def reset(self, task: Task, key: Array) -> State:
@@ -95,22 +95,34 @@ class CompiledEnv(Env):
         raise NotImplementedError
 
     def observe(self, task: Task, state: State) -> Array:
-        """Returns the observation of `state`, before `task.transform_obs`.
-
-        float32 [*observation_shape].
-        """
+        """Returns the observation before `task.transform_obs`. float32 [*observation_shape]."""
         raise NotImplementedError
 
     def step(self, task: Task, state: State, action: Array, key: Array) -> Step:
-        """Makes one step. The result is ignored where the episode has ended already."""
+        """Makes one step. The result for a state whose episode has ended is ignored."""
         raise NotImplementedError
 
 
+def scale_action(action: AnyArray, low: AnyArray, high: AnyArray) -> AnyArray:
+    """Clips continuous actions to [-1, 1] and scales them to the box [low, high].
+
+    Args:
+      action: JAX or NumPy array, [..., *shape of the box].
+      low: the lower bounds.
+      high: the upper bounds.
+    """
+    return low + (action.clip(-1, 1) + 1) / 2 * (high - low)
+
+
 def import_optional(package: str, extra: str = "envs") -> Any:
-    """Imports a package of one of this project's extras, which only some environments need.
+    """Imports a package that only some environments need.
+
+    Args:
+      package: its import name.
+      extra: this project's extra that installs it.
 
     Raises:
-      SettingError: the package is not installed.
+      SettingError: it is not installed.
     """
     try:
         return importlib.import_module(package)

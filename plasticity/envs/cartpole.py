@@ -1,4 +1,4 @@
-"""CartPole-v1 in JAX: Gymnasium's functional CartPole with Gymnasium's time limit."""
+"""CartPole-v1 in JAX: Gymnasium's functional CartPole, with the time limit of CartPole-v1."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class CartPoleState(NamedTuple):
 
 
 class CartPole(CompiledEnv):
-    """Keep the pole up; the reward is 1 per step. Truncated after `episode_steps`.
+    """CartPole: the reward is 1 a step, and `episode_steps` truncate an episode.
 
     Attributes:
       episode_steps: the time limit.
@@ -73,7 +73,7 @@ class CartPole(CompiledEnv):
 
 
 def _params(task: Task) -> CartPoleParams:
-    """Returns the physics parameters of a task."""
+    """Returns the parameters of the physics under a task."""
     if not task.dynamics:
         return _PARAMS
     length = task.dynamics.get("length", _PARAMS.length)

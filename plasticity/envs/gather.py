@@ -1,8 +1,7 @@
 """Gather: the gridworld of Juliani & Ash (2024), as pure functions.
 
 The agent starts in the middle of a walled 11 x 11 room and has 100 steps to collect gems and to
-keep out of pits. `plasticity.envs.host.gather_minigrid` is the same environment made of MiniGrid's
-objects.
+avoid pits. `plasticity.envs.host.gather_minigrid` is the same environment with MiniGrid's objects.
 """
 
 from collections.abc import Mapping
@@ -22,10 +21,10 @@ CELLS = SIZE * SIZE
 START = CELLS // 2
 NUM_WALLS, NUM_GEMS, NUM_PITS = 10, 5, 5
 
-_LEVELS = 2405_19153 % 2**31  # the root key of all levels, distinct from seeds
+_LEVEL_SEED = 2405_19153 % 2**31  # of the key of all levels, which no run's seed can equal
 _RING = np.pad(np.zeros((SIZE - 2, SIZE - 2), bool), 1, constant_values=True).reshape(-1)
 _ROWS, _COLUMNS = np.divmod(np.arange(CELLS), SIZE)
-# Where walls, gems and pits may lie: rows 2 to 8 and columns 1 to 9, but for the start.
+# The cells of walls, gems and pits: rows 2 to 8 and columns 1 to 9, except the start.
 _FREE = np.flatnonzero((_ROWS >= 2) & (_ROWS <= 8) & ~_RING & (np.arange(CELLS) != START))
 _RED, _GREEN, _BLUE = np.eye(3, dtype=np.float32)
 _GRAY = np.full(3, 0.5, np.float32)
@@ -33,14 +32,14 @@ _MOVES = np.array([-SIZE, 1, SIZE, -1])  # up, right, down, left
 
 
 class Level(NamedTuple):
-    """The layout of a room."""
+    """The layout of an episode's room."""
 
-    walls: Array  # bool [11, 11], the outer ring included
+    walls: Array  # bool [11, 11], including the outer ring
     objects: Array  # int8 [11, 11]: 1 a gem, -1 a pit
 
 
 class GatherState(NamedTuple):
-    """The state of an episode, with cells numbered row by row."""
+    """The state of an episode, with cells in row-major order."""
 
     walls: Array  # bool [121]
     objects: Array  # int8 [121]
@@ -51,18 +50,18 @@ class GatherState(NamedTuple):
 class Gather(CompiledEnv):
     """Collect gems, avoid pits. Actions: 0 up, 1 right, 2 down, 3 left.
 
-    Observations are 11 x 11 x 3, channels last: the agent, the objects (`reward` or `-reward`),
-    the walls; or an image of the room. Every episode lasts `episode_steps` and terminates, as in
-    the reference: nothing is bootstrapped, though the time is not part of the observation.
+    Observations are 11 x 11 x 3, channels last: the agent, the objects (`reward` at gems, `-reward`
+    at pits), the walls; or a picture of the room. Every episode has `episode_steps` steps and
+    terminates then, as in the reference: the bootstrap value is 0, though the time is not observed.
 
     Attributes:
       levels: the size of a level set.
-      reward: the reward of a gem and the cost of a pit. The study's code has 0.75, its text 1.
+      reward: the reward of a gem, and the cost of a pit. The study's code has 0.75, its text 1.
       episode_steps: the length of every episode.
-      pixels: the width and height of the image, 64 in the study; 0 for the three planes. The
-        agent is blue, gems are green, pits red and walls gray, on black.
+      pixels: the width and height of the picture, 64 in the study; 0 for the three planes. In the
+        picture the agent is blue, gems are green, pits red and walls gray, on black.
 
-    A task may set `slip`, the probability that a random action is taken in place of the agent's.
+    A task may set `slip`, the probability that a random action replaces the agent's.
     """
 
     levels: int = field(100, kind=int, ge=1)
@@ -100,10 +99,10 @@ class Gather(CompiledEnv):
         return {"slip": Range(float, ge=0, le=1)}
 
     def level(self, level_id: Array | int) -> Level:
-        """Returns the level of an id: the same for every agent, seed and machine."""
-        # Ranking random bits draws without replacement. Ranks are counted, which needs no sort;
-        # the index breaks the (rare) ties.
-        key = jax.random.fold_in(jax.random.key(_LEVELS, impl="threefry2x32"), level_id)
+        """Returns the level of that id: the same for every agent, seed and machine."""
+        # Ranks of random bits draw without replacement. Counting the smaller ones ranks them
+        # without a sort; the index breaks the (rare) ties.
+        key = jax.random.fold_in(jax.random.key(_LEVEL_SEED, impl="threefry2x32"), level_id)
         bits = jax.random.bits(key, _FREE.shape)
         index = np.arange(_FREE.size)
         below = (bits[None] < bits[:, None]) | (
@@ -146,22 +145,23 @@ class Gather(CompiledEnv):
         )
 
     def _picture(self, state: GatherState) -> Array:
-        things = (jnp.arange(CELLS) == state.agent, state.objects > 0, state.objects < 0)
+        """Returns the observation as a picture. float32 [pixels, pixels, 3]."""
+        planes = (state.objects < 0, state.objects > 0, jnp.arange(CELLS) == state.agent)
         colors = jnp.where(state.walls[:, None], _GRAY, jnp.zeros(3))
-        for thing, color in zip(reversed(things), (_RED, _GREEN, _BLUE), strict=True):
-            colors = jnp.where(thing[:, None], color, colors)
-        cell = np.arange(self.pixels) * SIZE // self.pixels  # that each pixel lies in
+        for plane, color in zip(planes, (_RED, _GREEN, _BLUE), strict=True):
+            colors = jnp.where(plane[:, None], color, colors)
+        cell = np.arange(self.pixels) * SIZE // self.pixels  # the cell of each pixel
         return colors.reshape(SIZE, SIZE, 3)[cell][:, cell]
 
     def step(self, task: Task, state: GatherState, action: Array, key: Array) -> Step:
         if "slip" in task.dynamics:
             slip_key, action_key = jax.random.split(key)
             slips = jax.random.bernoulli(slip_key, task.dynamics["slip"])
-            drawn = jax.random.randint(action_key, (), 0, self.num_actions)
-            action = jnp.where(slips, drawn, action)
+            random_action = jax.random.randint(action_key, (), 0, self.num_actions)
+            action = jnp.where(slips, random_action, action)
         target = state.agent + jnp.asarray(_MOVES, jnp.int32)[action]
         agent = jnp.where(state.walls[target], state.agent, target)
-        collected = state.objects[agent]
+        entered = state.objects[agent]
         steps = state.steps + 1
         return Step(
             state=state._replace(
@@ -169,7 +169,7 @@ class Gather(CompiledEnv):
                 agent=agent,
                 steps=steps,
             ),
-            reward=collected * jnp.asarray(self.reward, jnp.float32),
+            reward=entered * jnp.asarray(self.reward, jnp.float32),
             terminated=steps >= self.episode_steps,
             truncated=jnp.zeros((), bool),
         )

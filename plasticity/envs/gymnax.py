@@ -1,4 +1,4 @@
-"""Gymnax environments by name: MinAtar, classic control and others."""
+"""Gymnax's environments, in JAX: MinAtar's games, classic control and others."""
 
 import functools
 import math
@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plasticity.envs.base import Array, CompiledEnv, Step, Task, import_optional
-from plasticity.envs.task import scale_action
+from plasticity.envs.base import Array, CompiledEnv, Step, Task, import_optional, scale_action
 from plasticity.struct import SettingError, static_field
 
 __all__ = ["Gymnax"]
@@ -17,18 +16,18 @@ __all__ = ["Gymnax"]
 class GymnaxState(NamedTuple):
     """The state of an episode."""
 
-    inner: Any  # Gymnax's state
-    observation: Array  # float32 [*observation_shape]; may depend on a key or the last action
+    inner: Any  # Gymnax's own state
+    # float32 [*observation_shape]. Kept, as some observations depend on a key or the last action.
+    observation: Array
 
 
 class Gymnax(CompiledEnv):
-    """A Gymnax environment. Its time limit truncates episodes.
+    """An environment of Gymnax. Its time limit truncates episodes; its autoreset is not used.
 
-    Continuous actions in [-1, 1] are scaled to the bounds of the action space. Gymnax's autoreset
-    is not used.
+    Where actions are continuous, the agent's [-1, 1] is scaled to their bounds.
 
     Attributes:
-      id: as registered with Gymnax, such as `Breakout-MinAtar`.
+      id: the id registered with Gymnax, such as `Breakout-MinAtar`.
     """
 
     id: str = static_field(kind=str)
@@ -45,8 +44,8 @@ class Gymnax(CompiledEnv):
 
     @property
     def num_actions(self) -> int:
-        actions = _action_space(self.id)
-        return int(math.prod(actions.shape) if self.continuous_actions else actions.n)
+        space = _action_space(self.id)
+        return int(math.prod(space.shape) if self.continuous_actions else space.n)
 
     @property
     def continuous_actions(self) -> bool:
@@ -56,7 +55,7 @@ class Gymnax(CompiledEnv):
         actions = _action_space(self.id)
         if self.continuous_actions and not hasattr(actions, "low"):
             raise SettingError(
-                "env.id", self.id, f"must have discrete or bounded actions, not {actions}"
+                "env.id", self.id, f"must have discrete actions or bounded ones, not {actions}"
             )
 
     def reset(self, task: Task, key: Array) -> GymnaxState:
@@ -83,18 +82,21 @@ class Gymnax(CompiledEnv):
 
 
 def _action_space(id: str) -> Any:
-    """Returns the action space."""
     env, params = _make(id)
     return env.action_space(params)
 
 
 @functools.cache
 def _make(id: str) -> tuple[Any, Any]:
-    """Returns the environment and its parameters. Raises `SettingError` for an unknown id."""
+    """Returns the environment and its parameters.
+
+    Raises:
+      SettingError: Gymnax has no such environment.
+    """
     gymnax = import_optional("gymnax")
     if id not in gymnax.registered_envs:
-        known = ", ".join(gymnax.registered_envs)
-        raise SettingError("env.id", id, f"must be one of {known}")
-    with jax.ensure_compile_time_eval():  # or its constants would belong to the current trace
+        ids = ", ".join(gymnax.registered_envs)
+        raise SettingError("env.id", id, f"must be one of {ids}")
+    with jax.ensure_compile_time_eval():  # or its constants would be tracers
         env, params = gymnax.make(id)
     return env, params

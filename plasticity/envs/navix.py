@@ -13,29 +13,29 @@ from plasticity.struct import SettingError, field, static_field
 
 __all__ = ["Navix"]
 
-_LEVELS = 7_1020_8042 % 2**31  # the root key of all levels, distinct from seeds
-_GENERATOR = "threefry2x32"
+_LEVEL_SEED = 7_1020_8042 % 2**31  # of the key of all levels, which no run's seed can equal
+_PRNG_IMPL = "threefry2x32"
 _SCALE = 0.1  # MiniGrid's indices of objects, colors and states go up to 10
 
 
 class NavixState(NamedTuple):
     """The state of an episode."""
 
-    inner: Any  # Navix's state, from `_strip`
+    inner: Any  # Navix's own state, as `_compress` returns it
     steps: Array  # int32 []
 
 
 class Navix(CompiledEnv):
-    """A MiniGrid task, fully observed: object, color and state of each cell, times 0.1.
+    """A task of MiniGrid, fully observed: the object, color and state of each cell, times 0.1.
 
-    A level is the layout and all randomness during the episode. As in MiniGrid the reward at the
-    goal is 1 - 0.9 * (steps / time limit), and the time limit truncates episodes; in Navix itself
-    the reward is 1.
+    A level is the layout, and everything that is drawn during the episode. As in MiniGrid the
+    reward at the goal is 1 - 0.9 * (steps taken / time limit), and the time limit truncates
+    episodes; Navix's own reward is 1.
 
     Attributes:
-      id: MiniGrid's name of the task: `MiniGrid-DoorKey-5x5-v0`.
+      id: MiniGrid's name of the task, such as `MiniGrid-DoorKey-5x5-v0`.
       levels: the size of a level set.
-      episode_steps: the time limit; 0 for MiniGrid's own, or Navix's where MiniGrid has no such
+      episode_steps: the time limit; 0 for MiniGrid's, or Navix's where MiniGrid has no such
         task.
     """
 
@@ -65,48 +65,51 @@ class Navix(CompiledEnv):
 
     def reset(self, task: Task, key: Array) -> NavixState:
         level = task.levels.draw(key)
-        key = jax.random.fold_in(jax.random.key(_LEVELS, impl=_GENERATOR), level)
-        return NavixState(_strip(_make(self.id).reset(key).state), jnp.zeros((), jnp.int32))
+        key = jax.random.fold_in(jax.random.key(_LEVEL_SEED, impl=_PRNG_IMPL), level)
+        return NavixState(_compress(_make(self.id).reset(key).state), jnp.zeros((), jnp.int32))
 
     def observe(self, task: Task, state: NavixState) -> Array:
-        return (
-            import_optional("navix").observations.symbolic(state.inner).astype(jnp.float32) * _SCALE
-        )
+        symbolic = import_optional("navix").observations.symbolic(state.inner)
+        return symbolic.astype(jnp.float32) * _SCALE
 
     def step(self, task: Task, state: NavixState, action: Array, key: Array) -> Step:
         env, steps = _make(self.id), state.steps + 1
         time_limit = self.episode_steps or _time_limit(self.id)
-        before = state.inner.replace(key=jax.random.wrap_key_data(state.inner.key, impl=_GENERATOR))
+        before = state.inner.replace(key=jax.random.wrap_key_data(state.inner.key, impl=_PRNG_IMPL))
         inner = env.transitions_fn(before, action, env.action_set)
         reward = jnp.asarray(env.reward_fn(before, action, inner), jnp.float32)
         terminated = jnp.asarray(env.termination_fn(before, action, inner), bool)
         return Step(
-            state=NavixState(_strip(inner), steps),
+            state=NavixState(_compress(inner), steps),
             reward=jnp.where(reward > 0, reward * (1 - 0.9 * steps / time_limit), reward),
             terminated=terminated,
             truncated=~terminated & (steps >= time_limit),
         )
 
 
-def _strip(state: Any) -> Any:
-    """Returns Navix's state without sprites and with its key as raw data, to carry in a scan."""
+def _compress(state: Any) -> Any:
+    """Returns Navix's state without its sprites, and with its key as plain numbers."""
     return state.replace(cache=None, key=jax.random.key_data(state.key))
 
 
 @functools.cache
 def _make(id: str) -> Any:
-    """Returns Navix's environment. Raises `SettingError` for an unknown id."""
+    """Returns Navix's environment.
+
+    Raises:
+      SettingError: Navix has no such environment.
+    """
     navix = import_optional("navix")
-    known = [name.replace("Navix-", "MiniGrid-") for name in navix.registry()]
-    if id not in known:
-        raise SettingError("env.id", id, f"must be one of {', '.join(sorted(known))}")
-    with jax.ensure_compile_time_eval():  # or its constants would belong to the current trace
+    ids = [name.replace("Navix-", "MiniGrid-") for name in navix.registry()]
+    if id not in ids:
+        raise SettingError("env.id", id, f"must be one of {', '.join(sorted(ids))}")
+    with jax.ensure_compile_time_eval():  # or its constants would be tracers
         return navix.make(id.replace("MiniGrid-", "Navix-"))
 
 
 @functools.cache
 def _time_limit(id: str) -> int:
-    """Returns the time limit of MiniGrid, or of Navix if MiniGrid has no such task."""
+    """Returns MiniGrid's time limit of an episode, or Navix's."""
     if id not in gymnasium.registry:
         return int(_make(id).max_steps)
     env: Any = gymnasium.make(id)

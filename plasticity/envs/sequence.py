@@ -1,4 +1,4 @@
-"""A sequence of environments (games), one of which is active under a task."""
+"""Several environments as one: the task selects the one that is played."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,17 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from plasticity.envs.base import Array, CompiledEnv, Env, State, Step, Task
+from plasticity.envs.host.vector_env import HostEnv, HostEnvs, HostStep
+from plasticity.envs.task import AnyArray
 from plasticity.struct import Chain, Range, SettingError
 
-__all__ = ["Games", "Sequence"]
+__all__ = ["Games", "HostGames", "HostSequence", "Sequence"]
 
 
 class Games(Chain[CompiledEnv]):
-    """JAX environments, numbered in order from 0."""
+    """JAX environments, in the order of their indices."""
 
 
-class SequenceBase(Env):
-    """Base of sequences of games. A task sets `game`, the index of the active one (default 0).
+class HostGames(Chain[HostEnv]):
+    """Host environments, in the order of their indices."""
+
+
+class BaseSequence(Env):
+    """Base class of sequences of games. The task's `game` is the index of the current one, or 0.
 
     Observations are padded with zeros to the largest shape, at the end of each axis.
     """
@@ -59,24 +65,24 @@ class SequenceBase(Env):
             raise SettingError("env.games", [], "must have at least one game")
         for game in self.games.parts:
             game.check()
-        axes = {len(game.observation_shape) for game in self.games.parts}
-        if len(axes) > 1:
-            shapes = [game.observation_shape for game in self.games.parts]
+        shapes = [game.observation_shape for game in self.games.parts]
+        if len({len(shape) for shape in shapes}) > 1:
             raise SettingError("env.games", shapes, "must have observations with equally many axes")
         sizes = [game.num_levels for game in self.games.parts]
         if len(set(sizes)) > 1:
-            raise SettingError("env.games", sizes, "must all have as many levels, or none")
-        continuous = [game.continuous_actions for game in self.games.parts]
-        if len(set(continuous)) > 1:
+            raise SettingError(
+                "env.games", sizes, "must have the same number of levels each, or none"
+            )
+        if len({game.continuous_actions for game in self.games.parts}) > 1:
             raise SettingError("env.games", self.name, "must all have continuous actions, or none")
 
 
-class Sequence(SequenceBase, CompiledEnv):
-    """Games played one after another; `shift=sequence` switches to the next at each boundary.
+class Sequence(BaseSequence, CompiledEnv):
+    """A sequence of games: `shift=sequence` switches to the next one in each round.
 
-    A task sets `game`, the index of the active game (default 0). Observations are padded with zeros
-    to the largest shape, at the end of each axis. A discrete action is taken modulo the number of
-    the game's actions; of a continuous action, a game takes the leading entries.
+    A task sets `game`, the index of the current one; 0 by default. Observations are padded with
+    zeros to the largest shape, at the end of each axis. A discrete action is taken modulo the
+    number of the game's actions; of a continuous one the game takes the first entries.
 
     Attributes:
       games: the environments by name.
@@ -98,30 +104,91 @@ class Sequence(SequenceBase, CompiledEnv):
     def observe(self, task: Task, state: State) -> Array:
         shape = self.observation_shape
 
-        def observe_game(i: int) -> Array:
+        def observe(i: int) -> Array:
             observation = self.games.parts[i].observe(task, state[i])
-            missing = np.subtract(shape, observation.shape)
-            return jnp.pad(observation, [(0, int(size)) for size in missing])
+            return jnp.pad(observation, _padding(observation.shape, shape))
 
-        return self._switch(task, observe_game)
+        return self._switch(task, observe)
 
     def step(self, task: Task, state: State, action: Array, key: Array) -> Step:
-        def step_game(i: int) -> Step:
+        def step(i: int) -> Step:
             game = self.games.parts[i]
-            step = game.step(task, state[i], game_action(game, action), key)
-            return step._replace(state=(*state[:i], step.state, *state[i + 1 :]))
+            game_step = game.step(task, state[i], _game_action(game, action), key)
+            return game_step._replace(state=(*state[:i], game_step.state, *state[i + 1 :]))
 
-        return self._switch(task, step_game)
+        return self._switch(task, step)
 
     def _switch(self, task: Task, function: Callable[[int], Any]) -> Any:
-        """Returns the result of a function of a game's index for the active game."""
+        """Returns the function of the current game's index."""
         index = jnp.round(task.dynamics.get("game", jnp.zeros(()))).astype(jnp.int32)
         games = range(len(self.games.parts))
         return jax.lax.switch(index, [lambda i=i: function(i) for i in games])
 
 
-def game_action(game: Env, action: Any) -> Any:
-    """Returns the game's action, [...] or [..., A], for an action of the sequence."""
+class HostSequence(BaseSequence, HostEnv):
+    """A sequence of games on the host, like `Sequence`.
+
+    Attributes:
+      games: the environments by name.
+    """
+
+    games: HostGames
+
+    @property
+    def supports_midround_change(self) -> bool:
+        return False
+
+    def make(self, num_envs: int) -> "SequenceEnvs":
+        return SequenceEnvs(self, num_envs)
+
+
+class SequenceEnvs:
+    """The environments of the current game, as `HostEnvs`."""
+
+    _game: HostEnv  # the current game, once a task is set
+    _envs: HostEnvs  # its environments
+
+    def __init__(self, env: HostSequence, num_envs: int) -> None:
+        self._env, self._num_envs = env, num_envs
+        self._index: int | None = None  # of the current game
+        self._started = False
+
+    def set_task(self, task: Task) -> None:
+        index = round(float(task.dynamics.get("game", 0)))
+        if index != self._index:
+            self.close()
+            self._game = self._env.games.parts[index]
+            self._envs = self._game.make(self._num_envs)
+            self._index, self._started = index, False
+        self._envs.set_task(task)
+
+    def reset(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if not (self._started or mask.all()):
+            raise ValueError(f"{self._env.name} switches games: all environments must be reset")
+        self._started = True
+        return self._pad(self._envs.reset(mask, rng))
+
+    def step(self, actions: np.ndarray) -> HostStep:
+        step = self._envs.step(_game_action(self._game, actions))
+        return step._replace(observation=self._pad(step.observation))
+
+    def close(self) -> None:
+        if self._index is not None:
+            self._envs.close()
+        self._index = None
+
+    def _pad(self, observation: np.ndarray) -> np.ndarray:
+        padding = _padding(observation.shape[1:], self._env.observation_shape)
+        return np.pad(observation, [(0, 0), *padding])
+
+
+def _game_action(game: Env, action: AnyArray) -> AnyArray:
+    """Returns a game's action for the sequence's, [...] or [..., A]."""
     if game.continuous_actions:
         return action[..., : game.num_actions]
     return action % game.num_actions
+
+
+def _padding(shape: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Returns the padding of each axis, before and after, from one shape to a larger one."""
+    return [(0, larger - size) for size, larger in zip(shape, target, strict=True)]

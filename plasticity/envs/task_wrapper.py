@@ -1,4 +1,4 @@
-"""A JAX environment whose observations, actions and rewards its task transforms."""
+"""A JAX environment with its task's transformations of observations, actions and rewards."""
 
 from typing import NamedTuple
 
@@ -7,21 +7,21 @@ import jax.numpy as jnp
 
 from plasticity.envs.base import Array, CompiledEnv, State, Step, Task
 
-__all__ = ["TaskWrapper", "TaskWrapperState"]
+__all__ = ["TaskWrapper"]
 
 
 class TaskWrapperState(NamedTuple):
-    """The state of an episode. Fields that the task does not use are None."""
+    """The state of an episode. Fields that the task has no use for are None."""
 
-    inner: State
-    last_action: Array | None  # int32 [] or float32 [A]: executed by the environment one step ago
-    noise: Array | None  # float32 [*observation_shape]: standard normal, for this observation
+    inner: State  # the environment's own state
+    last_action: Array | None  # int32 [], or float32 [A]: the environment's last action
+    noise: Array | None  # float32 [*observation_shape]: standard normal, for the observation
 
 
 class TaskWrapper(CompiledEnv):
-    """Applies the task's transformations of observations, actions and rewards to an environment.
+    """Wraps an environment to transform its observations, actions and rewards by the task.
 
-    Levels and dynamics are read from the task by the environment itself.
+    The environment itself reads levels and dynamics from the task.
 
     Attributes:
       env: the environment.
@@ -59,33 +59,25 @@ class TaskWrapper(CompiledEnv):
 
     def reset(self, task: Task, key: Array) -> TaskWrapperState:
         key, _, noise_key = _split_key(task, key)
-        action_shape = (self.num_actions,) if self.continuous_actions else ()
         last_action = None
         if task.sticky_prob is not None:
-            last_action = jnp.zeros(action_shape, float if self.continuous_actions else jnp.int32)
+            shape = (self.num_actions,) if self.continuous_actions else ()
+            last_action = jnp.zeros(shape, float if self.continuous_actions else jnp.int32)
         return TaskWrapperState(
             self.env.reset(task, key), last_action, self._draw_noise(task, noise_key)
         )
 
     def observe(self, task: Task, state: TaskWrapperState) -> Array:
-        observation = self.env.observe(task, state.inner)
-        if state.noise is None:
-            return task.transform_obs(observation)
-        return task.transform_obs(observation, state.noise)
+        return task.transform_obs(self.env.observe(task, state.inner), state.noise)
 
     def step(self, task: Task, state: TaskWrapperState, action: Array, key: Array) -> Step:
         key, sticky_key, noise_key = _split_key(task, key)
-        sticky = task.sticky_prob is not None
-        action = task.transform_action(
-            action,
-            continuous=self.continuous_actions,
-            last_action=state.last_action,
-            uniform=jax.random.uniform(sticky_key, dtype=jnp.float32) if sticky else None,
-        )
+        action, last_action = task.permute_action(action, self.continuous_actions), None
+        if task.sticky_prob is not None:
+            uniform = jax.random.uniform(sticky_key, dtype=task.sticky_prob.dtype)
+            last_action = action = task.repeat_action(action, state.last_action, uniform)
         step = self.env.step(task, state.inner, action, key)
-        next_state = TaskWrapperState(
-            step.state, action if sticky else None, self._draw_noise(task, noise_key)
-        )
+        next_state = TaskWrapperState(step.state, last_action, self._draw_noise(task, noise_key))
         return step._replace(state=next_state, reward=task.transform_reward(step.reward))
 
     def _draw_noise(self, task: Task, key: Array) -> Array | None:
@@ -93,7 +85,7 @@ class TaskWrapper(CompiledEnv):
 
 
 def _split_key(task: Task, key: Array) -> tuple[Array, Array, Array]:
-    """Returns keys for the environment, for sticky actions and for noise, if the task has those."""
+    """Returns keys for the environment, sticky actions and noise, if the task needs them."""
     if task.sticky_prob is None and task.noise is None:
         return key, key, key
     env_key, sticky_key, noise_key = jax.random.split(key, 3)

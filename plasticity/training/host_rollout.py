@@ -274,7 +274,7 @@ class HostWorker:
                 value = self._compiled(_value, shared=1)
                 values, _ = value(self._runs, self.state, step.observation, t)
             truncation_values.append(values)
-            counts.append((step.unclipped_reward, step.done))
+            counts.append((step.counted, step.done))
         stacked = TimeStep(
             *(jnp.asarray(np.stack(each, axis=1)) for each in zip(*time_steps, strict=True))
         )
@@ -296,7 +296,7 @@ class HostWorker:
             )
             yield act.action
             step, observation = self._eval_envs.step(act.action)
-            episode_return += step.unclipped_reward * running
+            episode_return += step.counted * running
             running &= ~step.done
             if not running.any():
                 break

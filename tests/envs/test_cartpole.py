@@ -30,7 +30,7 @@ def steady(state):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_episodes_of_random_actions_are_gymnasiums(seed):
+def test_cartpole_episodes_equal_gymnasiums(seed):
     """Would catch other dynamics, a late or early end, or another order of integration."""
     rng = np.random.default_rng(seed)
     state = ENV.reset(TASK, jax.random.key(seed))
@@ -39,8 +39,8 @@ def test_episodes_of_random_actions_are_gymnasiums(seed):
     for _ in range(200):
         action = int(rng.integers(2))
         step = step_of(state, jnp.int32(action))
-        seen, reward, terminated, truncated, _ = env.step(action)
-        np.testing.assert_allclose(ENV.observe(TASK, step.state), seen, rtol=1e-4, atol=1e-5)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        np.testing.assert_allclose(ENV.observe(TASK, step.state), obs, rtol=1e-4, atol=1e-5)
         assert float(step.reward) == reward == 1
         assert (bool(step.terminated), bool(step.truncated)) == (terminated, truncated)
         state = step.state
@@ -50,14 +50,14 @@ def test_episodes_of_random_actions_are_gymnasiums(seed):
 
 
 @pytest.mark.parametrize("dynamics", [{}, {"gravity": 20.0, "length": 0.9, "force": 5.0}])
-def test_a_single_step_from_anywhere_is_gymnasiums(dynamics):
+def test_cartpole_step_equals_gymnasiums_in_any_state(dynamics):
     """Would catch terms that vanish near the upright pole: every state, both actions."""
     task = TASK._replace(dynamics=dynamics)
     rng = np.random.default_rng(0)
     states = rng.uniform([-2.5, -3, -0.23, -3], [2.5, 3, 0.23, 3], size=(200, 4)).astype(np.float32)
     actions = rng.integers(2, size=200)
-    begun = CartPoleState(jnp.asarray(states), jnp.zeros(200, jnp.int32))
-    steps = jax.vmap(ENV.step, (None, 0, 0, None))(task, begun, jnp.asarray(actions), None)
+    first_states = CartPoleState(jnp.asarray(states), jnp.zeros(200, jnp.int32))
+    steps = jax.vmap(ENV.step, (None, 0, 0, None))(task, first_states, jnp.asarray(actions), None)
     env = gymnasiums(states[0]).unwrapped
     if dynamics:
         env.gravity, env.length, env.force_mag = dynamics.values()
@@ -65,24 +65,24 @@ def test_a_single_step_from_anywhere_is_gymnasiums(dynamics):
     ends = set()
     for i, state in enumerate(states):
         env.state, env.steps_beyond_terminated = state.astype(np.float64), None
-        seen, _, terminated, _, _ = env.step(int(actions[i]))
-        np.testing.assert_allclose(steps.state.physics[i], seen, rtol=1e-5, atol=1e-6)
+        obs, _, terminated, _, _ = env.step(int(actions[i]))
+        np.testing.assert_allclose(steps.state.physics[i], obs, rtol=1e-5, atol=1e-6)
         assert bool(steps.terminated[i]) == terminated
         ends.add(terminated)
     assert ends == {True, False}
 
 
-def test_the_time_limit_cuts_off_at_500_as_gymnasiums():
+def test_cartpole_time_limit_truncates_at_500_steps():
     """Would catch a limit off by one, or one that counts as falling.
 
     Each steers by its own state: what is unstable would tell float32 from float64 otherwise.
     """
     start = [0.01, -0.02, 0.03, 0.04]
-    env, seen = gymnasiums(start), np.array(start)
+    env, obs = gymnasiums(start), np.array(start)
     state = CartPoleState(jnp.array(start, jnp.float32), jnp.zeros((), jnp.int32))
     for t in range(1, 501):
         step = step_of(state, jnp.int32(steady(state.physics)))
-        seen, _, terminated, truncated, _ = env.step(steady(seen))
+        obs, _, terminated, truncated, _ = env.step(steady(obs))
         state = step.state
         assert (bool(step.terminated), bool(step.truncated)) == (terminated, truncated)
         assert (terminated, truncated) == (False, t == 500)
@@ -94,21 +94,21 @@ def test_the_time_limit_cuts_off_at_500_as_gymnasiums():
 
 @pytest.fixture
 def optimized():
-    """Compiles with all optimisations, for what runs longer than it compiles."""
+    """Compiles with all optimizations, for what runs longer than it compiles."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-def test_ppo_learns_cartpole_on_every_seed(optimized):
+def test_ppo_solves_cartpole_on_every_seed(optimized):
     """The control: usual settings, chosen on seeds 100 to 104, and the five that are shipped."""
     runs = runs_of("experiment=cartpole")
     assert [run.seed for run in runs] == [0, 1, 2, 3, 4]
-    together = JaxTrainer(stack(runs))
-    together.train_updates(runs[0].schedule.updates_per_round - 100)
+    trainer = JaxTrainer(stack(runs))
+    trainer.train_updates(runs[0].schedule.updates_per_round - 100)
     returns = []
     for updates in (0, 50, 50):
-        together.train_updates(updates)
-        returns.append(np.asarray(together.evaluate()["eval_train_return"]["all"]))
+        trainer.train_updates(updates)
+        returns.append(np.asarray(trainer.evaluate()["eval_train_return"]["all"]))
     # At a constant learning rate the policy of a seed falters now and then.
     assert np.median(returns, axis=0).min() >= 475, returns

@@ -1,4 +1,4 @@
-"""The compiled Gather: its levels, its rules and what it shows. The twin's test has the rest."""
+"""Gather in JAX: its levels, rules and observations. The test of its MiniGrid twin has the rest."""
 
 import hashlib
 
@@ -36,7 +36,7 @@ def allowed_cells():
     return cells
 
 
-def test_levels_hold_what_the_rule_says(levels):
+def test_gather_levels_follow_the_placement_rule(levels):
     """Would catch a wrong count, things on top of each other, on the start or out of bounds."""
     ring = np.ones((11, 11), bool)
     ring[1:-1, 1:-1] = False
@@ -49,7 +49,7 @@ def test_levels_hold_what_the_rule_says(levels):
     assert set(np.unique(objects)) == {-1, 0, 1}
 
 
-def test_levels_are_uniform_without_replacement(levels):
+def test_gather_levels_are_uniform_without_replacement(levels):
     """Would catch cells that are favoured, such as by ties or an index that is off by one."""
     cells = allowed_cells()
     n = cells.sum()
@@ -62,7 +62,7 @@ def test_levels_are_uniform_without_replacement(levels):
         assert 1e-3 < stats.chi2(n - 1).cdf(statistic) < 1 - 1e-3
 
 
-def test_neighbouring_ids_are_independent(levels):
+def test_gather_levels_of_adjacent_ids_are_independent(levels):
     """Would catch levels that resemble the next one, so that held-out levels are no test."""
     walls = levels.walls[:, allowed_cells()].astype(float)
     common = np.sum(walls[1:] * walls[:-1], 1)
@@ -71,7 +71,7 @@ def test_neighbouring_ids_are_independent(levels):
     assert len({level.tobytes() for level in walls}) == IDS
 
 
-def test_an_id_is_the_same_level_everywhere(levels):
+def test_gather_level_depends_on_its_id_alone(levels):
     """Would catch levels that depend on batching, on the integer's type or on the machine."""
     for level_id in (0, 17, IDS - 1):
         for given_as in (level_id, np.int32(level_id), jnp.int32(level_id)):
@@ -82,7 +82,7 @@ def test_an_id_is_the_same_level_everywhere(levels):
     assert hashlib.sha256(content).hexdigest()[:16] == "113ca89bebc2812b"
 
 
-def test_episodes_draw_from_their_own_set_alone(levels):
+def test_gather_reset_draws_from_the_tasks_level_set(levels):
     """Would catch the end of a set drawn in, or its last level left out."""
     task = ENV.task(jnp.int32(0))
 
@@ -100,7 +100,7 @@ def test_episodes_draw_from_their_own_set_alone(levels):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 99, MAX_SEED])
-def test_train_and_held_out_sets_never_meet(seed):
+def test_task_held_out_levels_are_disjoint_from_training_levels(seed):
     """Would catch an overlap of the sets, or ids that leave 32 bits."""
     train = ENV.task(jnp.int32(seed)).levels
     test = ENV.task(jnp.int32(seed)).held_out().levels
@@ -131,7 +131,7 @@ def play(level, actions, size=0.75):
     st.lists(st.integers(0, 3), min_size=20, max_size=20),
     st.integers(0, 3),
 )
-def test_the_rules(levels, level_id, actions, wander):
+def test_gather_step_follows_the_rules(levels, level_id, actions, wander):
     """Would catch wrong moves, walls that let through, rewards twice, planes in another order."""
     level = Level(levels.walls[level_id], levels.objects[level_id])
     actions = [a if i % 3 else wander for i, a in enumerate(actions)]
@@ -145,7 +145,7 @@ def test_the_rules(levels, level_id, actions, wander):
         assert not step.truncated
 
 
-def test_every_episode_lasts_its_steps_and_ends_for_good(levels):
+def test_gather_episodes_terminate_after_their_steps(levels):
     """Would catch an episode one step too long or short, or one cut off instead of ended."""
     level = Level(levels.walls[0], levels.objects[0])
 
@@ -162,17 +162,17 @@ def test_every_episode_lasts_its_steps_and_ends_for_good(levels):
     assert ENV.min_episode_steps == 100
 
 
-def test_picture():
-    """Would catch colours exchanged, rows for columns, or cells of the wrong size."""
+def test_gather_picture_has_the_cells_colors():
+    """Would catch colors exchanged, rows for columns, or cells of the wrong size."""
     env = Gather(levels=5, pixels=64)
     state = env.start(ENV.level(7))
     picture = np.asarray(jax.jit(lambda state: env.observe(TASK, state))(state))
     level = ENV.level(7)
-    colours = {1: (0, 1, 0), -1: (1, 0, 0), 0: (0, 0, 0)}
+    colors = {1: (0, 1, 0), -1: (1, 0, 0), 0: (0, 0, 0)}
     assert picture.shape == env.observation_shape == (64, 64, 3)
     for y, x in np.ndindex(64, 64):
         row, column = int(y * 11 / 64), int(x * 11 / 64)
-        known = colours[int(level.objects[row, column])]
+        known = colors[int(level.objects[row, column])]
         known = (0.5,) * 3 if level.walls[row, column] else known
         known = (0, 0, 1) if (row, column) == (5, 5) else known
         assert tuple(picture[y, x]) == known

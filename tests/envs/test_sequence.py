@@ -1,4 +1,4 @@
-"""Environments of other packages, compiled, and several of them one after the other."""
+"""JAX environments of other packages, and sequences of environments."""
 
 import gymnasium
 import jax
@@ -10,7 +10,7 @@ from helpers import same
 
 import plasticity as pl
 from plasticity.envs import CartPole, Games, Gather, Gymnax, Navix, Sequence
-from plasticity.envs.task import Levels, Task
+from plasticity.envs.base import Levels, Task
 from plasticity.struct import SettingError, to_config
 from plasticity.training.run import check_run
 
@@ -45,7 +45,7 @@ def real(task="MiniGrid-Empty-5x5-v0", limit=30):
     return gymnasium.make(task, max_steps=limit).unwrapped
 
 
-def test_the_compiled_room_is_minigrids(empty):
+def test_navix_episodes_equal_minigrids(empty):
     """Would catch another action, another reward, another end or another way to turn."""
     _, task, reset, _, step = empty
     rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def test_the_compiled_room_is_minigrids(empty):
     assert 0 < ends < 6
 
 
-def test_a_level_is_a_layout():
+def test_navix_level_determines_the_layout():
     """Would catch levels that depend on the episode, or that are all alike."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")
     env = Navix("MiniGrid-DoorKey-6x6-v0")
@@ -89,7 +89,7 @@ def test_a_level_is_a_layout():
 
 
 @pytest.mark.parametrize("id", FAMILIES)
-def test_every_family_of_tasks(id):
+def test_navix_traces_every_family_of_tasks(id):
     """Would catch a task that cannot be traced, or whose state changes its shape."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")
     env = Navix(id)
@@ -104,7 +104,7 @@ def test_every_family_of_tasks(id):
     assert jax.eval_shape(env.observe, task, state).shape == env.observation_shape
 
 
-def test_the_time_limit_is_minigrids():
+def test_navix_time_limit_is_minigrids():
     """Would catch Navix's own limit, or a cut-off that is taken for an end."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")
     env = Navix("MiniGrid-DoorKey-6x6-v0")
@@ -116,7 +116,7 @@ def test_the_time_limit_is_minigrids():
         assert (bool(ended.terminated), bool(ended.truncated)) == (False, steps == 359)
 
 
-def test_gymnax_cartpole_is_ours():
+def test_gymnax_cartpole_equals_ours():
     """Would catch an autoreset, a lost last observation, or a cut-off taken for an end."""
     pytest.importorskip("gymnax", reason="the extra `envs` is not installed")
     env, ours = Gymnax("CartPole-v1"), CartPole()
@@ -144,7 +144,7 @@ TWO = Sequence(Games((SMALL, LARGE), ("small", "large")))
 
 
 @pytest.mark.parametrize("game", [0, 1])
-def test_a_game_of_a_sequence_is_that_game(game):
+def test_sequence_plays_the_tasks_game(game):
     """Would catch the wrong game, or one whose state another has changed."""
     alone, key = (SMALL, LARGE)[game], jax.random.key(1)
     task = TWO.task(2)._replace(dynamics={"game": jnp.float32(game)})
@@ -160,7 +160,7 @@ def test_a_game_of_a_sequence_is_that_game(game):
     same(state[1 - game], untouched)
 
 
-def test_games_are_filled_up_to_the_largest():
+def test_sequence_pads_observations_and_wraps_actions():
     """Would catch zeros at the wrong end, or actions that a game does not have."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")
     games = Sequence(
@@ -178,7 +178,7 @@ def test_games_are_filled_up_to_the_largest():
     same(*turned)
 
 
-def test_a_life_that_goes_from_game_to_game():
+def test_sequence_trains_from_a_configuration():
     """Would catch a sequence that the command line cannot say, or a shift that does nothing."""
     gather = {"_target_": "plasticity.envs.Gather", "levels": 4, "episode_steps": 5}
     switch = {"_target_": "plasticity.shifts.SwitchGame", "values": [1, 0]}
@@ -218,10 +218,13 @@ def test_a_life_that_goes_from_game_to_game():
         (pl.Run(TWO, pl.Shifts.of(pl.SwitchGame((0, 2)))), r"must be one of 0, 1"),
         (pl.Run(TWO, pl.Shifts.of(pl.SwitchGame((0.5,)))), r"must be one of 0, 1"),
         (pl.Run(Sequence(Games.of(SMALL, CartPole()))), r"env\.games=.* equally many axes"),
-        (pl.Run(Sequence(Games((SMALL, Gather()), ("a", "b")))), r"env\.games=.* as many levels"),
+        (
+            pl.Run(Sequence(Games((SMALL, Gather()), ("a", "b")))),
+            r"env\.games=.* the same number of levels",
+        ),
     ],
 )
-def test_what_cannot_be_played(run, message):
+def test_check_run_refuses_unusable_environments(run, message):
     """Would catch an error from within another package, or one after training began."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")
     pytest.importorskip("gymnax", reason="the extra `envs` is not installed")
@@ -229,7 +232,7 @@ def test_what_cannot_be_played(run, message):
         check_run(run)
 
 
-def test_a_package_that_is_missing(monkeypatch):
+def test_gymnax_names_the_extra_that_is_missing(monkeypatch):
     """Would catch a traceback in place of what to install."""
     monkeypatch.setitem(__import__("sys").modules, "gymnax", None)
     with pytest.raises(SettingError, match=r"env='gymnax': .*plasticity-rl\[envs\]"):

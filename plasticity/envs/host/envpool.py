@@ -1,36 +1,37 @@
-"""EnvPool environments, which are stepped in parallel by a thread pool.
+"""EnvPool's environments, which a pool of threads steps together.
 
-EnvPool resets in the step after an episode's end and discards that step's action. Here exactly the
-environments that ended are reset right after the end, so that every step executes an action of the
-agent. The settings of a pool are fixed: a new pool is made for another generator, or for a task
-with other levels or dynamics.
+In EnvPool the step after the end of an episode starts the next one, and ignores that step's action.
+Here the environments whose episodes ended, and no others, are reset right after the end, so that
+every step is the agent's. What a pool was made with is fixed: a new one is made for another
+generator, and for a task with other levels or dynamics.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
 
 from plasticity.envs.base import Task, import_optional
-from plasticity.envs.host import HostEnv, HostStep
+from plasticity.envs.host.vector_env import HostEnv, HostStep
 from plasticity.struct import SettingError, field, static_field
 
 __all__ = ["Atari", "EnvPool", "MiniGrid", "ProcGen"]
 
-_SEEDS = 2**31 - 1  # EnvPool's are int32
+_NUM_SEEDS = 2**31 - 1  # EnvPool's seeds are int32
 
 
 class EnvPool(HostEnv):
-    """Base of a family of EnvPool environments: `pip install 'plasticity-rl[envpool]'`.
+    """Base class of the families of EnvPool: `pip install 'plasticity-rl[envpool]'`.
 
     Attributes:
       id: EnvPool's name of the environment.
-      threads: the number of threads that step the environments of a run, 0 for one per processor;
-        results do not depend on it.
+      threads: the number of threads that step the environments of a run, 0 for one a processor.
+        Does not affect results.
     """
 
-    family: ClassVar[str]  # the module that registers it
+    family: ClassVar[str]  # the module that registers the family
 
     id: str = static_field(kind=str)
     threads: int = static_field(0, ge=0, kw_only=True)
@@ -41,9 +42,8 @@ class EnvPool(HostEnv):
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        spec = self.make_spec()
-        raw = self.extract_obs(spec.observation_space)
-        return self.preprocess_obs(np.zeros((1, *raw.shape), raw.dtype)).shape[1:]
+        space = self.extract_obs(self.make_spec().observation_space)
+        return self.preprocess_obs(np.zeros((1, *space.shape), space.dtype)).shape[1:]
 
     @property
     def num_actions(self) -> int:
@@ -55,52 +55,52 @@ class EnvPool(HostEnv):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings that EnvPool is given, besides those from the task."""
+        """EnvPool's options, except those that depend on the task."""
         return {}
 
     @property
     def action_repeat(self) -> int:
-        """The number of EnvPool steps for which an action is repeated."""
+        """The number of EnvPool's steps that one step makes."""
         return 1
 
     @property
     def time_limit(self) -> int:
-        """The number of steps after which an episode is truncated here; 0 if EnvPool does it."""
+        """The number of steps after which an episode is truncated here; 0 where EnvPool does it."""
         return 0
 
     @classmethod
     def list_ids(cls) -> tuple[str, ...]:
-        """Returns the ids of the family."""
+        """Returns the ids of the family, sorted."""
         registry = import_optional("envpool", extra="envpool").registration.registry
         return tuple(sorted(id for id, (path, *_) in registry.specs.items() if path == cls.family))
 
+    @classmethod
+    def check_id(cls, id: str) -> None:
+        """Raises `SettingError` if the family has no such id."""
+        if id not in (ids := cls.list_ids()):
+            raise SettingError("env.id", id, f"must be one of {', '.join(ids)}")
+
     def check(self) -> None:
-        import_optional("envpool", extra="envpool")
+        self.check_id(self.id)
         self.make_spec()
 
     def make_spec(self) -> Any:
-        """Returns EnvPool's spec of the environment under `config`.
+        """Returns EnvPool's specification of the environment.
 
         Raises:
-          SettingError: the family has no such id, or its libraries are missing.
+          SettingError: the family has no such id.
         """
-        return self.find_spec(**self.config)
+        return _make_spec(self.check_id, self.id, *self.config.items())
 
-    def find_spec(self, **config: Any) -> Any:
-        """Returns EnvPool's spec of the environment under other settings than `config`."""
-        if self.id not in (ids := self.list_ids()):
-            raise SettingError("env.id", self.id, f"must be one of {', '.join(ids)}")
-        return _make_spec(self.id, *config.items())
-
-    def make(self, num_envs: int) -> "PoolEnvs":
-        return PoolEnvs(self, num_envs)
+    def make(self, num_envs: int) -> "EnvPoolEnvs":
+        return EnvPoolEnvs(self, num_envs)
 
     def task_kwargs(self, task: Task) -> dict[str, Any]:
-        """Returns the settings of a pool that depend on the task."""
+        """Returns EnvPool's options that depend on the task."""
         return {}
 
-    def pool(self, seeds: list[int], task_kwargs: dict[str, Any]) -> Any:
-        """Makes a pool with one environment per seed."""
+    def make_pool(self, seeds: list[int], task_kwargs: dict[str, Any]) -> Any:
+        """Makes a pool with an environment for each seed."""
         return import_optional("envpool", extra="envpool").make_gymnasium(
             self.id,
             num_envs=len(seeds),
@@ -110,36 +110,36 @@ class EnvPool(HostEnv):
         )
 
     def reset_ids(self, pool: Any, ids: np.ndarray) -> Any:
-        """Starts an episode in some environments. Returns EnvPool's observations of them."""
+        """Starts episodes in the environments `ids` of a pool. Returns EnvPool's observations."""
         return pool.reset(ids)[0]
 
     def extract_obs(self, observation: Any) -> Any:
-        """Returns the array to keep of EnvPool's observation (or of its space)."""
+        """Returns the part of EnvPool's observations, or of their space, that is used."""
         return observation
 
-    def preprocess_obs(self, raw: np.ndarray) -> np.ndarray:
-        """Returns the environment's observations. float32 [n, *observation_shape]."""
-        return raw.astype(np.float32)
+    def preprocess_obs(self, observation: np.ndarray) -> np.ndarray:
+        """Converts extracted observations to the agent's. float32 [n, *observation_shape]."""
+        return observation.astype(np.float32)
 
-    def scale_action(self, actions: np.ndarray) -> np.ndarray:
+    def transform_action(self, actions: np.ndarray) -> np.ndarray:
         """Returns EnvPool's actions for the agent's."""
         return actions
 
     def is_terminal(self, reward: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-        """Returns where an episode that EnvPool truncates terminated as well. bool [n]."""
+        """Whether a step that EnvPool calls truncated also reached a terminal state. bool [n]."""
         return np.zeros(len(reward), bool)
 
     def transform_step(self, step: HostStep) -> HostStep:
-        """Returns a step with its rewards modified."""
+        """Returns the step with the agent's rewards."""
         return step
 
 
-class PoolEnvs:
-    """An EnvPool pool as `HostEnvs`."""
+class EnvPoolEnvs:
+    """A pool of EnvPool as `HostEnvs`."""
 
     def __init__(self, env: EnvPool, num_envs: int) -> None:
         self._env = env
-        self._steps = np.zeros(num_envs, np.int64)
+        self._elapsed_steps = np.zeros(num_envs, np.int64)
         self._task_kwargs: dict[str, Any] = {}
         self._rng: np.random.Generator | None = None
         self._pool: Any = None
@@ -153,53 +153,56 @@ class PoolEnvs:
         env, ids = self._env, np.flatnonzero(mask).astype(np.int32)
         if self._pool is None or rng is not self._rng:
             if not mask.all():
-                raise ValueError(f"{env.name} needs a new pool: reset all")
-            self._rng, self._pool = rng, None  # frees the old pool before the new one is made
-            self._pool = env.pool(rng.integers(_SEEDS, size=len(mask)).tolist(), self._task_kwargs)
-            self._raw = np.array(env.extract_obs(env.reset_ids(self._pool, ids)))
+                raise ValueError(f"{env.name} needs a new pool: all environments must be reset")
+            self._rng, self._pool = rng, None  # frees the old pool before the next is made
+            seeds = rng.integers(_NUM_SEEDS, size=len(mask)).tolist()
+            self._pool = env.make_pool(seeds, self._task_kwargs)
+            self._observation = np.array(env.extract_obs(env.reset_ids(self._pool, ids)))
         else:
-            self._raw[ids] = env.extract_obs(env.reset_ids(self._pool, ids))
-        self._steps[ids] = 0
-        return env.preprocess_obs(self._raw)
+            self._observation[ids] = env.extract_obs(env.reset_ids(self._pool, ids))
+        self._elapsed_steps[ids] = 0
+        return env.preprocess_obs(self._observation)
 
     def step(self, actions: np.ndarray) -> HostStep:
-        env, actions, size = self._env, self._env.scale_action(actions), len(self._steps)
-        reward = np.zeros(size, np.float32)
-        terminated, truncated = np.zeros((2, size), bool)
-        ids = np.arange(size, dtype=np.int32)  # of the episodes that have not ended
+        env, actions = self._env, self._env.transform_action(actions)
+        num_envs, time_limit = len(self._elapsed_steps), env.time_limit
+        reward = np.zeros(num_envs, np.float32)
+        terminated, truncated = np.zeros((2, num_envs), bool)
+        ids = np.arange(num_envs, dtype=np.int32)  # of the environments that have not ended
         for _ in range(env.action_repeat):
-            observation, rewards, done, cut, info = self._pool.step(actions[ids], ids)
-            self._raw[ids] = env.extract_obs(observation)
-            reward[ids] += rewards
-            terminated[ids] = done | (cut & env.is_terminal(rewards, info))
+            observation, step_reward, ended, cut, info = self._pool.step(actions[ids], ids)
+            self._observation[ids] = env.extract_obs(observation)
+            reward[ids] += step_reward
+            terminated[ids] = ended | (cut & env.is_terminal(step_reward, info))
             truncated[ids] = cut & ~terminated[ids]
-            ids = ids[~(done | cut)]
+            ids = ids[~(ended | cut)]
             if not len(ids):
                 break
-        self._steps += 1
-        if env.time_limit:
-            truncated |= ~terminated & (self._steps >= env.time_limit)
-        return env.transform_step(
-            HostStep(env.preprocess_obs(self._raw), reward, terminated, truncated)
-        )
+        self._elapsed_steps += 1
+        if time_limit:
+            truncated |= ~terminated & (self._elapsed_steps >= time_limit)
+        observation = env.preprocess_obs(self._observation)
+        return env.transform_step(HostStep(observation, reward, terminated, truncated))
 
     def close(self) -> None:
         self._pool = None
 
 
 class ProcGen(EnvPool):
-    """A ProcGen game, such as `CoinrunEasy-v0`, with RGB observations. Needs Qt 5.
+    """A game of ProcGen in color, such as `CoinrunEasy-v0`. Needs Qt 5.
 
-    ProcGen draws the level of each episode from the level set. Dying in the same step in which the
-    game's time limit is reached counts as truncated.
+    A level set is one of ProcGen's, and each episode draws a level of it. A death in the very step
+    in which the game's own time limit is reached counts as truncated.
 
     Attributes:
       levels: the size of a level set.
-      action_repeat: the number of game steps for which an action is repeated, within an episode.
-      episode_steps: the time limit in steps of the agent; 0 for the game's alone.
-      step_reward: a constant added to the reward of each step of the agent.
-      paint_velocity: whether the agent's velocity is painted into a corner, if a game supports it.
-      backgrounds: whether the background is a picture, or black.
+      action_repeat: the number of the game's steps that an action is repeated for, at most to the
+        end of the episode.
+      episode_steps: the number of the agent's steps after which an episode is truncated; 0 for the
+        game's own limit alone.
+      step_reward: a constant that is added to the reward of each of the agent's steps.
+      paint_velocity: whether the agent's velocity is painted into a corner, in games that have it.
+      backgrounds: whether the background is a picture; else it is black.
     """
 
     family = "envpool.procgen"
@@ -229,7 +232,8 @@ class ProcGen(EnvPool):
 
     @classmethod
     def list_ids(cls) -> tuple[str, ...]:
-        return tuple(id for id in super().list_ids() if "Exploration" not in id)  # no levels
+        ids = super().list_ids()
+        return tuple(id for id in ids if "Exploration" not in id)  # they have no levels
 
     def make_spec(self) -> Any:
         import_optional("envpool", extra="envpool")
@@ -243,8 +247,8 @@ class ProcGen(EnvPool):
     def task_kwargs(self, task: Task) -> dict[str, Any]:
         return {"start_level": int(task.levels.first), "num_levels": int(task.levels.size)}
 
-    def preprocess_obs(self, raw: np.ndarray) -> np.ndarray:
-        return raw * np.float32(1 / 255)
+    def preprocess_obs(self, observation: np.ndarray) -> np.ndarray:
+        return observation * np.float32(1 / 255)
 
     def is_terminal(self, reward: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         return info["prev_level_complete"] == 1
@@ -254,23 +258,23 @@ class ProcGen(EnvPool):
 
 
 class Atari(EnvPool):
-    """An Atari 2600 game, such as `MontezumaRevenge-v5`: the last four frames in grayscale.
+    """An Atari 2600 game, such as `MontezumaRevenge-v5`: the last four frames in gray.
 
-    The defaults are those of Machado et al. (2018) and Burda et al. (2018): sticky actions, an
-    action repeat of 4 frames, no episode ends at the loss of a life, and a time limit of 18,000
-    frames, five minutes of play. Burda et al. clip rewards too. EnvPool uses the minimal action
-    set of a game, and starts episodes with at least one no-op. There are no levels.
+    The defaults are those of Machado et al. (2018) and Burda et al. (2018): sticky actions, a frame
+    skip of 4, no end of the episode at the loss of a life, and truncation after 18,000 frames
+    (five minutes of play). Burda et al. clip rewards too. EnvPool has the minimal action set of a
+    game, and starts an episode with at least one no-op. There are no levels.
 
     Returns in the results table are the game's score, whether rewards are clipped or not.
 
     Attributes:
-      sticky: the probability of repeating the last action, per frame.
-      frame_skip: the number of frames for which an action is repeated.
-      episode_steps: the time limit in steps of the agent.
-      noops: the largest number of no-ops at an episode's start, uniform from 1.
-      fire: whether an episode starts by pressing fire, in games that use it.
+      sticky: the probability of repeating the last action, in each frame.
+      frame_skip: the number of frames that an action is repeated for.
+      episode_steps: the number of the agent's steps after which an episode is truncated.
+      noops: the largest number of no-ops that start an episode; it is uniform, from 1 on.
+      fire: whether an episode starts with the fire button pressed, in games that use it.
       life_ends: whether the loss of a life ends an episode; the next continues the game.
-      clip_rewards: whether rewards are clipped to their sign.
+      clip_rewards: whether the agent's reward is the sign of the game's.
     """
 
     family = "envpool.atari"
@@ -294,14 +298,15 @@ class Atari(EnvPool):
         }
 
     def task_kwargs(self, task: Task) -> dict[str, Any]:
+        # `sticky` is a leaf, and `config` a key of a cache: in a stack of runs it can be an array.
         return {"repeat_action_probability": float(self.sticky)}
 
     def reset_ids(self, pool: Any, ids: np.ndarray) -> Any:
-        # `pool.reset` restarts the game; after a lost life a step continues with the next life.
+        # A reset restarts the game. A step starts the next episode, which may be the next life.
         return pool.step(np.zeros(len(ids), np.int32), ids)[0]
 
-    def preprocess_obs(self, raw: np.ndarray) -> np.ndarray:
-        return np.moveaxis(raw, 1, -1) * np.float32(1 / 255)
+    def preprocess_obs(self, observation: np.ndarray) -> np.ndarray:
+        return np.moveaxis(observation, 1, -1) * np.float32(1 / 255)
 
     def is_terminal(self, reward: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         return info["terminated"] == 1
@@ -313,14 +318,14 @@ class Atari(EnvPool):
 
 
 class MiniGrid(EnvPool):
-    """A MiniGrid task with one-hot 7 x 7 egocentric observations, as in `env=minigrid`.
+    """A task of MiniGrid, partially observed as in `env=minigrid`: 7 x 7 cells, one-hot.
 
-    The layouts differ from Gymnasium's: EnvPool draws them in sequence and the next one cannot be
-    chosen, so that there are no levels. The mission text is not part of the observation. Entering
-    lava in the same step in which the time limit is reached counts as truncated.
+    Layouts are not those of Gymnasium: EnvPool draws them one after another, and the next one
+    cannot be chosen, so that there are no levels. The mission's text is not observed. Stepping into
+    lava in the very step in which the time limit is reached counts as truncated.
 
     Attributes:
-      id: MiniGrid's name of the task: `MiniGrid-DoorKey-5x5-v0`.
+      id: MiniGrid's name of the task, such as `MiniGrid-DoorKey-5x5-v0`.
     """
 
     family = "envpool.minigrid"
@@ -332,10 +337,11 @@ class MiniGrid(EnvPool):
     def extract_obs(self, observation: Any) -> Any:
         return observation["image"]
 
-    def preprocess_obs(self, raw: np.ndarray) -> np.ndarray:
+    def preprocess_obs(self, observation: np.ndarray) -> np.ndarray:
         sizes = len(OBJECT_TO_IDX), len(COLOR_TO_IDX), len(STATE_TO_IDX)
-        one_hot = np.zeros((*raw.shape[:-1], sum(sizes)), np.float32)
-        np.put_along_axis(one_hot, raw + np.array([0, sizes[0], sizes[0] + sizes[1]]), 1.0, axis=-1)
+        offsets = np.array([0, sizes[0], sizes[0] + sizes[1]])
+        one_hot = np.zeros((*observation.shape[:-1], sum(sizes)), np.float32)
+        np.put_along_axis(one_hot, observation + offsets, 1.0, axis=-1)
         return one_hot
 
     def is_terminal(self, reward: np.ndarray, info: dict[str, Any]) -> np.ndarray:
@@ -343,6 +349,16 @@ class MiniGrid(EnvPool):
 
 
 @functools.cache
-def _make_spec(id: str, *config: tuple[str, Any]) -> Any:
-    """Returns EnvPool's spec of an environment under some settings."""
+def _make_spec(check_id: Callable[[str], None], id: str, *config: tuple[str, Any]) -> Any:
+    """Returns EnvPool's specification of an environment with some options, after `check_id`."""
+    check_id(id)
     return import_optional("envpool", extra="envpool").make_spec(id, **dict(config))
+
+
+def default_config(env: EnvPool) -> dict[str, Any]:
+    """Returns EnvPool's default options of an environment.
+
+    Raises:
+      SettingError: the family has no such id.
+    """
+    return dict(_make_spec(env.check_id, env.id).config._asdict())

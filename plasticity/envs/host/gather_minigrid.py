@@ -1,9 +1,9 @@
-"""Gather as a MiniGrid environment: the plain, inspectable twin of the compiled one.
+"""Gather as a MiniGrid environment: a plain reference of the JAX environment.
 
 Gather is the gridworld of Juliani & Ash 2024 (arXiv 2405.19153): an agent walks an 11 x 11 grid,
-gains a reward for each gem it enters and loses as much for each pit. This module states the same
-rules as `plasticity.envs.gather` with MiniGrid's own grid, objects and renderer, one Python step at
-a time, so that each can be checked against the other and any level can be looked at.
+gains a reward for each gem it enters and loses as much for each pit. This module implements the
+rules of `plasticity.envs.gather` with MiniGrid's grid, objects and renderer, one Python step at a
+time, so that each can be tested against the other and any level can be rendered.
 
 Importing the module registers the environment with Gymnasium as `Plasticity/Gather-v0`.
 `gymnasium.make("plasticity.envs.host.gather_minigrid:Plasticity/Gather-v0")` imports it as well.
@@ -38,28 +38,30 @@ MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 # MiniGrid's index of "up". Moving does not turn the agent.
 FACING_UP = 3
 
+__all__ = ["ENV_ID", "GatherMiniGrid", "check_level", "draw_level"]
+
 Walls = NDArray[np.bool_]
 Objects = NDArray[np.int8]
 Observation = NDArray[np.float32]
 
 
 class Gem(Ball):
-    """A green ball that is gathered by entering its cell."""
+    """A green ball that is collected by entering its cell."""
 
     def __init__(self) -> None:
         WorldObj.__init__(self, "ball", "green")
 
     def can_overlap(self) -> bool:
-        """The agent may enter the cell."""
+        """Returns True: the agent may enter the cell."""
         return True
 
     def can_pickup(self) -> bool:
-        """Gathering happens on entry; there is no pick-up action."""
+        """Returns False: gems are collected on entry; there is no pick-up action."""
         return False
 
 
 class Pit(Floor):
-    """A red tile that costs the agent a reward when it is entered."""
+    """A red tile with a negative reward when it is entered."""
 
     def __init__(self) -> None:
         super().__init__("red")
@@ -70,15 +72,15 @@ class GatherMiniGrid(MiniGridEnv):
 
     Actions are 0 up, 1 right, 2 down and 3 left; a move into a wall leaves the agent where it is.
     Entering a gem gives `+reward` and entering a pit `-reward`, and the object disappears; nothing
-    else is rewarded. Every episode has exactly `episode_steps` steps, and its end is reported as
-    `terminated`: `truncated` is always False.
+    else is rewarded. Every episode has exactly `episode_steps` steps and ends as `terminated`:
+    `truncated` is always False.
 
     Observations are float32 [11, 11, 3], indexed (row, column, channel): channel 0 is 1 at the
     agent, channel 1 is `+reward` at gems and `-reward` at pits, channel 2 is 1 at walls; all else
     is 0.
     """
 
-    # Gymnasium opens a window by itself, for "human", where only pictures are offered.
+    # For "human" Gymnasium opens a window by itself if only "rgb_array" is supported.
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(
@@ -91,20 +93,20 @@ class GatherMiniGrid(MiniGridEnv):
         render_mode: str | None = None,
         tile_size: int = TILE_PIXELS,
     ) -> None:
-        """Make an environment whose episodes use one given level, or each a level of its own.
+        """Makes an environment whose episodes have one given level, or a new level each.
 
         Args:
             walls: 11 x 11, 1 (or True) at walls and 0 elsewhere. The outer ring becomes wall
                 whatever its values. None, with `objects` None too, draws a level at each reset.
             objects: 11 x 11, +1 at gems, -1 at pits and 0 elsewhere.
-            reward: size of the reward of a gem and of the cost of a pit; positive and finite.
-            episode_steps: steps in an episode, at least 1.
+            reward: the reward of a gem and the cost of a pit; positive and finite.
+            episode_steps: the number of steps of an episode, at least 1.
             render_mode: None, or "rgb_array" for `render` to return a uint8 picture of the grid.
-                `gymnasium.make` also takes "human" and shows the same pictures in a window.
-            tile_size: side of a rendered cell, in pixels.
+                `gymnasium.make` also accepts "human" and shows these pictures in a window.
+            tile_size: the width and height of a rendered cell, in pixels.
 
         Raises:
-            ValueError: if the level or another argument is not as described.
+            ValueError: the level or another argument is not as described.
         """
         if not (math.isfinite(reward) and reward > 0):
             raise ValueError(f"reward is {reward}, must be a positive finite number")
@@ -130,7 +132,7 @@ class GatherMiniGrid(MiniGridEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode and return its first observation and an empty info.
+        """Starts an episode. Returns its first observation and an empty info.
 
         Args:
             seed: seeds `np_random`, from which a level is drawn when none is given.
@@ -138,29 +140,28 @@ class GatherMiniGrid(MiniGridEnv):
                 form the constructor takes. Other keys are ignored.
 
         Raises:
-            ValueError: if the level in `options` is not valid; the present episode is then
-                left as it was.
+            ValueError: the level in `options` is not valid; the current episode is not changed.
         """
         options = options or {}
         level = _optional_level(options.get("walls"), options.get("objects")) or self._given_level
-        # Seeded here because the level is drawn before MiniGrid's own reset, which builds on it.
+        # Seeded here because MiniGrid's own reset needs the level, which is drawn first.
         gym.Env.reset(self, seed=seed)
         self._level = draw_level(self.np_random) if level is None else level
         return super().reset()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Move the agent once.
+        """Moves the agent once.
 
         Args:
-            action: an integer of any kind: 0 up, 1 right, 2 down, 3 left.
+            action: an integer of any type: 0 up, 1 right, 2 down, 3 left.
 
         Returns:
             The observation after the move, the reward, `terminated` (True from the episode's last
             step on), `truncated` (always False) and an empty info.
 
         Raises:
-            TypeError: if the action is not an integer.
-            ValueError: if the action is another integer.
+            TypeError: the action is not an integer.
+            ValueError: the action is another integer.
         """
         index = operator.index(action)
         if index not in range(len(MOVES)):
@@ -170,13 +171,13 @@ class GatherMiniGrid(MiniGridEnv):
         return self.gen_obs(), reward, self.step_count >= self.max_steps, False, {}
 
     def level(self) -> tuple[Walls, Objects]:
-        """Copies of the present episode's initial level, in the form the constructor takes.
+        """Returns copies of the current episode's initial level, in the form the constructor takes.
 
         Returns:
             Walls, bool [11, 11] with the outer ring, and objects, int8 [11, 11].
 
         Raises:
-            gymnasium.error.ResetNeeded: if no episode was started.
+            gymnasium.error.ResetNeeded: no episode was started.
         """
         if self._level is None:
             raise gym.error.ResetNeeded("no episode has a level yet, call reset first")
@@ -184,7 +185,7 @@ class GatherMiniGrid(MiniGridEnv):
         return walls.copy(), objects.copy()
 
     def gen_obs(self) -> Observation:
-        """The symbolic observation of the present state, float32 [11, 11, 3], newly allocated."""
+        """Returns the observation of the current state in a new array, float32 [11, 11, 3]."""
         observation = np.zeros((SIZE, SIZE, 3), np.float32)
         for row, column in np.ndindex(SIZE, SIZE):
             cell = self.grid.get(column, row)
@@ -195,7 +196,7 @@ class GatherMiniGrid(MiniGridEnv):
         return observation
 
     def _move(self, row_step: int, column_step: int) -> float:
-        """Move the agent unless a wall is in the way, take what is there, return the reward."""
+        """Moves the agent, unless a wall blocks it, onto what is there. Returns the reward."""
         x, y = self.agent_pos
         target = (x + column_step, y + row_step)
         cell = self.grid.get(*target)
@@ -206,7 +207,7 @@ class GatherMiniGrid(MiniGridEnv):
         return _sign(cell) * self.reward
 
     def _gen_grid(self, width: int, height: int) -> None:
-        """Build the episode's level into a new grid, and put the agent at the start."""
+        """Builds the grid of the episode's level, with the agent at the start."""
         walls, objects = self.level()
         self.grid = Grid(width, height)
         for row, column in np.ndindex(SIZE, SIZE):
@@ -220,9 +221,9 @@ class GatherMiniGrid(MiniGridEnv):
 
 
 def draw_level(rng: np.random.Generator) -> tuple[Walls, Objects]:
-    """Draw a level: 10 inner walls, 5 gems and 5 pits, uniformly over distinct cells.
+    """Draws a level: 10 inner walls, 5 gems and 5 pits, uniformly over distinct cells.
 
-    The cells are those with row in 2..8 and column in 1..9, without the start cell.
+    The cells are those with row in 2..8 and column in 1..9, except the start cell.
 
     Returns:
         Walls, bool [11, 11] with the outer ring, and objects, int8 [11, 11].
@@ -230,7 +231,7 @@ def draw_level(rng: np.random.Generator) -> tuple[Walls, Objects]:
     cells = np.array([(r, c) for r in PLACEMENT_ROWS for c in PLACEMENT_COLUMNS if (r, c) != START])
     drawn = rng.choice(cells, N_WALLS + N_GEMS + N_PITS, replace=False)
     wall_cells, gem_cells, pit_cells = np.split(drawn, [N_WALLS, N_WALLS + N_GEMS])
-    walls = _ring()
+    walls = _outer_ring()
     walls[tuple(wall_cells.T)] = True
     objects = np.zeros((SIZE, SIZE), np.int8)
     objects[tuple(gem_cells.T)] = 1
@@ -238,8 +239,8 @@ def draw_level(rng: np.random.Generator) -> tuple[Walls, Objects]:
     return walls, objects
 
 
-def checked_level(walls: ArrayLike, objects: ArrayLike) -> tuple[Walls, Objects]:
-    """Check a level and bring it to its one form, as new arrays.
+def check_level(walls: ArrayLike, objects: ArrayLike) -> tuple[Walls, Objects]:
+    """Checks a level and returns it in its canonical form, as new arrays.
 
     Args:
         walls: 11 x 11 of 0 and 1; the outer ring becomes wall whatever its values.
@@ -249,11 +250,11 @@ def checked_level(walls: ArrayLike, objects: ArrayLike) -> tuple[Walls, Objects]
         Walls, bool [11, 11] with the outer ring, and objects, int8 [11, 11].
 
     Raises:
-        ValueError: if a shape or a value is another, or if a wall is on the start cell, or an
-            object on the start cell, on a wall or on the outer ring.
+        ValueError: a shape or a value is not as described, a wall is on the start cell, or an
+            object is on the start cell, on a wall or on the outer ring.
     """
-    checked_walls = _grid_of("walls", walls, (0, 1)).astype(np.bool_) | _ring()
-    checked_objects = _grid_of("objects", objects, (-1, 0, 1)).astype(np.int8)
+    checked_walls = _as_grid("walls", walls, (0, 1)).astype(np.bool_) | _outer_ring()
+    checked_objects = _as_grid("objects", objects, (-1, 0, 1)).astype(np.int8)
     if checked_walls[START]:
         raise ValueError(f"walls has a wall on the start cell {START}, which must be free")
     if checked_objects[START]:
@@ -271,17 +272,17 @@ def checked_level(walls: ArrayLike, objects: ArrayLike) -> tuple[Walls, Objects]
 def _optional_level(
     walls: ArrayLike | None, objects: ArrayLike | None
 ) -> tuple[Walls, Objects] | None:
-    """The checked level, or None if neither part is given; ValueError if only one is."""
+    """Returns the checked level, or None if neither part is given; ValueError if only one is."""
     if walls is None and objects is None:
         return None
     if walls is None or objects is None:
         missing = "walls" if walls is None else "objects"
         raise ValueError(f"{missing} is missing, walls and objects must be given together")
-    return checked_level(walls, objects)
+    return check_level(walls, objects)
 
 
-def _grid_of(name: str, values: ArrayLike, allowed: tuple[int, ...]) -> NDArray[np.float64]:
-    """The values as an 11 x 11 array; ValueError if the shape or any value is not allowed."""
+def _as_grid(name: str, values: ArrayLike, allowed: tuple[int, ...]) -> NDArray[np.float64]:
+    """Converts values to an 11 x 11 array; ValueError if the shape or a value is not allowed."""
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
@@ -298,27 +299,27 @@ def _grid_of(name: str, values: ArrayLike, allowed: tuple[int, ...]) -> NDArray[
     return array
 
 
-def _ring() -> Walls:
-    """The outer ring alone, as bool [11, 11]."""
+def _outer_ring() -> Walls:
+    """Returns the outer ring. bool [11, 11]."""
     ring = np.ones((SIZE, SIZE), np.bool_)
     ring[1:-1, 1:-1] = False
     return ring
 
 
 def _observation_space(reward: float) -> spaces.Box:
-    """The space of float32 [11, 11, 3] observations: [0, 1], [-reward, reward], [0, 1]."""
+    """Returns the space of float32 [11, 11, 3] observations: [0, 1], [-reward, reward], [0, 1]."""
     low = np.broadcast_to(np.array([0, -reward, 0], np.float32), (SIZE, SIZE, 3))
     high = np.broadcast_to(np.array([1, reward, 1], np.float32), (SIZE, SIZE, 3))
     return spaces.Box(low, high, dtype=np.float32)
 
 
 def _sign(cell: WorldObj | None) -> int:
-    """+1 for a gem, -1 for a pit, 0 for anything else."""
+    """Returns +1 for a gem, -1 for a pit, 0 for anything else."""
     return isinstance(cell, Gem) - isinstance(cell, Pit)
 
 
 def _mission() -> str:
-    """MiniGrid's one-line statement of what the agent is to do."""
+    """Returns MiniGrid's one-line description of the goal."""
     return "gather the green gems, keep out of the red pits"
 
 

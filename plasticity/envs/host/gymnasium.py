@@ -1,8 +1,8 @@
-"""Gymnasium environments whose observations are a box.
+"""Gymnasium's environments, on the host: any whose observations are a Box.
 
-Gymnasium's autoreset is switched off. Episodes are reset explicitly with a level of the task, so
-that both the last observation of an episode and the first of the next are available, and no step
-is lost, repeated or credited to the wrong episode.
+Gymnasium's autoreset is switched off. Each episode is started explicitly, on the task's levels, so
+that both the last observation of one and the first of the next are returned, and no step is lost,
+repeated or counted in the wrong episode.
 """
 
 import functools
@@ -14,27 +14,26 @@ import minigrid  # noqa: F401  registers MiniGrid's tasks
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from plasticity.envs.base import Task
+from plasticity.envs.base import Task, scale_action
 from plasticity.envs.host.vector_env import HostEnv, HostStep
-from plasticity.envs.task import scale_action
 from plasticity.struct import SettingError, field, locate, static_field
 
-__all__ = ["Gymnasium", "GymnasiumEnvs"]
+__all__ = ["Gymnasium"]
 
 
 class Gymnasium(HostEnv):
     """A Gymnasium environment by its id. A level is the seed of a `reset`.
 
-    The seed also determines what an environment draws during the episode. Actions are discrete or
-    a bounded box; continuous actions in [-1, 1] are scaled to the box.
+    The level also determines what an environment draws during the episode. Actions are discrete, or
+    a bounded box to which the agent's [-1, 1] is scaled.
 
     Attributes:
-      id: as registered with Gymnasium, MiniGrid's tasks included; `module:id` imports the module
+      id: the id registered with Gymnasium, MiniGrid's included; `module:id` imports the module
         first.
       levels: the size of a level set.
-      wrappers: import paths of wrappers, the innermost first.
-      scale: a factor on observations.
-      vectorization: `sync` steps the environments sequentially, `async` in one process each.
+      wrappers: import paths of wrappers, innermost first.
+      scale: a factor of observations.
+      vectorization: `sync` steps the environments in sequence, `async` each in its own process.
     """
 
     id: str = static_field(kind=str)
@@ -61,7 +60,7 @@ class Gymnasium(HostEnv):
 
     @property
     def continuous_actions(self) -> bool:
-        return _spaces(self.id, self.wrappers).action_box is not None
+        return _spaces(self.id, self.wrappers).box is not None
 
     def check(self) -> None:
         _spaces(self.id, self.wrappers)
@@ -74,7 +73,7 @@ class Gymnasium(HostEnv):
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
             wrappers=_locate_wrappers(self.wrappers),
         )
-        return GymnasiumEnvs(vector, self.scale, _spaces(self.id, self.wrappers).action_box)
+        return GymnasiumEnvs(vector, self.scale, _spaces(self.id, self.wrappers).box)
 
 
 class GymnasiumEnvs:
@@ -82,8 +81,8 @@ class GymnasiumEnvs:
 
     Args:
       vector: the environment.
-      scale: a factor on observations.
-      box: the space of continuous actions; None if actions are discrete.
+      scale: a factor of observations.
+      box: the space of an action, where actions are continuous.
     """
 
     def __init__(
@@ -106,9 +105,9 @@ class GymnasiumEnvs:
         first, size = int(self._levels.first), int(self._levels.size)
         levels = np.zeros(len(mask), np.int64)
         levels[mask] = first + rng.integers(size, size=np.count_nonzero(mask))
-        # Vector environments accept a seed for each environment, though the base class has one.
+        # Gymnasium's vector environments take a seed for each, though the base class says one.
         seeds: Any = [int(level) for level in levels]
-        return self._scale_obs(self._vector.reset(seed=seeds, options={"reset_mask": mask})[0])
+        return self._preprocess_obs(self._vector.reset(seed=seeds, options={"reset_mask": mask})[0])
 
     def step(self, actions: np.ndarray) -> HostStep:
         if self._box is not None:
@@ -116,7 +115,7 @@ class GymnasiumEnvs:
             actions = scale_action(actions.reshape(-1, *low.shape), low, high).astype(low.dtype)
         observation, reward, terminated, truncated, _ = self._vector.step(actions)
         return HostStep(
-            observation=self._scale_obs(observation),
+            observation=self._preprocess_obs(observation),
             reward=reward.astype(np.float32),
             terminated=terminated.copy(),
             truncated=truncated & ~terminated,
@@ -125,7 +124,7 @@ class GymnasiumEnvs:
     def close(self) -> None:
         self._vector.close()
 
-    def _scale_obs(self, observation: np.ndarray) -> np.ndarray:
+    def _preprocess_obs(self, observation: np.ndarray) -> np.ndarray:
         return np.asarray(observation, np.float32) * self._scale
 
 
@@ -134,19 +133,19 @@ def _locate_wrappers(paths: tuple[str, ...]) -> list[Callable[[Any], Any]]:
 
 
 class Spaces(NamedTuple):
-    """The observation and action spaces of an environment."""
+    """The spaces of observations and actions."""
 
     observation_shape: tuple[int, ...]
-    num_actions: int  # or the size of a continuous action
-    action_box: gymnasium.spaces.Box | None  # None if actions are discrete
+    num_actions: int  # or the dimension of a continuous action
+    box: gymnasium.spaces.Box | None  # the space of actions, where they are continuous
 
 
 @functools.cache
 def _spaces(id: str, wrappers: tuple[str, ...]) -> Spaces:
-    """Makes an environment and returns its spaces.
+    """Returns the spaces of an environment, which is made and closed for that.
 
     Raises:
-      SettingError: the environment or a wrapper does not exist, or its spaces are not supported.
+      SettingError: there is no such environment or wrapper, or its spaces are not supported.
     """
     try:
         env: Any = gymnasium.make(id)
@@ -155,21 +154,20 @@ def _spaces(id: str, wrappers: tuple[str, ...]) -> Spaces:
     for path, wrapper in zip(wrappers, _locate_wrappers(wrappers), strict=True):
         try:
             env = wrapper(env)
-            assert isinstance(env, gymnasium.Env)
-        except Exception as error:  # any callable may be named
+            if not isinstance(env, gymnasium.Env):
+                raise TypeError(f"returned {type(env).__name__}, not a gymnasium.Env")
+        except Exception as error:  # a user's wrapper may raise anything
             raise SettingError("env.wrappers", path, f"must wrap {id} ({error!r})") from error
     observations, actions = env.observation_space, env.action_space
     env.close()
     if not isinstance(observations, gymnasium.spaces.Box):
         raise SettingError(
-            "env.id", id, f"must have Box observations, not {observations}; see env.wrappers"
+            "env.id", id, f"must have observations in a Box, not {observations}; see env.wrappers"
         )
     if isinstance(actions, gymnasium.spaces.Box) and actions.is_bounded():
         return Spaces(observations.shape, int(np.prod(actions.shape)), actions)
     if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
         raise SettingError(
-            "env.id",
-            id,
-            f"must have discrete actions from 0 or a bounded Box, not {actions}",
+            "env.id", id, f"must have discrete actions from 0, or a bounded box, not {actions}"
         )
     return Spaces(observations.shape, int(actions.n), None)

@@ -1,4 +1,4 @@
-"""MuJoCo robots by EnvPool, with friction set by the task."""
+"""MuJoCo's robots by EnvPool, with the friction that the task sets."""
 
 import tempfile
 from collections.abc import Mapping
@@ -9,27 +9,28 @@ from xml.etree import ElementTree
 import numpy as np
 
 from plasticity.envs.base import Task
-from plasticity.envs.host.envpool import EnvPool
+from plasticity.envs.host.envpool import EnvPool, default_config
 from plasticity.struct import Range, SettingError, static_field
 
 __all__ = ["MuJoCo"]
 
-_ASSETS = Path("mujoco", "assets_gym")  # where EnvPool looks for models in `base_path`
-_NEVER = 2**30
-_FRICTION = "1"  # MuJoCo's default
+_ASSETS = Path("mujoco", "assets_gym")  # the folder of models in EnvPool's `base_path`
+_NO_LIMIT = 2**30
+_DEFAULT_FRICTION = "1"  # MuJoCo's, of a geom without the attribute
 
 
 class MuJoCo(EnvPool):
-    """A MuJoCo robot of Gymnasium, such as `Ant-v5`. An action is the torques, in [-1, 1].
+    """A robot of Gymnasium, such as `Ant-v5`. Actions are torques, scaled to [-1, 1].
 
-    A task may set `friction`, which multiplies the sliding friction of all geoms. For the ant,
-    whose default is 1, it is the friction of the slippery ant (Dohare et al. 2024). Nothing else
-    of the model changes. There are no levels: episodes start near one posture.
+    A task may set `friction`: it multiplies the sliding friction of all geoms, which for the ant,
+    whose own friction is 1, is the friction of the slippery ant (Dohare et al. 2024). Nothing else
+    in the model changes. There are no levels: episodes start near one posture.
 
     Attributes:
-      episode_steps: the time limit, which truncates episodes; 0 for Gymnasium's.
-      contact_forces: whether contact forces are observed and penalized, as in Gymnasium's v5, by
-        the robots that have them; without them the ant's observation has 27 entries.
+      episode_steps: the number of steps after which an episode is truncated; 0 for Gymnasium's
+        limit.
+      contact_forces: whether contact forces are part of the observation and of the cost, as in
+        Gymnasium's v5, for the robots that have them; without them the ant observes 27 numbers.
     """
 
     family = "envpool.mujoco.gym"
@@ -51,9 +52,9 @@ class MuJoCo(EnvPool):
 
     @property
     def config(self) -> dict[str, Any]:
-        # EnvPool reports any end in the last step as truncated, so steps are counted here instead.
+        # EnvPool calls any end in the last step truncated, so the steps are counted here.
         forces = {"use_contact_force": self.contact_forces} if self._has_forces else {}
-        return {"max_episode_steps": _NEVER, **forces}
+        return {"max_episode_steps": _NO_LIMIT, **forces}
 
     @property
     def time_limit(self) -> int:
@@ -61,8 +62,8 @@ class MuJoCo(EnvPool):
 
     @property
     def _defaults(self) -> dict[str, Any]:
-        """EnvPool's default settings of the robot."""
-        return dict(self.find_spec().config._asdict())
+        """EnvPool's default options."""
+        return default_config(self)
 
     @property
     def _has_forces(self) -> bool:
@@ -76,27 +77,27 @@ class MuJoCo(EnvPool):
     def task_kwargs(self, task: Task) -> dict[str, Any]:
         return {"friction": float(task.dynamics.get("friction", 1.0))}
 
-    def pool(self, seeds: list[int], task_kwargs: dict[str, Any]) -> Any:
+    def make_pool(self, seeds: list[int], task_kwargs: dict[str, Any]) -> Any:
         if task_kwargs["friction"] == 1.0:
-            return super().pool(seeds, {})
+            return super().make_pool(seeds, {})
         model = scale_friction(self.model(), task_kwargs["friction"])
-        with tempfile.TemporaryDirectory() as folder:  # a pool reads the model when it is made
+        with tempfile.TemporaryDirectory() as folder:  # a pool reads it while it is made
             path = folder / _ASSETS / self._defaults["xml_file"]
             path.parent.mkdir(parents=True)
             path.write_text(model)
-            return super().pool(seeds, {"base_path": folder})
+            return super().make_pool(seeds, {"base_path": folder})
 
     def model(self) -> str:
-        """Returns EnvPool's model of the robot and the ground, as XML."""
+        """Returns the model of the robot and its ground, as XML."""
         path = Path(self._defaults["base_path"]) / _ASSETS / self._defaults["xml_file"]
-        variant = path.with_name(f"{path.stem}_envpool.xml")  # EnvPool prefers it
+        variant = path.with_name(f"{path.stem}_envpool.xml")  # EnvPool prefers it if it exists
         return (variant if variant.exists() else path).read_text()
 
-    def scale_action(self, actions: np.ndarray) -> np.ndarray:
+    def transform_action(self, actions: np.ndarray) -> np.ndarray:
+        # Not `scale_action`: here actions in a box [-1, 1] stay as they are, without rounding.
         space = self.make_spec().action_space
-        center, half = (space.high + space.low) / 2, (space.high - space.low) / 2
-        # Not `task.scale_action`: this form keeps actions exactly where the box is [-1, 1].
-        return center + half * np.clip(actions, -1.0, 1.0)
+        middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+        return middle + half * np.clip(actions, -1.0, 1.0)
 
 
 def scale_friction(model: str, friction: float) -> str:
@@ -108,7 +109,7 @@ def scale_friction(model: str, friction: float) -> str:
     geom = defaults.find("geom")
     if geom is None:
         geom = ElementTree.SubElement(defaults, "geom")
-    geom.attrib.setdefault("friction", _FRICTION)
+    geom.attrib.setdefault("friction", _DEFAULT_FRICTION)
     for geom in root.iter("geom"):
         if "friction" in geom.attrib:
             sliding, *others = geom.attrib["friction"].split()

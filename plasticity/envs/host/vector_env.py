@@ -1,4 +1,4 @@
-"""The interface of host environments, and a vector environment that stacks several runs."""
+"""The protocol of host environments, and their vectorization over runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -17,11 +17,11 @@ T = TypeVar("T")
 class HostStep(NamedTuple):
     """One step of n environments, before any reset."""
 
-    observation: np.ndarray  # float32 [n, *observation_shape]; where an episode ended, its last
+    observation: np.ndarray  # float32 [n, *observation_shape]: the last one where an episode ended
     reward: np.ndarray  # float32 [n]
     terminated: np.ndarray  # bool [n]
     truncated: np.ndarray  # bool [n]
-    score: np.ndarray | None = None  # float32 [n]: the reward before clipping, if it is clipped
+    score: np.ndarray | None = None  # float32 [n]: summed to returns, where it is not the reward
 
     @property
     def done(self) -> np.ndarray:
@@ -29,8 +29,8 @@ class HostStep(NamedTuple):
         return self.terminated | self.truncated
 
     @property
-    def unclipped_reward(self) -> np.ndarray:
-        """The reward that returns in the results table are sums of. float32 [n]."""
+    def counted(self) -> np.ndarray:
+        """The score of the step: returns in the results table are its sums. float32 [n]."""
         return self.reward if self.score is None else self.score
 
 
@@ -38,27 +38,24 @@ class HostEnvs(Protocol):
     """The n environments of one run."""
 
     def set_task(self, task: Task) -> None:
-        """Sets the task of all episodes that start from now on. Its leaves are NumPy arrays."""
+        """Sets the task, of NumPy arrays, of episodes that start from now on."""
 
     def reset(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Starts an episode of the task wherever `mask` is true.
+        """Starts an episode of the task wherever `mask`. Returns all observations, [n, ...].
 
-        All randomness is drawn from `rng`. If `rng` is not the generator of the previous call, all
-        environments must be reset: later steps depend on that generator and the actions alone.
-
-        Returns:
-          The observations of all environments, [n, *observation_shape].
+        All randomness is drawn from `rng`. A call with another generator than the last call's must
+        reset all environments: everything after it depends on that generator and the actions only.
         """
 
     def step(self, actions: np.ndarray) -> HostStep:
-        """Makes one step in each environment. Those that end must be reset before the next step."""
+        """Makes one step in each. One whose episode has ended must be reset before the next."""
 
     def close(self) -> None:
         """Closes the environments."""
 
 
 class HostEnv(Env):
-    """An environment whose episodes are run by `HostEnvs`, outside of compiled programs."""
+    """An environment on the host, outside of compiled programs: `HostEnvs` run its episodes."""
 
     def make(self, num_envs: int) -> HostEnvs:
         """Makes `num_envs` environments for one run. A task must be set before the first reset."""
@@ -66,10 +63,10 @@ class HostEnv(Env):
 
 
 class HostVecEnv:
-    """S x n host environments, n for each of S runs, under their tasks. Arrays are [S, n, ...].
+    """S x n host environments, n for each of S runs, with their tasks. Arrays are [S, n, ...].
 
-    Each run has its own task and random generator, so that its episodes do not depend on the runs
-    that it is stacked with.
+    The environments of each run have their own task and generator, so that a run's episodes do not
+    depend on the runs it is stacked with.
 
     Args:
       env: the environments' settings, stacked: every leaf [S].
@@ -78,11 +75,12 @@ class HostVecEnv:
     """
 
     def __init__(self, env: HostEnv, num_runs: int, num_envs: int) -> None:
-        self._shape = (num_runs, num_envs)
-        self._envs: list[HostEnvs] = [unstack(env, s).make(num_envs) for s in range(num_runs)]
+        self._num_envs = num_envs
         self._continuous = env.continuous_actions
+        self._envs: list[HostEnvs] = [unstack(env, s).make(num_envs) for s in range(num_runs)]
         shape = (env.num_actions,) if self._continuous else ()
-        self._no_action = np.zeros((*self._shape, *shape), np.float32 if shape else np.int64)
+        dtype = np.float32 if self._continuous else np.int64
+        self._no_action = np.zeros((num_envs, *shape), dtype)
 
     def reset(self, task: Task, rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """Starts an episode of `task` in every environment. Returns observations [S, n, ...].
@@ -92,19 +90,19 @@ class HostVecEnv:
           rngs: a generator for each run, used until the next call.
         """
         self._rngs = rngs
-        self._last_action = self._no_action
+        self._last_actions = [self._no_action] * len(self._envs)
         self.set_task(task)
-        mask = np.ones(self._shape[1], bool)
+        mask = np.ones(self._num_envs, bool)
         return np.stack([envs.reset(mask, rng) for envs, rng in zip(self._envs, rngs, strict=True)])
 
     def set_task(self, task: Task) -> None:
-        """Sets the task of all later steps and episodes, [S, ...], on the host."""
-        self._tasks = [unstack(task, s) for s in range(self._shape[0])]
+        """Sets the tasks of the next steps and episodes, [S, ...], on the host."""
+        self._tasks = [unstack(task, s) for s in range(len(self._envs))]
         for envs, run_task in zip(self._envs, self._tasks, strict=True):
             envs.set_task(run_task)
 
     def step(self, actions: np.ndarray | jax.Array) -> tuple[HostStep, np.ndarray]:
-        """Makes one step in each environment, and starts a new episode wherever one ended.
+        """Makes one step of each, and starts a new episode wherever one ended.
 
         Args:
           actions: [S, n]; or [S, n, A] where they are continuous.
@@ -112,13 +110,8 @@ class HostVecEnv:
         Returns:
           The step, and the observations to act on next [S, n, ...].
         """
-        executed = self._transform_actions(np.asarray(actions))
-        steps = []
-        for envs, task, run_actions in zip(self._envs, self._tasks, executed, strict=True):
-            step = envs.step(run_actions)
-            score = None if step.score is None else task.transform_reward(step.score)
-            steps.append(step._replace(reward=task.transform_reward(step.reward), score=score))
-        step = jax.tree.map(lambda *arrays: np.stack(arrays), *steps)
+        steps = [self._step_run(s, action) for s, action in enumerate(np.asarray(actions))]
+        step: HostStep = jax.tree.map(lambda *arrays: np.stack(arrays), *steps)
         return step, self._reset_done(step) if step.done.any() else step.observation
 
     def close(self) -> None:
@@ -126,37 +119,31 @@ class HostVecEnv:
         for envs in self._envs:
             envs.close()
 
-    def _reset_done(self, step: HostStep) -> np.ndarray:
-        done = step.done
-        self._last_action = np.where(
-            expand_dims_like(done, self._last_action), self._no_action, self._last_action
-        )
-        return np.stack(
-            [
-                envs.reset(mask, rng) if mask.any() else observation
-                for envs, mask, rng, observation in zip(
-                    self._envs, done, self._rngs, step.observation, strict=True
-                )
-            ]
+    def _step_run(self, s: int, action: np.ndarray) -> HostStep:
+        """Makes one step of the environments of run `s`, under its task."""
+        task = self._tasks[s]
+        action = task.permute_action(action, self._continuous)
+        if task.sticky_prob is not None:
+            uniform = self._rngs[s].random(self._num_envs)
+            action = task.repeat_action(action, self._last_actions[s], uniform)
+            self._last_actions[s] = action
+        step = self._envs[s].step(action)
+        return step._replace(
+            reward=task.transform_reward(step.reward),
+            score=None if step.score is None else task.transform_reward(step.score),
         )
 
-    def _transform_actions(self, actions: np.ndarray) -> np.ndarray:
-        """Returns the actions that the environments execute, [S, n, ...]."""
-        sticky = self._tasks[0].sticky_prob is not None
-        actions = np.stack(
-            [
-                task.transform_action(
-                    actions[s],
-                    continuous=self._continuous,
-                    last_action=self._last_action[s],
-                    uniform=self._rngs[s].random(self._shape[1]) if sticky else None,
+    def _reset_done(self, step: HostStep) -> np.ndarray:
+        """Starts an episode wherever one ended. Returns observations [S, n, ...]."""
+        observations = list(step.observation)
+        for s, done in enumerate(step.done):
+            if done.any():
+                observations[s] = self._envs[s].reset(done, self._rngs[s])
+                last_action = self._last_actions[s]
+                self._last_actions[s] = np.where(
+                    expand_dims_like(done, last_action), self._no_action, last_action
                 )
-                for s, task in enumerate(self._tasks)
-            ]
-        )
-        if sticky:
-            self._last_action = actions
-        return actions
+        return np.stack(observations)
 
 
 def unstack(stack: T, s: int) -> T:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from counting_helpers import HOST_ID, Numbers, RecordingEnvs, host_run
 
-from plasticity.envs import HostGames, HostSequence
 from plasticity.envs.base import Levels, Task
-from plasticity.envs.host import Gymnasium, GymnasiumEnvs, HostVecEnv
+from plasticity.envs.host import Gymnasium, HostVecEnv
+from plasticity.envs.host.gymnasium import GymnasiumEnvs
+from plasticity.envs.sequence import HostGames, HostSequence
 from plasticity.rng import Stream
 from plasticity.shifts import Shifts, SwitchGame
 from plasticity.struct import SettingError, check
@@ -90,7 +91,7 @@ def test_host_sequence_plays_one_game_after_another():
         for each in (envs, alone):
             each.set_task(this)
         if number:
-            with pytest.raises(ValueError, match="goes to another game"):
+            with pytest.raises(ValueError, match="switches games: all environments"):
                 envs.reset(np.array([True, False]), draws[0])
         size = game.observation_shape[0]
         seen = envs.reset(everywhere, draws[0])
