@@ -15,6 +15,7 @@ from plasticity.interventions import (
     Rational,
     ReDo,
     RMSNorm,
+    Rollout,
     SmoothLeakyReLU,
     Tanh,
     TrainState,
@@ -25,6 +26,7 @@ from plasticity.networks import Network, by_layer, connections
 from plasticity.training import loop
 
 SEEN = 2 * np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
+ROLLOUT = Rollout(Batch(SEEN, *[None] * 5), None)
 
 
 def tools(run, *parts, **network):
@@ -125,8 +127,7 @@ def test_a_rationals_coefficients_belong_to_no_unit(tiny_run):
         assert not any("activation" in name for path in paths.incoming for name in path)
     changed = jax.tree.map(lambda x: x + 1, params)
     train_state = TrainState(changed, context.optimizer.init(changed))
-    due = context._replace(rollout=Batch(SEEN, *[None] * 4))
-    after = jax.jit(lambda: ReDo(1e9).after_update((), train_state, due)[1].params)()
+    after = jax.jit(lambda: ReDo(1e9).after_update((), train_state, ROLLOUT, context)[1].params)()
     for i in range(2):
         same(after["torso"][f"activation_{i}"], changed["torso"][f"activation_{i}"])
     assert np.all(after["policy"]["kernel"] == 0)
@@ -218,8 +219,8 @@ def test_a_unit_is_recycled_with_its_length(tiny_run):
     layer["scale"][5] = 100
     layer["bias"][5] = -1e6  # never active
     opt_state = jax.tree.map(lambda x: x + 1, context.optimizer.init(params))
-    due = context._replace(rollout=Batch(SEEN, *[None] * 4))
-    after = jax.jit(lambda: ReDo(0.0).after_update((), TrainState(params, opt_state), due)[1])()
+    before = TrainState(params, opt_state)
+    after = jax.jit(lambda: ReDo(0.0).after_update((), before, ROLLOUT, context)[1])()
     new, fresh = (
         after.params["torso"]["hidden_0"],
         context.init_params(context.key)["torso"]["hidden_0"],

@@ -8,7 +8,7 @@ import pytest
 from helpers import Void, same
 from scipy import stats
 
-from plasticity.agents import PPO, ppo
+from plasticity.agents import PPO
 from plasticity.interventions import (
     Batch,
     CReLU,
@@ -22,6 +22,7 @@ from plasticity.interventions import (
     RegenerativeW2,
     ResetAll,
     ResetFinal,
+    Rollout,
     ShrinkPerturb,
     SoftShrinkPerturb,
     TrainState,
@@ -31,6 +32,7 @@ from plasticity.networks import Network
 from plasticity.struct import SettingError
 from plasticity.training import loop, trainer
 from plasticity.training.placement import Placement
+from plasticity.training.run import stack
 
 METHODS = {
     "warm_start": Interventions(),
@@ -57,9 +59,9 @@ def shifted(part, params, context):
     return jax.device_get(train_state.params)
 
 
-def seen_in(observations):
-    """A rollout of which nothing but the observations is looked at."""
-    return Batch(observations, *[None] * 4)
+def rollout_of(observation):
+    """A rollout that has nothing but observations."""
+    return Rollout(Batch(observation, *[None] * 5), None)
 
 
 def test_names():
@@ -111,7 +113,7 @@ def test_soft_shrink_perturb_is_its_recursion(context, old):
         params = old
         for i in range(steps):
             own = context._replace(key=jax.random.fold_in(key, i))
-            _, train_state = part.after_step((), TrainState(params, None), own)
+            _, train_state = part.after_step((), TrainState(params, None), None, own)
             params = train_state.params
         return params["torso"]["hidden_0"]["kernel"]
 
@@ -128,7 +130,7 @@ def test_soft_shrink_perturb_is_its_recursion(context, old):
 def test_soft_shrink_perturb_keeps_the_moments(context, old):
     """Would catch an optimiser begun anew at every gradient step."""
     opt_state = context.optimizer.init(old)
-    _, train_state = SoftShrinkPerturb(0.1).after_step((), TrainState(old, opt_state), context)
+    _, train_state = SoftShrinkPerturb(0.1).after_step((), TrainState(old, opt_state), None, context)
     assert train_state.opt_state is opt_state
 
 
@@ -137,7 +139,7 @@ def test_regenerative_l2_pulls_with_constant_force(context, old):
     part = RegenerativeL2(0.03)
     start = context.init_params(context.key)
     state = part.init(TrainState(start, None), context)
-    value_and_grad = jax.jit(jax.value_and_grad(lambda p: part.loss(state, p, context)))
+    value_and_grad = jax.jit(jax.value_and_grad(lambda p: part.penalty(state, p, context)))
     value, pull = value_and_grad(start)
     assert float(value) == 0
     assert all(np.all(x == 0) for x in jax.tree.leaves(pull))
@@ -155,7 +157,7 @@ def test_regenerative_w2_sees_each_tensors_values_and_not_their_places(context, 
     part = RegenerativeW2(0.03)
     start = context.init_params(context.key)
     state = part.init(TrainState(start, None), context)
-    value_and_grad = jax.jit(jax.value_and_grad(lambda p: part.loss(state, p, context)))
+    value_and_grad = jax.jit(jax.value_and_grad(lambda p: part.penalty(state, p, context)))
 
     shuffled = jax.tree.map(lambda x: jax.random.permutation(context.key, x.ravel()), start)
     shuffled = jax.tree.map(lambda x, like: x.reshape(like.shape), shuffled, start)
@@ -226,8 +228,8 @@ def recycled(context):
 
     @jax.jit
     def at(update):
-        moment = context._replace(update=update, rollout=seen_in(seen))
-        return ReDo(0.02, 10).after_update((), train_state, moment)[1]
+        now = context._replace(update=update)
+        return ReDo(0.02, 10).after_update((), train_state, rollout_of(seen), now)[1]
 
     return train_state, at, seen
 
@@ -273,8 +275,8 @@ def test_redo_recycles_dormant_units_and_touches_no_other(context, recycled):
 def test_redo_of_dead_units_changes_no_output(context, recycled):
     """What the dead did not say is not missed: only with tau = 0, which takes no other."""
     train_state, _, seen = recycled
-    due = context._replace(update=jnp.int32(9), rollout=seen_in(seen))
-    after = jax.jit(lambda: ReDo(0.0, 10).after_update((), train_state, due)[1])()
+    due = context._replace(update=jnp.int32(9))
+    after = jax.jit(lambda: ReDo(0.0, 10).after_update((), train_state, rollout_of(seen), due)[1])()
     assert not np.array_equal(
         after.params["policy"]["kernel"], train_state.params["policy"]["kernel"]
     )
@@ -291,8 +293,8 @@ def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
         leaf[..., 5] = 0
     seen = np.ones((4, 6), np.float32)
     train_state = TrainState(params, context.optimizer.init(params))
-    due = context._replace(rollout=seen_in(seen), key=jax.random.key(1))
-    after = jax.jit(lambda: ReDo(0.0, 10).after_update((), train_state, due)[1].params)()
+    due, rollout = context._replace(key=jax.random.key(1)), rollout_of(seen)
+    after = jax.jit(lambda: ReDo(0.0, 10).after_update((), train_state, rollout, due)[1].params)()
     kernel = np.asarray(after["torso"]["hidden_1"]["kernel"])
     assert np.all(kernel[[5, 13]] == 0)
     same(
@@ -303,8 +305,8 @@ def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
 
 def test_l2_norm_is_adamw(old):
     """Would catch decay through Adam's moments, clipped, or without the learning rate."""
-    spec = PPO(learning_rate=0.01, adam_eps=1e-5, max_grad_norm=0.5)
-    built = L2Norm(0.2).optimizer(ppo.optimizer(spec, jax.random.key(0))).build()
+    agent = PPO(learning_rate=0.01, adam_eps=1e-5, max_grad_norm=0.5)
+    built = L2Norm(0.2).optimizer(agent.optimizer(jax.random.key(0))).build()
     adamw = optax.chain(
         optax.clip_by_global_norm(0.5), optax.adamw(0.01, eps=1e-5, weight_decay=0.2)
     )
@@ -351,7 +353,7 @@ class Add(Intervention):
     def on_shift(self, state, train_state, context):
         return state, train_state._replace(params=train_state.params + 1)
 
-    def after_step(self, state, train_state, context):
+    def after_step(self, state, train_state, step, context):
         return state, train_state._replace(params=train_state.params + 2)
 
 
@@ -364,7 +366,8 @@ class Double(Intervention):
     def on_shift(self, state, train_state, context):
         return state + 1, train_state._replace(params=2 * train_state.params)
 
-    after_update = on_shift
+    def after_update(self, state, train_state, rollout, context):
+        return self.on_shift(state, train_state, context)
 
 
 def test_chain_acts_in_the_order_written(context):
@@ -376,8 +379,8 @@ def test_chain_acts_in_the_order_written(context):
         state, after = both.on_shift(state, train_state, context)
         assert float(after.params) == known
         assert [float(x) for x in jax.tree.leaves(state)] == [1.0]
-        assert float(both.after_step(state, train_state, context)[1].params) == 5
-        assert float(both.after_update(state, train_state, context)[1].params) == 6
+        assert float(both.after_step(state, train_state, None, context)[1].params) == 5
+        assert float(both.after_update(state, train_state, None, context)[1].params) == 6
 
 
 class Collect(Intervention):
@@ -435,10 +438,10 @@ def live(runs):
     """Two updates, a shift and an update of a stack of runs, and the episodes' returns."""
     placement = Placement((jax.local_devices()[0],), "batch")
     together = trainer.JaxTrainer(runs, placement=placement)
-    first = together.advance(2)
+    first = together.train_updates(2)
     middle = jax.device_get(together.state)
-    together.next_round()
-    last = together.advance(1)
+    together.start_round()
+    last = together.train_updates(1)
     return jax.device_get((middle, together.state, first, last))
 
 

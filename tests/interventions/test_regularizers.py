@@ -38,7 +38,7 @@ def drawn(tiny_run, *interventions, **network):
 
 def pull(part, state, params):
     """The loss and its gradient."""
-    return jax.jit(jax.value_and_grad(lambda p: part.loss(state, p, PLAIN)))(params)
+    return jax.jit(jax.value_and_grad(lambda p: part.penalty(state, p, PLAIN)))(params)
 
 
 KNOWN = {"a": jnp.array([3.0, 1.0, 2.0]), "b": {"c": jnp.array([[-1.0]])}}
@@ -70,8 +70,10 @@ def test_distances_begin_at_zero_and_keep_their_origin(context, old, part):
     loss, force = pull(part, state, start)
     assert float(loss) == 0
     assert all(np.all(x == 0) for x in jax.tree.leaves(force))
-    for hook in (part.after_step, part.after_update, part.on_shift):
-        same(hook(state, TrainState(old, None), context)[0], state)
+    moved = TrainState(old, None)
+    for hook in (part.after_step, part.after_update):
+        same(hook(state, moved, None, context)[0], state)
+    same(part.on_shift(state, moved, context)[0], state)
 
 
 def test_wasserstein_sees_no_order_and_is_never_above_l2_init(context, old):
@@ -167,7 +169,9 @@ def test_spectral_regularization_follows_weights_that_move(spectral):
     part = SpectralRegularization(1.0)
     kernel = params["torso"]["hidden_1"]["kernel"]
     way = np.outer(np.cos(np.arange(16)), np.sin(np.arange(8))).astype(np.float32)
-    step = jax.jit(lambda state, params: part.after_step(state, TrainState(params, None), PLAIN)[0])
+    step = jax.jit(
+        lambda state, params: part.after_step(state, TrainState(params, None), None, PLAIN)[0]
+    )
     for i in range(60):
         at = kernel + min(i, 40) / 40 * way
         torso = {**params["torso"], "hidden_1": {**params["torso"]["hidden_1"], "kernel": at}}
@@ -188,7 +192,7 @@ def test_spectral_regularization_of_nothing(spectral, power):
     loss, force = pull(part, state, nothing)
     assert float(loss) == 2 * 2 + 2 + 2 * (16 + 8)  # kernels, heads, scales: each is 1 away
     assert all(np.all(x == 0) for x in jax.tree.leaves(force))
-    same(part.after_step(state, TrainState(nothing, None), PLAIN)[0], state)
+    same(part.after_step(state, TrainState(nothing, None), None, PLAIN)[0], state)
 
 
 @pytest.mark.parametrize("part", [Parseval(), SpectralRegularization()])
@@ -202,7 +206,7 @@ def test_what_counts_is_what_the_network_computes_with(tiny_run, part):
     def terms():
         train_state = TrainState(params, None)
         state = part.init(train_state, context)
-        return [part.loss(state, each, context) for each in (params, longer)]
+        return [part.penalty(state, each, context) for each in (params, longer)]
 
     one, other = terms()
     assert float(one) > 0

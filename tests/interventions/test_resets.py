@@ -10,6 +10,7 @@ from helpers import Void, same
 from plasticity.interventions import (
     Batch,
     CReLU,
+    GradientStep,
     HareTortoise,
     PlasticityInjection,
     ReDo,
@@ -17,6 +18,7 @@ from plasticity.interventions import (
     ResetFinal,
     ResetLayers,
     ResetOptimizer,
+    Rollout,
     TrainState,
     chain,
     reset_moments,
@@ -96,7 +98,8 @@ def test_reset_layers_counts_from_the_heads(apart, last):
 
     @jax.jit
     def at(update, every):
-        return ResetLayers(last, every).after_update((), before, apart._replace(update=update))[1]
+        now = apart._replace(update=update)
+        return ResetLayers(last, every).after_update((), before, None, now)[1]
 
     check_redrawn(before, at(9, 5), apart.init_params(apart.key), LAST[last])
     check_redrawn(before, at(0, 1), apart.init_params(apart.key), LAST[last])
@@ -109,7 +112,7 @@ def test_reset_layers_works_under_crelu(tiny_run):
     """Would catch counting that relies on widths or on a shared torso's shape."""
     context = tools(tiny_run(env=Void(), intervention=chain(CReLU())))
     before = worn(context.init_params(jax.random.key(1)), context)
-    after = jax.jit(lambda: ResetLayers(2, 1).after_update((), before, context)[1])()
+    after = jax.jit(lambda: ResetLayers(2, 1).after_update((), before, None, context)[1])()
     entries = [("policy",), ("value",), ("torso", "hidden_1")]
     check_redrawn(before, after, context.init_params(context.key), entries)
 
@@ -121,8 +124,8 @@ def test_reset_optimizer_keeps_to_its_interval(context, old):
     @jax.jit
     @jax.vmap
     def at(every, update):
-        moment = context._replace(update=update)
-        return ResetOptimizer(every).after_update((), before, moment)[1]
+        now = context._replace(update=update)
+        return ResetOptimizer(every).after_update((), before, None, now)[1]
 
     every, update = (x.ravel() for x in np.meshgrid([0, 1, 3], np.arange(7), indexing="ij"))
     after = at(every, update)
@@ -151,7 +154,8 @@ def test_adam_begins_with_the_learning_rate_after_its_reset(tiny_run):
     @jax.jit
     def first_step():
         gradient = jax.tree.map(lambda x: 1e-3 * jnp.sign(x), params)
-        _, (_, opt_state) = ResetOptimizer(1).after_update((), worn(params, context), context)
+        before = worn(params, context)
+        _, (_, opt_state) = ResetOptimizer(1).after_update((), before, None, context)
         return context.optimizer.update(gradient, opt_state, params)[0]
 
     rate = run.agent.learning_rate
@@ -175,10 +179,10 @@ def test_hare_tortoise_is_its_recursion(context, decay):
             for step in range(3):
                 moved = jax.tree.map(lambda x: x + 0.1 * (update + step), train_state.params)  # noqa: B023
                 state, train_state = part.after_step(
-                    state, train_state._replace(params=moved), context
+                    state, train_state._replace(params=moved), None, context
                 )
-            moment = context._replace(update=jnp.int32(update))
-            state, train_state = part.after_update(state, train_state, moment)
+            now = context._replace(update=jnp.int32(update))
+            state, train_state = part.after_update(state, train_state, None, now)
             if update == 4:
                 state, train_state = part.on_shift(state, train_state, context)
             seen.append(train_state.params["torso"]["hidden_0"]["kernel"])
@@ -342,8 +346,8 @@ def test_what_is_frozen_stays_whatever_moves_it(injectable, injected, freeze):
     part = PlasticityInjection(freeze)
     for train_state, in_use in ((life[0], False), (life[2], True)):
         moved = jax.tree.map(lambda x: x + 1.0, train_state.params)
-        context = injectable._replace(prev_params=train_state.params)
-        _, after = part.after_step((), TrainState(moved, train_state.opt_state), context)
+        step = GradientStep(None, train_state.params, {})
+        _, after = part.after_step((), TrainState(moved, train_state.opt_state), step, injectable)
         for head in HEADS:
             frozen = {"copy"} | ({"kernel", "bias"} if in_use and freeze else set())
             frozen |= set() if in_use else {"new"}
@@ -421,6 +425,6 @@ def test_redo_recycles_what_is_injected(injectable, injected):
     prefixes = [(head, *inner) for head in led for inner in ((), ("new",), ("copy",))]
     assert set(found["hidden_1"].outgoing) == {(*prefix, "kernel") for prefix in prefixes}
     assert found["hidden_0"].outgoing == (("torso", "hidden_1", "kernel"),)
-    due = injectable._replace(update=jnp.int32(9), rollout=Batch(SEEN, *[None] * 4))
-    _, recycled = jax.jit(lambda: ReDo(0.5).after_update((), train_state, due))()
+    due, rollout = injectable._replace(update=jnp.int32(9)), Rollout(Batch(SEEN, *[None] * 5), None)
+    _, recycled = jax.jit(lambda: ReDo(0.5).after_update((), train_state, rollout, due))()
     assert jax.tree.structure(recycled) == jax.tree.structure(train_state)

@@ -10,13 +10,14 @@ from helpers import Void, same
 from plasticity.interventions import (
     ContinualBackprop,
     CReLU,
+    GradientStep,
     ReGraMa,
     SelfNormalizedResets,
     TrainState,
     chain,
 )
 from plasticity.interventions.unit_resets import recycle
-from plasticity.networks import Network, Output
+from plasticity.networks import Network
 from plasticity.training import loop
 
 # The entries after each hidden layer, from the network's description.
@@ -72,18 +73,13 @@ def trained(context, seed=3):
     return TrainState(params, jax.tree.map(lambda x: x + 1, context.optimizer.init(params)))
 
 
-def saying(activations):
-    """The output of a network of which nothing but activations is looked at."""
-    return Output(None, None, activations, {})
-
-
 def stepper(part, context):
-    """The hook after a step, compiled: of state, learner, activations and key."""
+    """The hook `after_step`, compiled: of state, train state, activations and key."""
 
     @jax.jit
     def step(state, train_state, activations, key):
-        seen = context._replace(output=saying(activations), key=key)
-        return part.after_step(state, train_state, seen)
+        made = GradientStep(None, None, activations)
+        return part.after_step(state, train_state, made, context._replace(key=key))
 
     return step
 
@@ -159,9 +155,9 @@ def test_continual_backprop_at_its_bounds(context):
     def ages(rate, maturity):
         part = ContinualBackprop(rate, maturity)
         state = part.init(train_state, context)
-        seen = context._replace(output=saying(silence))
+        step = GradientStep(None, None, silence)
         for _ in range(2):
-            state, after = part.after_step(state, train_state, seen)
+            state, after = part.after_step(state, train_state, step, context)
         return {layer: state[layer].age for layer in state}, after.params
 
     for rate, maturity, known in (
@@ -184,10 +180,9 @@ def silences(part, context, fires):
     def live(train_state):
         def step(carry, fires):
             activations = {"hidden_0": jnp.where(fires, 1.0, -1.0)[None], "hidden_1": others}
-            state, train_state = part.after_step(
-                *carry, context._replace(output=saying(activations))
-            )
-            return (state, train_state), ~fires & (state["hidden_0"].silent == 0)
+            made = GradientStep(None, None, activations)
+            state, train_state = part.after_step(*carry, made, context)
+            return (state, train_state), ~fires & (state["hidden_0"].silent_steps == 0)
 
         return jax.lax.scan(step, (part.init(train_state, context), train_state), fires)
 
@@ -220,7 +215,7 @@ def test_self_normalized_resets_test_each_unit_by_its_own_past(context, firing, 
             if fires or reset:
                 past.append(silent)
                 silent = 0
-        assert state["hidden_0"].silent[unit] == silent
+        assert state["hidden_0"].silent_steps[unit] == silent
         assert state["hidden_0"].counts[unit].sum() == len(past)
     assert not resets[:, :2].any()  # those that never fired, and that always did
     assert resets.any() == (threshold > 0)
@@ -281,14 +276,13 @@ def gradients(context):
 
 
 def grama(part, context, train_state, gradients, update):
-    """The learner after an update with these minibatches, and the state left."""
+    """State and train state after an update with these minibatches."""
     state = part.init(train_state, context)
     for gradient in gradients:
-        state, same_learner = part.after_step(
-            state, train_state, context._replace(gradient=gradient)
-        )
-        assert same_learner is train_state
-    return part.after_update(state, train_state, context._replace(update=update))
+        step = GradientStep(gradient, None, {})
+        state, unchanged = part.after_step(state, train_state, step, context)
+        assert unchanged is train_state
+    return part.after_update(state, train_state, None, context._replace(update=update))
 
 
 @pytest.mark.parametrize("cut", [True, False])

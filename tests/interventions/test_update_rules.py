@@ -8,7 +8,7 @@ import pytest
 from helpers import Void, same
 from scipy import special
 
-from plasticity.agents import PPO, ppo
+from plasticity.agents import PPO
 from plasticity.interventions import (
     TRAC,
     UPGD,
@@ -22,7 +22,7 @@ from plasticity.interventions import (
     reset_moments,
 )
 from plasticity.interventions.base import Adam
-from plasticity.interventions.update_rules import erfi, fitted, norm_bound
+from plasticity.interventions.update_rules import erfi, fit_factors, norm_bound
 from plasticity.struct import SettingError
 from plasticity.training import loop
 
@@ -48,7 +48,7 @@ def gradients(steps, mean=0.3):
 def rule(method, key=KEY, **agent):
     """PPO's update rule with the method, clipping so high that it does nothing."""
     agent = {"learning_rate": 0.01, "adam_eps": 1e-3, "max_grad_norm": 1e9, **agent}
-    return chain(*method).optimizer(ppo.optimizer(PPO(**agent), key)).build()
+    return chain(*method).optimizer(PPO(**agent).optimizer(key)).build()
 
 
 def train(built, steps, params=PARAMS, mean=0.3):
@@ -113,7 +113,7 @@ def test_two_methods_do_not_both_replace_adam():
         with pytest.raises(SettingError, match=rf"intervention='{type(methods[1]).__name__}'"):
             rule(methods)
     rule([EqualBetas(), UPGD()])
-    optimizer = EqualBetas(0.7).optimizer(ppo.optimizer(PPO(adam_eps=0.1), KEY))
+    optimizer = EqualBetas(0.7).optimizer(PPO(adam_eps=0.1).optimizer(KEY))
     assert optimizer.adam == Adam(0.7, 0.7, 0.1)
 
 
@@ -121,12 +121,12 @@ def test_two_methods_do_not_both_replace_adam():
 def test_adam_rel_forgets_the_time_and_not_the_moments(context, around):
     """Would catch moments cleared too, or a count that goes on, or another count that does not."""
     method = chain(*around, AdamRel())
-    optimizer = ppo.optimizer(PPO(), KEY)
+    optimizer = PPO().optimizer(KEY)
     scheduled = (*optimizer.step, optax.scale_by_schedule(lambda count: 1.0 + 0 * count))
     built = method.optimizer(optimizer._replace(step=scheduled)).build()
     _, state = train(built, 3)
     _, train_state = method.after_update(
-        method.init(None, context), TrainState(PARAMS, state), context
+        method.init(None, context), TrainState(PARAMS, state), None, context
     )
     kinds = (optax.ScaleByAdamState, optax.ScaleByScheduleState)
     before, after = (
@@ -156,7 +156,7 @@ def test_adam_rel_is_adam_on_local_time(context):
         expected = {name: x - 0.01 * directions[name][i] for name, x in expected.items()}
         same(params, expected, rtol=1e-5, atol=1e-6)
         if i == 2:
-            _, train_state = AdamRel().after_update((), TrainState(params, state), context)
+            _, train_state = AdamRel().after_update((), TrainState(params, state), None, context)
             state = train_state.opt_state
 
 
@@ -293,7 +293,7 @@ def test_upgd_perturbs_anew_at_every_step():
 
 def test_noise_is_of_each_method_alone():
     """Would catch one key for two that draw."""
-    optimizer = ppo.optimizer(PPO(), KEY)
+    optimizer = PPO().optimizer(KEY)
     first, own = optimizer.split()
     _, other = first.split()
     keys = {tuple(jax.random.key_data(key).tolist()) for key in (KEY, first.key, own, other)}
@@ -308,7 +308,7 @@ def test_kron_fits_by_its_equation():
     """Against the Kronecker product as one matrix; would catch axes or a transpose exchanged."""
     random = np.random.default_rng(0)
     g, v = random.normal(size=(2, 3, 2))
-    new = fitted((jnp.array(TRIANGLE), jnp.array(CORNER)), jnp.array(g), jnp.array(v), 0.1)
+    new = fit_factors((jnp.array(TRIANGLE), jnp.array(CORNER)), jnp.array(g), jnp.array(v), 0.1)
     whole = np.kron(TRIANGLE, CORNER)
     a = (whole @ g.ravel()).reshape(3, 2)
     b = (np.linalg.inv(whole).T @ v.ravel()).reshape(3, 2)
@@ -325,7 +325,7 @@ def test_kron_fits_by_its_equation():
     diagonal = np.array([0.5, 2.0, 1.0])
     one, other = (diagonal * g[:, 0]) ** 2, (v[:, 0] / diagonal) ** 2
     np.testing.assert_allclose(
-        fitted((jnp.array(diagonal),), jnp.array(g[:, 0]), jnp.array(v[:, 0]), 0.1)[0],
+        fit_factors((jnp.array(diagonal),), jnp.array(g[:, 0]), jnp.array(v[:, 0]), 0.1)[0],
         diagonal * (1 - 0.1 * (one - other) / np.max(one + other)),
         rtol=1e-5,
     )
@@ -339,7 +339,7 @@ def test_kron_preconditions_momentum():
     held = optax.tree.set(
         state,
         factors=((jnp.array(bias),), (jnp.array(TRIANGLE), jnp.array(CORNER))),
-        waited=jnp.int32(-100),  # so that nothing is fitted meanwhile
+        steps_since_fit=jnp.int32(-100),  # so that nothing is fitted meanwhile
     )
     first, second = gradients(2)
     _, held = built.update(first, held, PARAMS)
