@@ -1,7 +1,7 @@
-"""What every intervention that the command line knows must stand, whatever it does.
+"""Tests of every intervention of the command line, whatever it does.
 
-Twenty updates and a shift in a toy environment: stacked over seeds and coefficients against each
-run alone, next to a neighbour that diverges, and with each kind of network.
+Twenty updates and a shift in a toy environment: runs stacked over seeds and coefficients against
+each run alone, beside a run that diverges, and with another kind of network.
 """
 
 import jax
@@ -17,12 +17,12 @@ from plasticity.networks import Network
 from plasticity.shifts import Permute, Shifts
 from plasticity.struct import fields
 from plasticity.training import Run, Schedule, loop
-from plasticity.training.placement import Placement
+from plasticity.training.run import stack
 
 METHODS = {method.name: method.kind for method in methods("intervention")}
 UPDATES = 20
-# Coefficients with which a method is sure to act, and to act differently, within a short life;
-# for the others the default and half of it. Whole numbers, which are intervals, are 3 and 2.
+# Coefficients with which a method is sure to act, and to act differently, within a short run; for
+# other methods they are the default and half of it. Integers, which are intervals, are 3 and 2.
 TWO_VALUES = {
     "continual_backprop": {"replacement_rate": (0.1, 0.05), "decay": (0.9, 0.5)},
     "self_normalized_resets": {"threshold": (0.5, 0.3)},
@@ -31,16 +31,16 @@ TWO_VALUES = {
 }
 
 
-def two_of(name):
-    """The method with two different values for each coefficient."""
+def make_two(name):
+    """The method with two different values of each coefficient."""
     kind = METHODS[name]
     one, other = {}, {}
     for field, declared in fields(kind):
         if declared.metadata.get("static") or "range" not in declared.metadata:
             continue
-        whole = declared.metadata["range"].kind is int
-        half = (3, 2) if whole else (declared.default, declared.default / 2)
-        one[field], other[field] = TWO_VALUES.get(name, {}).get(field, half)
+        is_int = declared.metadata["range"].kind is int
+        values = (3, 2) if is_int else (declared.default, declared.default / 2)
+        one[field], other[field] = TWO_VALUES.get(name, {}).get(field, values)
     return kind(**one), kind(**other)
 
 
@@ -50,14 +50,14 @@ AGENT = PPO(
     minibatch_size=20,
     num_epochs=2,
     learning_rate=3e-3,
-    adam_eps=1e-4,  # which keeps Adam from making large steps of rounding errors
+    adam_eps=1e-4,  # so that Adam does not make large steps of rounding errors
 )
 SMALL = Network(hidden=(8, 6))
 TOY = Toy()
 
 
 class Scene(Tug):
-    """The same in a picture."""
+    """The same environment with images as observations."""
 
     @property
     def observation_shape(self):
@@ -67,56 +67,60 @@ class Scene(Tug):
         return jnp.broadcast_to(state.wanted, (6, 6, 2))
 
 
-def run_of(intervention, seed=0, network=SMALL, env=TOY):
-    """A short life with that intervention."""
+def make_run(intervention, seed=0, network=SMALL, env=TOY):
+    """A short run with that intervention."""
     return Run(
         env=env,
         shift=Shifts.of(Permute()),
         intervention=intervention,
         network=network,
         agent=AGENT,
-        schedule=Schedule(rounds=2, updates=UPDATES // 2),
+        schedule=Schedule(rounds=2, updates_per_round=UPDATES // 2),
         seed=seed,
     )
 
 
 @pytest.fixture(autouse=True)
 def _forget_programs():
-    """As in conftest, but after each test: there are programs enough in each."""
+    """As in conftest, but after each test: programs of every method would be too many."""
     yield
     jax.clear_caches()
 
 
-def live(runs):
-    """What comes of a stack of runs side by side."""
-    return Placement((jax.local_devices()[0],), "batch").map_runs(live_one)(runs)
+def train_one(run):
+    """Returns parameters, the intervention's state and the update of divergence at the end."""
 
-
-def live_one(run):
-    """Parameters at the end, the intervention's state, and when the run diverged."""
-
-    def one(i, state):
+    def step(i, state):
         shifted = loop.start_round(run, state)
         state = jax.tree.map(lambda a, b: jnp.where(i == UPDATES // 2, a, b), shifted, state)
-        return loop.train_updates(run, state, 1)[0]
+        return one_update(run, state)
 
-    state = jax.lax.fori_loop(0, UPDATES, one, loop.init(run))
+    state = jax.lax.fori_loop(0, UPDATES, step, loop.init(run))
     return state.train_state.params, state.intervention, state.diverged
 
 
+def one_update(run, state):
+    state, trajectory, _ = loop.rollout(run, state)
+    return loop.update(run, state, trajectory)[0]
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_stacked_alone_and_beside_one_that_diverges(name):
+def test_method_is_the_same_stacked_alone_and_beside_a_run_that_diverges(name):
     """Would catch a coefficient that is not batched, state that runs share, or NaN that spreads."""
-    one, other = (chain(method) for method in two_of(name))
+    one, other = (chain(method) for method in make_two(name))
     with jax.enable_x64(True):
-        runs = [run_of(one), run_of(other, seed=1), run_of(other)]
-        together = jax.device_get(live(stack(runs)))
+        runs = [make_run(one), make_run(other, seed=1), make_run(other)]
+        train_stack, train_alone = jax.jit(jax.vmap(train_one)), jax.jit(train_one)
+        together = jax.device_get(train_stack(stack(runs)))
         for i, run in enumerate(runs):
-            alone = jax.device_get(live(stack([run])))
-            of_stack = jax.tree.map(lambda x, i=i: x[i : i + 1], together)
+            # As arrays, like those of a stack, so that all runs share a program.
+            alone = jax.device_get(train_alone(jax.tree.map(jnp.asarray, run)))
+            of_stack = jax.tree.map(lambda x, i=i: x[i], together)
             same(of_stack[0], alone[0], rtol=1e-6, atol=1e-9)
+        assert train_alone._cache_size() == 1
         wild = runs[1].replace(agent=runs[1].agent.replace(learning_rate=1e30))
-        beside = jax.device_get(live(stack([runs[0], wild, runs[2]])))
+        beside = jax.device_get(train_stack(stack([runs[0], wild, runs[2]])))
+        assert train_stack._cache_size() == 1
     params, _, diverged = together
     assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(params))
     assert not diverged.any()
@@ -129,7 +133,7 @@ def test_stacked_alone_and_beside_one_that_diverges(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_with_another_kind_of_network(name):
+def test_method_works_with_another_kind_of_network(name):
     """Would catch a method that knows one torso, one activation a unit, no norm or no image.
 
     Or that knows logits alone, or one value.
@@ -144,7 +148,13 @@ def test_with_another_kind_of_network(name):
         stride=(1,),
         blocks=1,
     )
-    run = run_of(chain(METHODS[name]()), network=network, env=Scene())
-    runs = stack([run.replace(rnd=RND(network=Network(hidden=(4, 4, 4))))])
-    after, begun = (jax.eval_shape(jax.vmap(of_one), runs) for of_one in (live_one, loop.init))
-    assert after[:2] == (begun.train_state.params, begun.intervention)
+    run = make_run(chain(METHODS[name]()), network=network, env=Scene())
+    run = run.replace(intrinsic=RND(network=Network(hidden=(4, 4, 4))))
+
+    def begin_and_train(run):
+        before = loop.init(run)
+        after = loop.start_round(run, one_update(run, before))
+        return [(state.train_state.params, state.intervention) for state in (before, after)]
+
+    before, after = jax.eval_shape(jax.vmap(begin_and_train), stack([run]))
+    assert after == before

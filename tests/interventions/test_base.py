@@ -130,7 +130,9 @@ def test_soft_shrink_perturb_is_its_recursion(context, old):
 def test_soft_shrink_perturb_keeps_the_moments(context, old):
     """Would catch an optimiser begun anew at every gradient step."""
     opt_state = context.optimizer.init(old)
-    _, train_state = SoftShrinkPerturb(0.1).after_step((), TrainState(old, opt_state), None, context)
+    _, train_state = SoftShrinkPerturb(0.1).after_step(
+        (), TrainState(old, opt_state), None, context
+    )
     assert train_state.opt_state is opt_state
 
 

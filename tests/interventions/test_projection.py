@@ -135,7 +135,10 @@ def test_nap_leaves_zeros_at_zero(projecting):
     """Would catch a division by the norm of nothing."""
     context, params, state = projecting
     zeros = jax.tree.map(np.zeros_like, params)
-    same(NormalizeAndProject().after_step(state, TrainState(zeros, None), None, context)[1].params, zeros)
+    same(
+        NormalizeAndProject().after_step(state, TrainState(zeros, None), None, context)[1].params,
+        zeros,
+    )
 
 
 def test_nap_with_a_root_mean_square(tiny_run):
@@ -160,7 +163,9 @@ def test_weight_clipping_clips_to_the_initial_bound(tiny_run, kappa):
     wild = jax.tree.map(lambda x: 2 * rng.normal(size=x.shape), params)
     opt_state = context.optimizer.init(params)
     clip = jax.jit(
-        lambda kappa: WeightClipping(kappa).after_step((), TrainState(wild, opt_state), None, context)[1]
+        lambda kappa: WeightClipping(kappa).after_step(
+            (), TrainState(wild, opt_state), None, context
+        )[1]
     )
     after = clip(kappa)  # traced, as in a sweep
     same(after.opt_state, opt_state)
@@ -178,4 +183,8 @@ def test_weight_clipping_leaves_fresh_weights_alone(tiny_run):
     for parts in ((), (CReLU(),), (WeightNormalization(),)):
         context, params = tools(tiny_run, *parts)
         train_state = TrainState(params, None)
-        same(WeightClipping(1.0).after_step((), train_state, None, context)[1].params, params, rtol=1e-6)
+        same(
+            WeightClipping(1.0).after_step((), train_state, None, context)[1].params,
+            params,
+            rtol=1e-6,
+        )
