@@ -77,9 +77,7 @@ class ResetLayers(Intervention):
         self, state: State, train_state: TrainState, rollout: Rollout, context: Context
     ) -> tuple[State, TrainState]:
         due = (context.update + 1) % self.every == 0
-        return state, _redraw(
-            train_state, last_layers(train_state.params, self.last), due, context
-        )
+        return state, _redraw(train_state, last_layers(train_state.params, self.last), due, context)
 
 
 class ResetOptimizer(Intervention):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from helpers import Toy, Tug, same
 
-from plasticity.agents import PPO, RND
+from plasticity.agents import PPO, RND, Trajectory
 from plasticity.cli.methods import methods
-from plasticity.interventions import chain
+from plasticity.interventions import Intervention, Rollout, chain
 from plasticity.networks import Network
 from plasticity.shifts import Permute, Shifts
 from plasticity.struct import fields
@@ -158,3 +158,53 @@ def test_method_works_with_another_kind_of_network(name):
 
     before, after = jax.eval_shape(jax.vmap(begin_and_train), stack([run]))
     assert after == before
+
+
+def trace_on_predictor(method):
+    """Traces every hook of RND's predictor under a method, which no policy is given to."""
+    module = RND(network=Network(hidden=(4, 4, 4)), intervention=chain(method))
+    shape = TOY.observation_shape
+    run = make_run(chain(method), network=SMALL)
+
+    def train(key):
+        # The policy's own network is built without the method.
+        context = loop.make_context(run.replace(intervention=chain()), *[jnp.int32(0)] * 2)
+        context = module.make_context(AGENT, shape, key, context._replace(key=key))
+        values = jnp.zeros((AGENT.num_steps, AGENT.num_envs))
+        observation = jnp.zeros((*values.shape, *shape))
+        trajectory = Trajectory(*[values] * 9)._replace(
+            observation=observation, last_obs=observation[0]
+        )
+        state = module.observe(module.init(AGENT, shape, context), trajectory)
+        state, _ = module.update(AGENT, state, trajectory, Rollout(None, None), context)
+        return module.on_shift(AGENT, state, context)
+
+    jax.eval_shape(train, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_needs_policy_if_its_hooks_do(name):
+    """Would catch a method without the flag that fails in a predictor, or one refused in vain."""
+    cls = METHODS[name]
+    try:
+        trace_on_predictor(cls())
+        fails = False
+    except (AttributeError, LookupError, TypeError):
+        fails = True
+    # The loss of a predictor has no output or transitions to give to `Intervention.loss`.
+    assert cls.needs_policy == (fails or cls.loss is not Intervention.loss)
+
+
+def test_methods_that_need_policy():
+    """Would catch a change of the methods that RND's predictor refuses."""
+    assert sorted(name for name, cls in METHODS.items() if cls.needs_policy) == [
+        "churn_reduction",
+        "continual_backprop",
+        "infer",
+        "parseval",
+        "plasticity_injection",
+        "proximal_features",
+        "redo",
+        "regrama",
+        "self_normalized_resets",
+    ]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import Void, same
+from helpers import Toy, Void, same
 from scipy import stats
 
 from plasticity.agents import PPO
@@ -30,7 +30,7 @@ from plasticity.interventions import (
 )
 from plasticity.networks import Network
 from plasticity.struct import SettingError
-from plasticity.training import loop, trainer
+from plasticity.training import loop, train, trainer
 from plasticity.training.placement import Placement
 from plasticity.training.run import stack
 
@@ -383,6 +383,34 @@ def test_chain_acts_in_the_order_written(context):
         assert [float(x) for x in jax.tree.leaves(state)] == [1.0]
         assert float(both.after_step(state, train_state, None, context)[1].params) == 5
         assert float(both.after_update(state, train_state, None, context)[1].params) == 6
+
+
+class Broken(Intervention):
+    """A method with a mistake in it."""
+
+    def after_step(self, state, train_state, step, context):
+        return state, misspelled  # noqa: F821
+
+
+class OwnLoss(Intervention):
+    """A method with a loss."""
+
+    def loss(self, state, params, output, minibatch, rollout, context):
+        return jnp.mean(output.value)
+
+
+def test_mistake_in_a_hook_is_raised_as_it_is(tiny_run):
+    """Would catch a user's error that is wrapped, reported as a setting, or swallowed."""
+    run = tiny_run(env=Toy(), intervention=chain(Broken()))
+    with pytest.raises(NameError, match=r"^name 'misspelled' is not defined$"):
+        train(run, progress=False)
+
+
+def test_needs_policy_is_set_by_a_loss():
+    """Would catch a user's loss that RND's predictor would silently leave out."""
+    assert OwnLoss.needs_policy
+    assert not Broken.needs_policy
+    assert not Intervention.needs_policy
 
 
 class Collect(Intervention):

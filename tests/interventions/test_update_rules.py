@@ -12,6 +12,7 @@ from plasticity.agents import PPO
 from plasticity.interventions import (
     TRAC,
     UPGD,
+    Adam,
     AdamRel,
     EqualBetas,
     Kron,
@@ -21,7 +22,6 @@ from plasticity.interventions import (
     chain,
     reset_moments,
 )
-from plasticity.interventions.base import Adam
 from plasticity.interventions.update_rules import erfi, fit_factors, norm_bound
 from plasticity.struct import SettingError
 from plasticity.training import loop
