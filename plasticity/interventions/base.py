@@ -203,7 +203,7 @@ class Interventions(Chain[Intervention]):
         return params
 
     def effective_params(self, params: Params) -> Params:
-        """See `Intervention.effective_params`. That of the last part is applied first."""
+        """See `Intervention.effective_params`. In reverse order: the last part first."""
         for part in reversed(self.parts):
             params = part.effective_params(params)
         return params

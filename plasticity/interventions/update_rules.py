@@ -401,7 +401,7 @@ def apply_along_axes(qs: Sequence[Array], x: Array, inverse: bool = False) -> Ar
 
 
 def gram(x: Array, axis: int, ndim: int) -> Array:
-    """Computes inner products of slices of `x` along `axis` [n, n]; only squares [n] if `ndim` is 1."""
+    """Computes inner products of slices of `x` along `axis` [n, n]; if `ndim` is 1, squares [n]."""
     slices = jnp.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
     return slices @ slices.T if ndim > 1 else jnp.sum(slices**2, axis=1)
 

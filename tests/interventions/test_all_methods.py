@@ -12,11 +12,11 @@ from helpers import Toy, Tug, same
 
 from plasticity.agents import PPO, RND, Trajectory
 from plasticity.cli.methods import methods
-from plasticity.interventions import Intervention, Rollout, chain
+from plasticity.interventions import Context, Intervention, chain
 from plasticity.networks import Network
 from plasticity.shifts import Permute, Shifts
-from plasticity.struct import fields
-from plasticity.training import Run, Schedule, loop
+from plasticity.struct import SettingError, fields
+from plasticity.training import Run, Schedule, check_run, loop, train
 from plasticity.training.run import stack
 
 METHODS = {method.name: method.kind for method in methods("intervention")}
@@ -33,15 +33,15 @@ TWO_VALUES = {
 
 def make_two(name):
     """The method with two different values of each coefficient."""
-    kind = METHODS[name]
+    cls = METHODS[name]
     one, other = {}, {}
-    for field, declared in fields(kind):
+    for field, declared in fields(cls):
         if declared.metadata.get("static") or "range" not in declared.metadata:
             continue
         is_int = declared.metadata["range"].kind is int
         values = (3, 2) if is_int else (declared.default, declared.default / 2)
         one[field], other[field] = TWO_VALUES.get(name, {}).get(field, values)
-    return kind(**one), kind(**other)
+    return cls(**one), cls(**other)
 
 
 AGENT = PPO(
@@ -105,7 +105,7 @@ def one_update(run, state):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_method_is_the_same_stacked_alone_and_beside_a_run_that_diverges(name):
+def test_stacked_runs_equal_each_run_alone(name):
     """Would catch a coefficient that is not batched, state that runs share, or NaN that spreads."""
     one, other = (chain(method) for method in make_two(name))
     with jax.enable_x64(True):
@@ -118,8 +118,8 @@ def test_method_is_the_same_stacked_alone_and_beside_a_run_that_diverges(name):
             of_stack = jax.tree.map(lambda x, i=i: x[i], together)
             same(of_stack[0], alone[0], rtol=1e-6, atol=1e-9)
         assert train_alone._cache_size() == 1
-        wild = runs[1].replace(agent=runs[1].agent.replace(learning_rate=1e30))
-        beside = jax.device_get(train_stack(stack([runs[0], wild, runs[2]])))
+        diverging = runs[1].replace(agent=runs[1].agent.replace(learning_rate=1e30))
+        beside = jax.device_get(train_stack(stack([runs[0], diverging, runs[2]])))
         assert train_stack._cache_size() == 1
     params, _, diverged = together
     assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(params))
@@ -133,7 +133,7 @@ def test_method_is_the_same_stacked_alone_and_beside_a_run_that_diverges(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_method_works_with_another_kind_of_network(name):
+def test_methods_trace_on_another_kind_of_network(name):
     """Would catch a method that knows one torso, one activation a unit, no norm or no image.
 
     Or that knows logits alone, or one value.
@@ -160,44 +160,51 @@ def test_method_works_with_another_kind_of_network(name):
     assert after == before
 
 
-def trace_on_predictor(method):
-    """Traces every hook of RND's predictor under a method, which no policy is given to."""
-    module = RND(network=Network(hidden=(4, 4, 4)), intervention=chain(method))
-    shape = TOY.observation_shape
-    run = make_run(chain(method), network=SMALL)
+def traces_on_predictor(method):
+    """Whether all hooks that RND calls trace on its predictor, where there is no policy."""
+    rnd = RND(network=Network(hidden=(8, 6, 4)), embedding_dim=4, intervention=chain(method))
+    shape = (6,)
 
     def train(key):
-        # The policy's own network is built without the method.
-        context = loop.make_context(run.replace(intervention=chain()), *[jnp.int32(0)] * 2)
-        context = module.make_context(AGENT, shape, key, context._replace(key=key))
-        values = jnp.zeros((AGENT.num_steps, AGENT.num_envs))
-        observation = jnp.zeros((*values.shape, *shape))
-        trajectory = Trajectory(*[values] * 9)._replace(
-            observation=observation, last_obs=observation[0]
-        )
-        state = module.observe(module.init(AGENT, shape, context), trajectory)
-        state, _ = module.update(AGENT, state, trajectory, Rollout(None, None), context)
-        return module.on_shift(AGENT, state, context)
+        zero = jnp.zeros((), jnp.int32)
+        context = Context(key, zero, zero, None, None, None, None)
+        context = rnd.make_context(AGENT, shape, key, context)
+        steps = jnp.zeros((AGENT.num_steps, AGENT.num_envs))
+        obs = jnp.zeros((*steps.shape, *shape))
+        trajectory = Trajectory(obs, *[steps] * 7, last_obs=obs[0])
+        state = rnd.init(AGENT, shape, context)
+        # Without a rollout: its transitions and its parameters are the policy's.
+        state, _ = rnd.update(AGENT, state, trajectory, None, context)
+        return rnd.on_shift(AGENT, state, context)
 
-    jax.eval_shape(train, jax.random.key(0))
+    try:
+        jax.eval_shape(train, jax.random.key(0))
+    except (AttributeError, LookupError, TypeError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_method_needs_policy_if_its_hooks_do(name):
-    """Would catch a method without the flag that fails in a predictor, or one refused in vain."""
+def test_needs_policy_is_set_if_and_only_if_hooks_need_it(name):
+    """Would catch a method that lacks the flag, or one that has it for nothing.
+
+    RND never calls `loss`: a method that overrides it would have no effect there.
+    """
     cls = METHODS[name]
-    try:
-        trace_on_predictor(cls())
-        fails = False
-    except (AttributeError, LookupError, TypeError):
-        fails = True
-    # The loss of a predictor has no output or transitions to give to `Intervention.loss`.
-    assert cls.needs_policy == (fails or cls.loss is not Intervention.loss)
+    accepted = cls.loss is Intervention.loss and traces_on_predictor(cls())
+    assert cls.needs_policy != accepted
+    run = make_run(chain(), network=SMALL)
+    run = run.replace(intrinsic=RND(network=Network(hidden=(8, 6, 4)), intervention=chain(cls())))
+    if accepted:
+        check_run(run)
+    else:
+        with pytest.raises(SettingError, match=rf"intrinsic\.intervention\.{name}"):
+            check_run(run)
 
 
-def test_methods_that_need_policy():
-    """Would catch a change of the methods that RND's predictor refuses."""
-    assert sorted(name for name, cls in METHODS.items() if cls.needs_policy) == [
+def test_needs_policy_refuses_the_known_methods():
+    """Would catch a change of what the predictor's configuration accepts."""
+    assert {name for name, cls in METHODS.items() if cls.needs_policy} == {
         "churn_reduction",
         "continual_backprop",
         "infer",
@@ -207,4 +214,24 @@ def test_methods_that_need_policy():
         "redo",
         "regrama",
         "self_normalized_resets",
-    ]
+    }
+
+
+class Mistaken(Intervention):
+    """A method of a user, with a mistake in it."""
+
+    def after_step(self, state, train_state, step, context):
+        return state, undefined_name(train_state)  # noqa: F821
+
+
+@pytest.mark.parametrize("on_predictor", [False, True])
+def test_train_raises_errors_of_a_users_method_unchanged(tmp_path, on_predictor):
+    """Would catch an error of the user's code that is taken for a setting out of range."""
+    run = make_run(chain() if on_predictor else chain(Mistaken()))
+    if on_predictor:
+        network = Network(hidden=(4, 4, 4))
+        run = run.replace(intrinsic=RND(network=network, intervention=chain(Mistaken())))
+    with pytest.raises(NameError, match="undefined_name") as error:
+        train([run], tmp_path, progress=False)
+    assert error.traceback[-1].path.name == "test_all_methods.py"
+    assert error.traceback[-1].name == "after_step"
