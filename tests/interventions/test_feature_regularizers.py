@@ -58,9 +58,9 @@ def value_and_grad(part, state, params, rollout, context):
     return jax.jit(jax.value_and_grad(lambda p: loss_of(part, state, p, rollout, context)))(params)
 
 
-def all_zero(force, names):
+def all_zero(gradient, names):
     """Whether the gradient of the entries named is zero."""
-    return all(not np.any(x) for name in names for x in jax.tree.leaves(force[name]))
+    return all(not np.any(x) for name in names for x in jax.tree.leaves(gradient[name]))
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -69,7 +69,7 @@ def test_infer_regresses_to_multiples_of_the_first_outputs(tiny_run, shared):
     part = InFeR(0.2, 5.0, heads=4)
     now, start, rollout, context = make_arguments(tiny_run, part, shared)
     state = part.init(TrainState(start, None), context)
-    loss, force = value_and_grad(part, state, now, rollout, context)
+    loss, gradient = value_and_grad(part, state, now, rollout, context)
 
     outputs, targets = (
         Net.linear(params["infer"], Net(params, OBS).post[1]) for params in (now, start)
@@ -77,8 +77,8 @@ def test_infer_regresses_to_multiples_of_the_first_outputs(tiny_run, shared):
     assert outputs.shape == (7, 4)
     expected = np.mean(np.sum((outputs - 5 * targets) ** 2, axis=1))
     assert float(loss) == pytest.approx(0.2 * expected, rel=1e-5)
-    assert all_zero(force, {"policy", "value", "value_torso"} & set(force))
-    for leaf in jax.tree.leaves((force["torso"], force["infer"])):
+    assert all_zero(gradient, {"policy", "value", "value_torso"} & set(gradient))
+    for leaf in jax.tree.leaves((gradient["torso"], gradient["infer"])):
         assert np.any(leaf)
     # The targets are outputs of the run's initial network, whatever hooks were called.
     same(part.on_shift(state, TrainState(now, None), context)[0], start)
@@ -89,9 +89,9 @@ def test_infer_with_a_scale_of_one_begins_at_its_target(tiny_run):
     part = InFeR(0.2, 1.0)
     start, _, rollout, context = make_arguments(tiny_run, part, True)
     state = part.init(TrainState(start, None), context)
-    loss, force = value_and_grad(part, state, start, rollout, context)
+    loss, gradient = value_and_grad(part, state, start, rollout, context)
     assert float(loss) < 1e-12
-    same(force, jax.tree.map(np.zeros_like, force), atol=1e-6)
+    same(gradient, jax.tree.map(np.zeros_like, gradient), atol=1e-6)
 
 
 def test_infer_draws_its_heads_like_a_linear_layer_and_leaves_the_network_alone(tiny_run, context):
@@ -112,17 +112,17 @@ def test_proximal_features_are_near_those_of_the_rollout(tiny_run, shared, layer
     """Would catch activations for preactivations, a sum, another batch, or the value's torso."""
     part = ProximalFeatures(0.3, layers)
     now, before, rollout, context = make_arguments(tiny_run, part, shared)
-    loss, force = value_and_grad(part, (), now, rollout, context)
+    loss, gradient = value_and_grad(part, (), now, rollout, context)
     pairs = list(zip(Net(now, OBS).pre, Net(before, OBS).pre, strict=True))
     ways = [a - b for a, b in (pairs if layers == "all" else pairs[1:])]
     expected = sum(np.sum(way**2) for way in ways) / sum(way.size for way in ways)
     assert float(loss) == pytest.approx(0.3 * expected, rel=1e-5)
-    assert all_zero(force, {"policy", "value", "value_torso"} & set(force))
-    assert np.any(force["torso"]["hidden_0"]["kernel"])
+    assert all_zero(gradient, {"policy", "value", "value_torso"} & set(gradient))
+    assert np.any(gradient["torso"]["hidden_0"]["kernel"])
 
-    loss, force = value_and_grad(part, (), before, rollout, context)
+    loss, gradient = value_and_grad(part, (), before, rollout, context)
     assert float(loss) < 1e-12
-    same(force, jax.tree.map(np.zeros_like, force), atol=1e-6)
+    same(gradient, jax.tree.map(np.zeros_like, gradient), atol=1e-6)
 
 
 def outputs_of(params, obs):
@@ -139,15 +139,15 @@ def test_churn_reduction_compares_with_the_previous_step_on_other_data(tiny_run,
     part = ChurnReduction(3.0, 0.7)
     now, before, rollout, context = make_arguments(tiny_run, part, shared)
     state = part.init(TrainState(before, None), context)
-    loss, force = value_and_grad(part, state, now, rollout, context)
+    loss, gradient = value_and_grad(part, state, now, rollout, context)
     assert float(loss) == 0  # there has been no step before
-    assert all_zero(force, force)
+    assert all_zero(gradient, gradient)
 
     state, train_state = part.after_step(
         state, TrainState(now, None), step_of(prev_params=before), context
     )
     assert train_state.params is now
-    loss, force = value_and_grad(part, state, now, rollout, context)
+    loss, gradient = value_and_grad(part, state, now, rollout, context)
     log_now, value_now = outputs_of(now, ELSEWHERE[None])
     log_before, value_before = outputs_of(before, ELSEWHERE[None])
     kl = np.sum(np.exp(log_before) * (log_before - log_now))
@@ -162,7 +162,7 @@ def test_churn_reduction_compares_with_the_previous_step_on_other_data(tiny_run,
         entropy = -jnp.sum(jax.nn.softmax(old.policy.logits) * log)
         return 3 * entropy + 0.7 * jnp.sum((output.value - old.value) ** 2)
 
-    same(force, jax.jit(jax.grad(cross_entropy))(now), rtol=1e-3, atol=1e-5)
+    same(gradient, jax.jit(jax.grad(cross_entropy))(now), rtol=1e-3, atol=1e-5)
 
     # A new round has no earlier step.
     state, _ = part.on_shift(state, train_state, context)
