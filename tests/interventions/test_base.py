@@ -383,6 +383,20 @@ def test_chain_calls_hooks_in_order(context):
         )
 
 
+class WithLoss(Intervention):
+    """A method that adds to the loss, and does not set `needs_policy`."""
+
+    def loss(self, state, params, output, minibatch, rollout, context):
+        return jnp.mean(output.value)
+
+
+def test_intervention_with_a_loss_needs_the_policy():
+    """Would catch a user's loss that RND, which never calls it, accepts and leaves out."""
+    assert WithLoss.needs_policy
+    assert not Add.needs_policy
+    assert not Intervention.needs_policy
+
+
 class Collect(Intervention):
     """Appends a random number at a shift."""
 
