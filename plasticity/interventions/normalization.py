@@ -9,7 +9,7 @@ __all__ = ["LayerNorm", "RMSNorm", "WeightNormalization"]
 
 
 class LayerNorm(Intervention):
-    """Normalizes layers before each hidden activation (Ba et al. 2016; Lyle et al. 2023)."""
+    """Applies layer norm before each hidden activation (Ba et al. 2016; Lyle et al. 2023)."""
 
     def network(self, network: Network) -> Network:
         return network.replace(norm="layer_norm")

@@ -1,7 +1,7 @@
-"""What every intervention that the command line knows must stand, whatever it does.
+"""Tests of every intervention of the command line, whatever it does.
 
-Twenty updates and a shift in a toy environment: stacked over seeds and coefficients against each
-run alone, next to a neighbor that diverges, and with each kind of network.
+Twenty updates and a shift in a toy environment: runs stacked over seeds and coefficients against
+each run alone, beside a run that diverges, and with another kind of network.
 """
 
 import jax
@@ -17,13 +17,12 @@ from plasticity.networks import Network
 from plasticity.shifts import Permute, Shifts
 from plasticity.struct import SettingError, fields
 from plasticity.training import Run, Schedule, check_run, loop, train
-from plasticity.training.placement import Placement
 from plasticity.training.run import stack
 
 METHODS = {method.name: method.kind for method in methods("intervention")}
 UPDATES = 20
-# Coefficients with which a method is sure to act, and to act differently, within a short life;
-# for the others the default and half of it. Whole numbers, which are intervals, are 3 and 2.
+# Coefficients with which a method is sure to act, and to act differently, within a short run; for
+# other methods they are the default and half of it. Integers, which are intervals, are 3 and 2.
 TWO_VALUES = {
     "continual_backprop": {"replacement_rate": (0.1, 0.05), "decay": (0.9, 0.5)},
     "self_normalized_resets": {"threshold": (0.5, 0.3)},
@@ -32,17 +31,17 @@ TWO_VALUES = {
 }
 
 
-def two_of(name):
-    """The method with two different values for each coefficient."""
-    kind = METHODS[name]
+def make_two(name):
+    """The method with two different values of each coefficient."""
+    cls = METHODS[name]
     one, other = {}, {}
-    for field, declared in fields(kind):
+    for field, declared in fields(cls):
         if declared.metadata.get("static") or "range" not in declared.metadata:
             continue
-        whole = declared.metadata["range"].kind is int
-        half = (3, 2) if whole else (declared.default, declared.default / 2)
-        one[field], other[field] = TWO_VALUES.get(name, {}).get(field, half)
-    return kind(**one), kind(**other)
+        is_int = declared.metadata["range"].kind is int
+        values = (3, 2) if is_int else (declared.default, declared.default / 2)
+        one[field], other[field] = TWO_VALUES.get(name, {}).get(field, values)
+    return cls(**one), cls(**other)
 
 
 AGENT = PPO(
@@ -51,14 +50,14 @@ AGENT = PPO(
     minibatch_size=20,
     num_epochs=2,
     learning_rate=3e-3,
-    adam_eps=1e-4,  # which keeps Adam from making large steps of rounding errors
+    adam_eps=1e-4,  # so that Adam does not make large steps of rounding errors
 )
 SMALL = Network(hidden=(8, 6))
 TOY = Toy()
 
 
 class Scene(Tug):
-    """The same in a picture."""
+    """The same environment with images as observations."""
 
     @property
     def observation_shape(self):
@@ -68,8 +67,8 @@ class Scene(Tug):
         return jnp.broadcast_to(state.wanted, (6, 6, 2))
 
 
-def run_of(intervention, seed=0, network=SMALL, env=TOY):
-    """A short life with that intervention."""
+def make_run(intervention, seed=0, network=SMALL, env=TOY):
+    """A short run with that intervention."""
     return Run(
         env=env,
         shift=Shifts.of(Permute()),
@@ -83,46 +82,46 @@ def run_of(intervention, seed=0, network=SMALL, env=TOY):
 
 @pytest.fixture(autouse=True)
 def _forget_programs():
-    """As in conftest, but after each test: there are programs enough in each."""
+    """As in conftest, but after each test: programs of every method would be too many."""
     yield
     jax.clear_caches()
 
 
-def train_all(runs, mode):
-    """Trains runs as one batch, or each of them alone, one after another."""
-    placement = Placement((jax.local_devices()[0],), mode)
-    return jax.device_get(placement.map_runs(train_one)(stack(runs)))
-
-
-def train_update(run, state):
-    """Makes one update: as `loop.train_updates`, which takes longer to trace."""
-    state, trajectory, _ = loop.rollout(run, state)
-    return loop.update(run, state, trajectory)[0]
-
-
 def train_one(run):
-    """Returns parameters at the end, the intervention's state, and when the run diverged."""
+    """Returns parameters, the intervention's state and the update of divergence at the end."""
 
-    def one(i, state):
+    def step(i, state):
         shifted = loop.start_round(run, state)
         state = jax.tree.map(lambda a, b: jnp.where(i == UPDATES // 2, a, b), shifted, state)
-        return train_update(run, state)
+        return one_update(run, state)
 
-    state = jax.lax.fori_loop(0, UPDATES, one, loop.init(run))
+    state = jax.lax.fori_loop(0, UPDATES, step, loop.init(run))
     return state.train_state.params, state.intervention, state.diverged
+
+
+def one_update(run, state):
+    state, trajectory, _ = loop.rollout(run, state)
+    return loop.update(run, state, trajectory)[0]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_stacked_runs_equal_each_run_alone(name):
     """Would catch a coefficient that is not batched, state that runs share, or NaN that spreads."""
-    one, other = (chain(method) for method in two_of(name))
+    one, other = (chain(method) for method in make_two(name))
     with jax.enable_x64(True):
-        runs = [run_of(one), run_of(other, seed=1), run_of(other)]
-        together, alone = (train_all(runs, mode) for mode in ("batch", "loop"))
+        runs = [make_run(one), make_run(other, seed=1), make_run(other)]
+        train_stack, train_alone = jax.jit(jax.vmap(train_one)), jax.jit(train_one)
+        together = jax.device_get(train_stack(stack(runs)))
+        for i, run in enumerate(runs):
+            # As arrays, like those of a stack, so that all runs share a program.
+            alone = jax.device_get(train_alone(jax.tree.map(jnp.asarray, run)))
+            of_stack = jax.tree.map(lambda x, i=i: x[i], together)
+            same(of_stack[0], alone[0], rtol=1e-6, atol=1e-9)
+        assert train_alone._cache_size() == 1
         diverging = runs[1].replace(agent=runs[1].agent.replace(learning_rate=1e30))
-        beside = train_all([runs[0], diverging, runs[2]], "batch")
+        beside = jax.device_get(train_stack(stack([runs[0], diverging, runs[2]])))
+        assert train_stack._cache_size() == 1
     params, _, diverged = together
-    same(params, alone[0], rtol=1e-6, atol=1e-9)
     assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(params))
     assert not diverged.any()
     for i in (0, 2):
@@ -149,17 +148,16 @@ def test_methods_trace_on_another_kind_of_network(name):
         stride=(1,),
         blocks=1,
     )
-    run = run_of(chain(METHODS[name]()), network=network, env=Scene())
-    runs = stack([run.replace(intrinsic=RND(network=Network(hidden=(4, 4, 4))))])
+    run = make_run(chain(METHODS[name]()), network=network, env=Scene())
+    run = run.replace(intrinsic=RND(network=Network(hidden=(4, 4, 4))))
 
-    @jax.vmap
-    def train_and_shift(run, state):
-        return loop.start_round(run, train_update(run, state))
+    def begin_and_train(run):
+        before = loop.init(run)
+        after = loop.start_round(run, one_update(run, before))
+        return [(state.train_state.params, state.intervention) for state in (before, after)]
 
-    before = jax.eval_shape(jax.vmap(loop.init), runs)
-    after = jax.eval_shape(train_and_shift, runs, before)
-    assert after.train_state == before.train_state
-    assert after.intervention == before.intervention
+    before, after = jax.eval_shape(jax.vmap(begin_and_train), stack([run]))
+    assert after == before
 
 
 def traces_on_predictor(method):
@@ -187,16 +185,16 @@ def traces_on_predictor(method):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_needs_policy_is_set_where_the_predictor_will_not_do(name):
+def test_needs_policy_is_set_if_and_only_if_hooks_need_it(name):
     """Would catch a method that lacks the flag, or one that has it for nothing.
 
     RND never calls `loss`: a method that overrides it would have no effect there.
     """
-    kind = METHODS[name]
-    accepted = kind.loss is Intervention.loss and traces_on_predictor(kind())
-    assert kind.needs_policy != accepted
-    run = run_of(chain(), network=SMALL)
-    run = run.replace(intrinsic=RND(network=Network(hidden=(8, 6, 4)), intervention=chain(kind())))
+    cls = METHODS[name]
+    accepted = cls.loss is Intervention.loss and traces_on_predictor(cls())
+    assert cls.needs_policy != accepted
+    run = make_run(chain(), network=SMALL)
+    run = run.replace(intrinsic=RND(network=Network(hidden=(8, 6, 4)), intervention=chain(cls())))
     if accepted:
         check_run(run)
     else:
@@ -204,9 +202,9 @@ def test_needs_policy_is_set_where_the_predictor_will_not_do(name):
             check_run(run)
 
 
-def test_needs_policy_of_the_methods_refused_so_far():
+def test_needs_policy_refuses_the_known_methods():
     """Would catch a change of what the predictor's configuration accepts."""
-    assert {name for name, kind in METHODS.items() if kind.needs_policy} == {
+    assert {name for name, cls in METHODS.items() if cls.needs_policy} == {
         "churn_reduction",
         "continual_backprop",
         "infer",
@@ -220,16 +218,16 @@ def test_needs_policy_of_the_methods_refused_so_far():
 
 
 class Mistaken(Intervention):
-    """A user's method with a mistake in it."""
+    """A method of a user, with a mistake in it."""
 
     def after_step(self, state, train_state, step, context):
         return state, undefined_name(train_state)  # noqa: F821
 
 
 @pytest.mark.parametrize("on_predictor", [False, True])
-def test_mistakes_in_a_users_method_are_raised_as_they_are(tmp_path, on_predictor):
+def test_train_raises_errors_of_a_users_method_unchanged(tmp_path, on_predictor):
     """Would catch an error of the user's code that is taken for a setting out of range."""
-    run = run_of(chain() if on_predictor else chain(Mistaken()))
+    run = make_run(chain() if on_predictor else chain(Mistaken()))
     if on_predictor:
         network = Network(hidden=(4, 4, 4))
         run = run.replace(intrinsic=RND(network=network, intervention=chain(Mistaken())))

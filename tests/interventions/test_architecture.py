@@ -24,11 +24,11 @@ from plasticity.interventions import (
 from plasticity.networks import Network, by_layer, connections
 from plasticity.training import loop
 
-SEEN = 2 * np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
+OBS = 2 * np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
 
 
 def tools(run, *parts, **network):
-    """The hooks' tools for a run of these interventions, and parameters of its own."""
+    """The hooks' tools for a run of these interventions, and newly drawn parameters."""
     run = run(env=Void(), intervention=chain(*parts), network=Network((16, 8), **network))
     context = loop.make_context(run, jnp.int32(0), jnp.int32(9))
     context = context._replace(
@@ -39,7 +39,7 @@ def tools(run, *parts, **network):
     return context, jax.tree.map(np.array, context.init_params(jax.random.key(0)))
 
 
-def preactivations(params, x=SEEN):
+def preactivations(params, x=OBS):
     """What the first hidden layer computes, in float64."""
     layer = params["torso"]["hidden_0"]
     return x.astype(np.float64) @ layer["kernel"] + layer["bias"]
@@ -59,7 +59,7 @@ def test_activations_match_their_equations(tiny_run, name):
     part, equation = EQUATIONS[name]
     assert chain(part).name == name
     context, params = tools(tiny_run, part)
-    output = context.apply(params, SEEN)
+    output = context.apply(params, OBS)
     known = preactivations(params)
     np.testing.assert_allclose(output.preactivations["hidden_0"], known, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(output.activations["hidden_0"], equation(known), atol=3e-6)
@@ -74,33 +74,33 @@ def rational(a, b, x):
 
 @pytest.fixture(scope="module")
 def learned(tiny_run):
-    """A rational network whose two activations have been given coefficients of their own."""
+    """A rational network whose two activations have different coefficients."""
     context, params = tools(tiny_run, Rational())
     rng = np.random.default_rng(1)
     for i in range(2):
-        own = params["torso"][f"activation_{i}"]
-        own["numerator"] = rng.normal(size=6).astype(np.float32)
-        own["denominator"] = rng.normal(size=4).astype(np.float32)
+        layer = params["torso"][f"activation_{i}"]
+        layer["numerator"] = rng.normal(size=6).astype(np.float32)
+        layer["denominator"] = rng.normal(size=4).astype(np.float32)
     return context, params
 
 
 def test_rational_matches_its_equation(learned):
     """Would catch powers off by one, one absolute value for the sum, or one set for all layers."""
     context, params = learned
-    output = context.apply(params, SEEN)
+    output = context.apply(params, OBS)
     for i in range(2):
-        own = params["torso"][f"activation_{i}"]
+        layer = params["torso"][f"activation_{i}"]
         x = np.asarray(output.preactivations[f"hidden_{i}"], np.float64)
-        known = rational(own["numerator"].astype(float), own["denominator"].astype(float), x)
+        known = rational(layer["numerator"].astype(float), layer["denominator"].astype(float), x)
         np.testing.assert_allclose(output.activations[f"hidden_{i}"], known, rtol=1e-4, atol=1e-5)
 
 
 def test_rational_begins_near_leaky_relu(tiny_run):
     """Would catch coefficients in reverse or mistyped, or other weights than a ReLU network's."""
     _, params = tools(tiny_run, Rational())
-    for own in (params["torso"]["activation_0"], params["torso"]["activation_1"]):
+    for layer in (params["torso"]["activation_0"], params["torso"]["activation_1"]):
         x = np.linspace(-3, 3, 601)
-        miss = rational(own["numerator"], own["denominator"], x) - np.where(x > 0, x, 0.01 * x)
+        miss = rational(layer["numerator"], layer["denominator"], x) - np.where(x > 0, x, 0.01 * x)
         assert 0.02 < np.abs(miss).max() < 0.03
         assert np.abs(miss).mean() < 0.004
     _, relu = tools(tiny_run)
@@ -111,7 +111,7 @@ def test_rational_trains_every_coefficient(learned):
     """Would catch a gradient that stops at the absolute values, or that is not a number at 0."""
     context, params = learned
     gradient = jax.grad(lambda p, x: jnp.sum(jnp.square(context.apply(p, x).value)))
-    some, none = jax.jit(lambda: (gradient(params, SEEN), gradient(params, 0 * SEEN)))()
+    some, none = jax.jit(lambda: (gradient(params, OBS), gradient(params, 0 * OBS)))()
     for i in range(2):
         assert all(np.all(leaf != 0) for leaf in some["torso"][f"activation_{i}"].values())
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(none))
@@ -125,7 +125,7 @@ def test_rational_coefficients_belong_to_no_unit(tiny_run):
         assert not any("activation" in name for path in paths.incoming for name in path)
     changed = jax.tree.map(lambda x: x + 1, params)
     train_state = TrainState(changed, context.optimizer.init(changed))
-    rollout = rollout_of(SEEN)
+    rollout = rollout_of(OBS)
     after = jax.jit(lambda: ReDo(1e9).after_update((), train_state, rollout, context)[1].params)()
     for i in range(2):
         same(after["torso"][f"activation_{i}"], changed["torso"][f"activation_{i}"])
@@ -145,7 +145,7 @@ def test_rms_norm_divides_by_the_root_mean_square(tiny_run):
     params["torso"]["hidden_0"]["bias"][:] *= 1e-2
     x = preactivations(params)
     known = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + 1e-5) * np.linspace(0.5, 2, 16)
-    output = context.apply(params, SEEN)
+    output = context.apply(params, OBS)
     np.testing.assert_allclose(output.preactivations["hidden_0"], known, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(output.activations["hidden_0"], np.maximum(known, 0), atol=1e-5)
 
@@ -163,10 +163,10 @@ def test_weight_normalization_changes_nothing_at_first(reparametrized):
     for name, length in lengths.items():
         kernel = plain["torso"][name]["kernel"]
         np.testing.assert_allclose(length, [np.linalg.norm(w) for w in kernel.T], rtol=1e-6)
-        own = params["torso"][name]
-        same({"kernel": own["kernel"], "bias": own["bias"]}, plain["torso"][name])
+        layer = params["torso"][name]
+        same({"kernel": layer["kernel"], "bias": layer["bias"]}, plain["torso"][name])
     same({h: params[h] for h in ("policy", "value")}, {h: plain[h] for h in ("policy", "value")})
-    one, other = context.apply(params, SEEN), plain_context.apply(plain, SEEN)
+    one, other = context.apply(params, OBS), plain_context.apply(plain, OBS)
     same(one, other, rtol=1e-5, atol=1e-6)
 
 
@@ -183,7 +183,7 @@ def test_weight_normalization_matches_its_equation(reparametrized):
         for unit, (g, v) in enumerate(zip(layer["scale"], layer["kernel"].T, strict=True)):
             w = 0 * v if unit == 3 else g * v / np.sqrt(v @ v)
             known["torso"][f"hidden_{i}"]["kernel"][:, unit] = w
-    same(context.apply(changed, SEEN), plain_context.apply(known, SEEN), rtol=1e-4, atol=1e-5)
+    same(context.apply(changed, OBS), plain_context.apply(known, OBS), rtol=1e-4, atol=1e-5)
 
 
 def test_weight_normalization_learns_in_directions(reparametrized):
@@ -196,9 +196,9 @@ def test_weight_normalization_learns_in_directions(reparametrized):
     params["torso"]["hidden_0"]["kernel"][:, 3] = plain["torso"]["hidden_0"]["kernel"][:, 3] = 0
 
     def of(apply):
-        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(apply(p, SEEN).value + 1))))
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(apply(p, OBS).value + 1))))
 
-    own = of(context.apply)(params)["torso"]["hidden_0"]
+    layer = of(context.apply)(params)["torso"]["hidden_0"]
     other = of(plain_context.apply)(plain)["torso"]["hidden_0"]
     for unit in range(16):
         v, force = params["torso"]["hidden_0"]["kernel"][:, unit], other["kernel"][:, unit]
@@ -207,8 +207,8 @@ def test_weight_normalization_learns_in_directions(reparametrized):
         direction = v / length if length else v
         along = force @ direction
         across = g * (force - along * direction) / (length or 1)
-        np.testing.assert_allclose(own["scale"][unit], along, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(own["kernel"][:, unit], across, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(layer["scale"][unit], along, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(layer["kernel"][:, unit], across, rtol=1e-3, atol=1e-4)
 
 
 def test_redo_redraws_the_scale_of_weight_normalization(tiny_run):
@@ -218,7 +218,7 @@ def test_redo_redraws_the_scale_of_weight_normalization(tiny_run):
     layer["scale"][5] = 100
     layer["bias"][5] = -1e6  # never active
     opt_state = jax.tree.map(lambda x: x + 1, context.optimizer.init(params))
-    rollout = rollout_of(SEEN)
+    rollout = rollout_of(OBS)
     train_state = TrainState(params, opt_state)
     after = jax.jit(lambda: ReDo(0.0).after_update((), train_state, rollout, context)[1])()
     new, fresh = (
@@ -229,6 +229,6 @@ def test_redo_redraws_the_scale_of_weight_normalization(tiny_run):
     assert new["scale"][5] == pytest.approx(np.linalg.norm(new["kernel"][:, 5]), rel=1e-6)
     moments = optax.tree.get(after.opt_state, "mu")["torso"]["hidden_0"]["scale"]
     assert moments[5] == 0
-    dead = np.all(np.asarray(context.apply(params, SEEN).activations["hidden_0"]) == 0, axis=0)
+    dead = np.all(np.asarray(context.apply(params, OBS).activations["hidden_0"]) == 0, axis=0)
     same(new["scale"][~dead], layer["scale"][~dead])
     assert np.all(moments[~dead] == 1)

@@ -50,7 +50,7 @@ METHODS = {
 
 
 def shifted(part, params, context):
-    """The parameters after `part` has seen a shift."""
+    """The parameters after a shift under `part`."""
     state, train_state = part.on_shift(
         (), TrainState(params, context.optimizer.init(params)), context
     )
@@ -77,7 +77,7 @@ def test_reset_all_draws_from_the_initial_distribution(context, old):
 
 
 def test_reset_final_leaves_the_torso_alone(context, old):
-    """Would catch a torso that is drawn anew, or a head (the value's) that is forgotten."""
+    """Would catch a torso that is redrawn, or a head (the value's) that is forgotten."""
     new = shifted(ResetFinal(), old, context)
     same(new["torso"], old["torso"])
     for head in ("policy", "value"):
@@ -87,7 +87,7 @@ def test_reset_final_leaves_the_torso_alone(context, old):
 
 
 @pytest.mark.parametrize(("shrink", "perturb"), [(0.5, 0.5), (0.8, 0.1), (1.0, 0.0), (0.0, 1.0)])
-def test_shrink_perturb(context, old, shrink, perturb):
+def test_shrink_perturb_matches_its_equation(context, old, shrink, perturb):
     """Would catch coefficients exchanged, or a share of the old network where a new one is due."""
     new = shifted(ShrinkPerturb(shrink, perturb), old, context)
     fresh = context.init_params(context.key)
@@ -103,15 +103,15 @@ def test_soft_shrink_perturb_matches_its_recursion(context, old):
     rate, steps, runs = 0.1, 12, 300
     part = SoftShrinkPerturb(rate)
 
-    def life(key):
+    def iterate(key):
         params = old
         for i in range(steps):
-            own = context._replace(key=jax.random.fold_in(key, i))
-            _, train_state = part.after_step((), TrainState(params, None), None, own)
+            step_context = context._replace(key=jax.random.fold_in(key, i))
+            _, train_state = part.after_step((), TrainState(params, None), None, step_context)
             params = train_state.params
         return params["torso"]["hidden_0"]["kernel"]
 
-    ends = np.asarray(jax.jit(jax.vmap(life))(jax.random.split(jax.random.key(5), runs)))
+    ends = np.asarray(jax.jit(jax.vmap(iterate))(jax.random.split(jax.random.key(5), runs)))
     kept = (1 - rate) ** steps
     # theta_n = (1 - r)^n theta_0 + r sum_i (1 - r)^i fresh_i, each fresh_i of variance bound^2 / 3.
     variance = rate**2 * (1 - kept**2) / (1 - (1 - rate) ** 2) / 6 / 3
@@ -148,7 +148,7 @@ def test_regenerative_l2_pulls_with_constant_force(context, old):
         np.testing.assert_allclose(force, 0.03 * x / distance, rtol=1e-4, atol=1e-7)
 
 
-def test_regenerative_w2_sees_each_tensors_values_and_not_their_places(context, old):
+def test_regenerative_w2_compares_sorted_tensors(context, old):
     """Would catch sorting across tensors or on one side only, or a gradient put back unsorted."""
     part = RegenerativeW2(0.03)
     start = context.init_params(context.key)
@@ -176,12 +176,12 @@ def test_regenerative_w2_sees_each_tensors_values_and_not_their_places(context, 
 def test_fourier_features_are_sine_and_cosine_at_half_the_width():
     """Would catch a layer twice as wide, or halves in another order."""
     module = chain(FourierFeatures()).network(Network(hidden=(8,))).build((4,), 3)
-    seen = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
-    params = module.init(jax.random.key(0), seen)["params"]
-    linear = seen @ params["torso"]["hidden_0"]["kernel"] + params["torso"]["hidden_0"]["bias"]
+    obs = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
+    params = module.init(jax.random.key(0), obs)["params"]
+    linear = obs @ params["torso"]["hidden_0"]["kernel"] + params["torso"]["hidden_0"]["bias"]
     assert linear.shape == (9, 4)
     np.testing.assert_allclose(
-        module.apply({"params": params}, seen).activations["hidden_0"],
+        module.apply({"params": params}, obs).activations["hidden_0"],
         np.concatenate([np.sin(linear), np.cos(linear)], axis=1),
         rtol=1e-5,
         atol=1e-6,
@@ -191,15 +191,15 @@ def test_fourier_features_are_sine_and_cosine_at_half_the_width():
 def test_crelu_is_both_sides_of_relu_at_half_the_width():
     """Would catch a layer twice as wide, one side twice, or halves in another order."""
     module = chain(CReLU()).network(Network(hidden=(8, 6))).build((5,), 3)
-    seen = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
-    params = module.init(jax.random.key(0), seen)["params"]
+    obs = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
+    params = module.init(jax.random.key(0), obs)["params"]
     assert params["torso"]["hidden_0"]["kernel"].shape == (5, 4)
     assert params["torso"]["hidden_1"]["kernel"].shape == (8, 3)
     assert params["policy"]["kernel"].shape == (6, 3)
-    linear = seen @ params["torso"]["hidden_0"]["kernel"] + params["torso"]["hidden_0"]["bias"]
+    linear = obs @ params["torso"]["hidden_0"]["kernel"] + params["torso"]["hidden_0"]["bias"]
     sides = np.concatenate([np.maximum(linear, 0), np.maximum(-linear, 0)], axis=1)
     np.testing.assert_allclose(
-        module.apply({"params": params}, seen).activations["hidden_0"], sides, rtol=1e-5, atol=1e-6
+        module.apply({"params": params}, obs).activations["hidden_0"], sides, rtol=1e-5, atol=1e-6
     )
     with pytest.raises(
         SettingError, match=r"network\.hidden=\(8, 5\): each must be a multiple of 2"
@@ -217,7 +217,7 @@ def recycled(context):
     torso["hidden_0"]["bias"][7] = 1e-3
     torso["hidden_1"]["bias"][3] = -50
     before = {**before, "torso": torso}
-    seen = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    obs = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     opt_state = context.optimizer.init(before)
     opt_state = jax.tree.map(lambda x: x + 1, opt_state)
     train_state = TrainState(before, opt_state)
@@ -225,9 +225,9 @@ def recycled(context):
     @jax.jit
     def at(update):
         now = context._replace(update=update)
-        return ReDo(0.02, 10).after_update((), train_state, rollout_of(seen), now)[1]
+        return ReDo(0.02, 10).after_update((), train_state, rollout_of(obs), now)[1]
 
-    return train_state, at, seen
+    return train_state, at, obs
 
 
 def test_redo_waits_until_it_is_due(recycled):
@@ -240,11 +240,11 @@ def test_redo_waits_until_it_is_due(recycled):
     )
 
 
-def test_redo_recycles_dormant_units_and_touches_no_other(context, recycled):
+def test_redo_recycles_dormant_units_only(context, recycled):
     """Against the paper's equation, unit by unit, moments included."""
-    train_state, at, seen = recycled
+    train_state, at, obs = recycled
     first, second = (train_state.params["torso"][f"hidden_{i}"] for i in (0, 1))
-    x = np.maximum(seen @ first["kernel"] + first["bias"], 0)
+    x = np.maximum(obs @ first["kernel"] + first["bias"], 0)
     y = np.maximum(x @ second["kernel"] + second["bias"], 0)
     dormant = [np.abs(h).mean(0) / np.abs(h).mean() <= 0.02 for h in (x, y)]
     assert set(np.flatnonzero(dormant[0])) >= {2, 5, 7}
@@ -269,15 +269,15 @@ def test_redo_recycles_dormant_units_and_touches_no_other(context, recycled):
 
 
 def test_redo_of_dead_units_changes_no_output(context, recycled):
-    """What the dead did not say is not missed: only with tau = 0, which takes no other."""
-    train_state, _, seen = recycled
+    """Would catch a change by dead units; with tau = 0, which recycles no others."""
+    train_state, _, obs = recycled
     due = context._replace(update=jnp.int32(9))
-    rollout = rollout_of(seen)
+    rollout = rollout_of(obs)
     after = jax.jit(lambda: ReDo(0.0, 10).after_update((), train_state, rollout, due)[1])()
     assert not np.array_equal(
         after.params["policy"]["kernel"], train_state.params["policy"]["kernel"]
     )
-    one, other = (context.apply(params, seen) for params in (train_state.params, after.params))
+    one, other = (context.apply(params, obs) for params in (train_state.params, after.params))
     same((one.policy.logits, one.value), (other.policy.logits, other.value), rtol=1e-5, atol=1e-6)
 
 
@@ -288,10 +288,10 @@ def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
     params = jax.tree.map(np.array, context.init_params(jax.random.key(0)))
     for leaf in params["torso"]["hidden_0"].values():
         leaf[..., 5] = 0
-    seen = np.ones((4, 6), np.float32)
+    obs = np.ones((4, 6), np.float32)
     train_state = TrainState(params, context.optimizer.init(params))
     due = context._replace(key=jax.random.key(1))
-    rollout = rollout_of(seen)
+    rollout = rollout_of(obs)
     after = jax.jit(lambda: ReDo(0.0, 10).after_update((), train_state, rollout, due)[1].params)()
     kernel = np.asarray(after["torso"]["hidden_1"]["kernel"])
     assert np.all(kernel[[5, 13]] == 0)
@@ -303,8 +303,8 @@ def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
 
 def test_l2_norm_equals_adamw(old):
     """Would catch decay through Adam's moments, clipped, or without the learning rate."""
-    spec = PPO(learning_rate=0.01, adam_eps=1e-5, max_grad_norm=0.5)
-    built = L2Norm(0.2).optimizer(spec.optimizer(jax.random.key(0))).build()
+    agent = PPO(learning_rate=0.01, adam_eps=1e-5, max_grad_norm=0.5)
+    built = L2Norm(0.2).optimizer(agent.optimizer(jax.random.key(0))).build()
     adamw = optax.chain(
         optax.clip_by_global_norm(0.5), optax.adamw(0.01, eps=1e-5, weight_decay=0.2)
     )
@@ -330,12 +330,12 @@ def test_layer_norm_normalizes_before_the_activation():
     network = chain(LayerNorm()).network(Network(hidden=(64, 32), activation="tanh"))
     assert network == Network(hidden=(64, 32), activation="tanh", norm="layer_norm")
     module = network.build((6,), 3)
-    seen = 0.3 * np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32) + 2
+    obs = 0.3 * np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32) + 2
 
     @jax.jit
     def answer(key):
-        params = module.init(key, seen)["params"]
-        return params, module.apply({"params": params}, seen)
+        params = module.init(key, obs)["params"]
+        return params, module.apply({"params": params}, obs)
 
     params, output = answer(jax.random.key(0))
     for x in output.activations.values():
@@ -383,6 +383,20 @@ def test_chain_calls_hooks_in_order(context):
         )
 
 
+class WithLoss(Intervention):
+    """A method that adds to the loss, and does not set `needs_policy`."""
+
+    def loss(self, state, params, output, minibatch, rollout, context):
+        return jnp.mean(output.value)
+
+
+def test_intervention_with_a_loss_needs_the_policy():
+    """Would catch a user's loss that RND, which never calls it, accepts and leaves out."""
+    assert WithLoss.needs_policy
+    assert not Add.needs_policy
+    assert not Intervention.needs_policy
+
+
 class Collect(Intervention):
     """Appends a random number at a shift."""
 
@@ -405,12 +419,12 @@ def test_start_round_resets_every_optimizer(tiny_run):
         run = tiny_run(env=Void(), intervention=method)
 
         @jax.jit
-        def life(run=run):
+        def shift(run=run):
             state = loop.init(run)
             stale = jax.tree.map(lambda x: x + 1, state.train_state)
             return state, loop.start_round(run, state._replace(train_state=stale))
 
-        before, after = life()
+        before, after = shift()
         same(after.train_state.opt_state, before.train_state.opt_state)
         same(after.initial_params, before.initial_params)
         same(after.intervention, before.intervention)
@@ -447,7 +461,7 @@ def train(runs, mode="batch"):
 
 @pytest.fixture(scope="module")
 def stacked(tiny_run):
-    """Runs that differ in seed and in one coefficient each, and what became of them together."""
+    """Runs that differ in seed and in one coefficient each, and their outcome as a stack."""
     runs = [
         tiny_run(
             seed=i // 2,

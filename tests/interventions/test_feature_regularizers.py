@@ -17,16 +17,16 @@ from plasticity.interventions import (
 from plasticity.networks import Network
 from plasticity.training import loop
 
-SEEN = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+OBS = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
 ELSEWHERE = np.random.default_rng(1).normal(size=(6,)).astype(np.float32)
 
 
 class Net:
-    """A network 6-16-8 in NumPy: what it says of observations, by parameters."""
+    """A network 6-16-8 in NumPy: its preactivations and activations by layer."""
 
-    def __init__(self, params, seen, torso="torso"):
+    def __init__(self, params, obs, torso="torso"):
         self.pre, self.post = [], []
-        x = seen.astype(float)
+        x = obs.astype(float)
         for layer in ("hidden_0", "hidden_1"):
             self.pre.append(self.linear(params[torso][layer], x))
             x = np.maximum(self.pre[-1], 0)
@@ -37,66 +37,67 @@ class Net:
         return x @ np.asarray(layer["kernel"], float) + np.asarray(layer["bias"], float)
 
 
-def moment(tiny_run, part, shared):
-    """What a gradient step of the method sees, and two sets of parameters: now and before."""
+def make_arguments(tiny_run, part, shared):
+    """Current and earlier parameters, a rollout by the earlier ones, and the context."""
     run = tiny_run(env=Void(), network=Network((16, 8), shared=shared), intervention=chain(part))
     context = loop.make_context(run, jnp.int32(0), jnp.int32(0))
     now, before = (jax.jit(context.init_params)(jax.random.key(i)) for i in (1, 2))
-    # All that was met in the rollout is one and the same, and not in the minibatch.
+    # All observations of the rollout are equal, and none is in the minibatch.
     rollout = rollout_of(jnp.tile(ELSEWHERE, (30, 1)), before)
     return now, before, rollout, context
 
 
 def loss_of(part, state, params, rollout, context):
     """The loss term of the method on the minibatch."""
-    output = context.apply(params, SEEN)
-    return part.loss(state, params, output, batch_of(SEEN), rollout, context)
+    output = context.apply(params, OBS)
+    return part.loss(state, params, output, batch_of(OBS), rollout, context)
 
 
-def pull(part, state, params, rollout, context):
+def value_and_grad(part, state, params, rollout, context):
     """The loss term and its gradient."""
     return jax.jit(jax.value_and_grad(lambda p: loss_of(part, state, p, rollout, context)))(params)
 
 
-def untouched(force, names):
-    return all(not np.any(x) for name in names for x in jax.tree.leaves(force[name]))
+def all_zero(gradient, names):
+    """Whether the gradient of the entries named is zero."""
+    return all(not np.any(x) for name in names for x in jax.tree.leaves(gradient[name]))
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_infer_regresses_to_multiples_of_the_first_outputs(tiny_run, shared):
     """Would catch a mean over heads, targets that move, or heads that are not trained."""
     part = InFeR(0.2, 5.0, heads=4)
-    now, start, rollout, context = moment(tiny_run, part, shared)
+    now, start, rollout, context = make_arguments(tiny_run, part, shared)
     state = part.init(TrainState(start, None), context)
-    loss, force = pull(part, state, now, rollout, context)
+    loss, gradient = value_and_grad(part, state, now, rollout, context)
 
     outputs, targets = (
-        Net.linear(params["infer"], Net(params, SEEN).post[1]) for params in (now, start)
+        Net.linear(params["infer"], Net(params, OBS).post[1]) for params in (now, start)
     )
     assert outputs.shape == (7, 4)
     expected = np.mean(np.sum((outputs - 5 * targets) ** 2, axis=1))
     assert float(loss) == pytest.approx(0.2 * expected, rel=1e-5)
-    assert untouched(force, {"policy", "value", "value_torso"} & set(force))
-    for leaf in jax.tree.leaves((force["torso"], force["infer"])):
+    assert all_zero(gradient, {"policy", "value", "value_torso"} & set(gradient))
+    for leaf in jax.tree.leaves((gradient["torso"], gradient["infer"])):
         assert np.any(leaf)
-    # The targets are outputs of the lifetime's first network, whatever hooks have passed.
+    # The targets are outputs of the run's initial network, whatever hooks were called.
     same(part.on_shift(state, TrainState(now, None), context)[0], start)
 
 
 def test_infer_with_a_scale_of_one_begins_at_its_target(tiny_run):
     """Would catch targets from other heads or another torso than those it began with."""
     part = InFeR(0.2, 1.0)
-    start, _, rollout, context = moment(tiny_run, part, True)
+    start, _, rollout, context = make_arguments(tiny_run, part, True)
     state = part.init(TrainState(start, None), context)
-    loss, force = pull(part, state, start, rollout, context)
+    loss, gradient = value_and_grad(part, state, start, rollout, context)
     assert float(loss) < 1e-12
-    same(force, jax.tree.map(np.zeros_like, force), atol=1e-6)
+    same(gradient, jax.tree.map(np.zeros_like, gradient), atol=1e-6)
 
 
 def test_infer_draws_its_heads_like_a_linear_layer_and_leaves_the_network_alone(tiny_run, context):
     """Would catch another distribution, one draw for all, or a network drawn otherwise."""
     part = InFeR(heads=40)
-    now, other, _, _ = moment(tiny_run, part, True)
+    now, other, _, _ = make_arguments(tiny_run, part, True)
     assert {name: x.shape for name, x in now["infer"].items()} == {"kernel": (8, 40), "bias": (40,)}
     for x in now["infer"].values():
         assert 0.95 / np.sqrt(8) < np.abs(x).max() <= 1 / np.sqrt(8)
@@ -110,25 +111,25 @@ def test_infer_draws_its_heads_like_a_linear_layer_and_leaves_the_network_alone(
 def test_proximal_features_are_near_those_of_the_rollout(tiny_run, shared, layers):
     """Would catch activations for preactivations, a sum, another batch, or the value's torso."""
     part = ProximalFeatures(0.3, layers)
-    now, before, rollout, context = moment(tiny_run, part, shared)
-    loss, force = pull(part, (), now, rollout, context)
-    pairs = list(zip(Net(now, SEEN).pre, Net(before, SEEN).pre, strict=True))
+    now, before, rollout, context = make_arguments(tiny_run, part, shared)
+    loss, gradient = value_and_grad(part, (), now, rollout, context)
+    pairs = list(zip(Net(now, OBS).pre, Net(before, OBS).pre, strict=True))
     ways = [a - b for a, b in (pairs if layers == "all" else pairs[1:])]
     expected = sum(np.sum(way**2) for way in ways) / sum(way.size for way in ways)
     assert float(loss) == pytest.approx(0.3 * expected, rel=1e-5)
-    assert untouched(force, {"policy", "value", "value_torso"} & set(force))
-    assert np.any(force["torso"]["hidden_0"]["kernel"])
+    assert all_zero(gradient, {"policy", "value", "value_torso"} & set(gradient))
+    assert np.any(gradient["torso"]["hidden_0"]["kernel"])
 
-    loss, force = pull(part, (), before, rollout, context)
+    loss, gradient = value_and_grad(part, (), before, rollout, context)
     assert float(loss) < 1e-12
-    same(force, jax.tree.map(np.zeros_like, force), atol=1e-6)
+    same(gradient, jax.tree.map(np.zeros_like, gradient), atol=1e-6)
 
 
-def answer(params, seen):
+def outputs_of(params, obs):
     """log pi(. | s) and V(s)."""
-    logits = Net.linear(params["policy"], Net(params, seen).post[1])
+    logits = Net.linear(params["policy"], Net(params, obs).post[1])
     torso = "value_torso" if "value_torso" in params else "torso"
-    value = Net.linear(params["value"], Net(params, seen, torso).post[1])[:, 0]
+    value = Net.linear(params["value"], Net(params, obs, torso).post[1])[:, 0]
     return logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True)), value
 
 
@@ -136,19 +137,19 @@ def answer(params, seen):
 def test_churn_reduction_compares_with_the_previous_step_on_other_data(tiny_run, shared):
     """Would catch the minibatch as reference, the divergence the other way, or terms exchanged."""
     part = ChurnReduction(3.0, 0.7)
-    now, before, rollout, context = moment(tiny_run, part, shared)
+    now, before, rollout, context = make_arguments(tiny_run, part, shared)
     state = part.init(TrainState(before, None), context)
-    loss, force = pull(part, state, now, rollout, context)
+    loss, gradient = value_and_grad(part, state, now, rollout, context)
     assert float(loss) == 0  # there has been no step before
-    assert untouched(force, force)
+    assert all_zero(gradient, gradient)
 
     state, train_state = part.after_step(
         state, TrainState(now, None), step_of(prev_params=before), context
     )
     assert train_state.params is now
-    loss, force = pull(part, state, now, rollout, context)
-    log_now, value_now = answer(now, ELSEWHERE[None])
-    log_before, value_before = answer(before, ELSEWHERE[None])
+    loss, gradient = value_and_grad(part, state, now, rollout, context)
+    log_now, value_now = outputs_of(now, ELSEWHERE[None])
+    log_before, value_before = outputs_of(before, ELSEWHERE[None])
     kl = np.sum(np.exp(log_before) * (log_before - log_now))
     assert kl > 1e-3
     expected = 3 * kl + 0.7 * (value_now - value_before)[0] ** 2
@@ -161,26 +162,26 @@ def test_churn_reduction_compares_with_the_previous_step_on_other_data(tiny_run,
         entropy = -jnp.sum(jax.nn.softmax(old.policy.logits) * log)
         return 3 * entropy + 0.7 * jnp.sum((output.value - old.value) ** 2)
 
-    same(force, jax.jit(jax.grad(cross_entropy))(now), rtol=1e-3, atol=1e-5)
+    same(gradient, jax.jit(jax.grad(cross_entropy))(now), rtol=1e-3, atol=1e-5)
 
-    # A new round begins without a past.
+    # A new round has no earlier step.
     state, _ = part.on_shift(state, train_state, context)
-    assert float(pull(part, state, now, rollout, context)[0]) == 0
+    assert float(value_and_grad(part, state, now, rollout, context)[0]) == 0
 
 
 def test_churn_reduction_draws_its_reference_from_the_rollout(tiny_run):
     """Would catch one reference for all steps, part of the rollout left out, or another size."""
     part = ChurnReduction(0.0, 1.0)
-    now, before, rollout, context = moment(tiny_run, part, True)
+    now, before, rollout, context = make_arguments(tiny_run, part, True)
     many = np.random.default_rng(2).normal(size=(12, 6)).astype(np.float32)
     rollout = rollout_of(jnp.array(many), before)
     state, _ = part.after_step((), TrainState(now, None), step_of(prev_params=before), context)
-    losses = jax.jit(
+    loss_at = jax.jit(
         jax.vmap(lambda key: loss_of(part, state, now, rollout, context._replace(key=key)))
     )
-    found = np.asarray(losses(jax.random.split(jax.random.key(0), 2000)), float)
-    each = (answer(now, many)[1] - answer(before, many)[1]) ** 2
+    losses = np.asarray(loss_at(jax.random.split(jax.random.key(0), 2000)), float)
+    each = (outputs_of(now, many)[1] - outputs_of(before, many)[1]) ** 2
     # Means of seven independent draws of the twelve.
-    assert len(np.unique(found)) > 1000
-    assert found.mean() == pytest.approx(each.mean(), abs=5 * each.std() / np.sqrt(7 * 2000))
-    assert found.std() == pytest.approx(each.std() / np.sqrt(7), rel=0.1)
+    assert len(np.unique(losses)) > 1000
+    assert losses.mean() == pytest.approx(each.mean(), abs=5 * each.std() / np.sqrt(7 * 2000))
+    assert losses.std() == pytest.approx(each.std() / np.sqrt(7), rel=0.1)

@@ -22,11 +22,11 @@ from plasticity.interventions import (
 from plasticity.networks import Network, by_layer
 from plasticity.training import loop
 
-SEEN = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
+OBS = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
 
 
 def tools(run, *parts, **network):
-    """The hooks' tools for a run of these interventions, and parameters of its own."""
+    """The hooks' tools for a run of these interventions, and newly drawn parameters."""
     run = run(env=Void(), intervention=chain(*parts), network=Network((16, 8), **network))
     context = loop.make_context(run, jnp.int32(0), jnp.int32(0))
     return context, jax.tree.map(np.array, jax.jit(context.init_params)(jax.random.key(0)))
@@ -53,10 +53,10 @@ def test_nap_has_norms_and_no_redundant_biases(projecting):
     normal = {f"{prefix}norm_{i}": {"scale", "bias"} for prefix in ("", "value_") for i in range(2)}
     heads = {head: {"kernel", "bias"} for head in ("policy", "value")}
     assert layers == hidden | normal | heads
-    x = SEEN.astype(np.float64) @ params["value_torso"]["hidden_0"]["kernel"]
+    x = OBS.astype(np.float64) @ params["value_torso"]["hidden_0"]["kernel"]
     x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
-    seen = jax.jit(context.apply)(params, SEEN).preactivations["value_hidden_0"]
-    np.testing.assert_allclose(seen, x, rtol=1e-4, atol=1e-5)
+    preactivations = jax.jit(context.apply)(params, OBS).preactivations["value_hidden_0"]
+    np.testing.assert_allclose(preactivations, x, rtol=1e-4, atol=1e-5)
 
 
 def test_nap_projects_each_layer_to_its_first_norm(projecting):
@@ -82,7 +82,7 @@ def test_nap_keeps_norms_over_a_hundred_steps(projecting):
     context, params, state = projecting
 
     def step(train_state, key):
-        gradient = jax.grad(lambda p: jnp.sum(jnp.sin(context.apply(p, SEEN).policy.logits * 3)))
+        gradient = jax.grad(lambda p: jnp.sum(jnp.sin(context.apply(p, OBS).policy.logits * 3)))
         noisy = jax.tree.map(
             lambda g: g + 0.1 * jax.random.normal(key, g.shape), gradient(train_state.params)
         )
@@ -106,7 +106,7 @@ def test_nap_keeps_norms_over_a_hundred_steps(projecting):
             assert length(layer) == pytest.approx(length(before[name]), rel=1e-6)
 
 
-def test_nap_changes_no_function_but_of_the_last_layers_scale(projecting):
+def test_nap_changes_no_output_by_projecting_kernels(projecting):
     """Projecting kernels alone changes no output: the layers are invariant to their norm."""
     context, params, state = projecting
     grown = jax.tree.map(np.array, params)
@@ -116,13 +116,13 @@ def test_nap_changes_no_function_but_of_the_last_layers_scale(projecting):
     _, after = NormalizeAndProject().after_step(state, TrainState(grown, None), step_of(), context)
     same(after.params, params, rtol=1e-6, atol=1e-7)
     apply = jax.jit(context.apply)
-    one, other = apply(grown, SEEN), apply(params, SEEN)
+    one, other = apply(grown, OBS), apply(params, OBS)
     # Up to the normalization's epsilon, as far as it counts against the smallest variance.
     same((one.policy.logits, one.value), (other.policy.logits, other.value), rtol=1e-2, atol=1e-3)
 
 
-def test_nap_takes_the_norm_of_the_lifetimes_beginning(tiny_run):
-    """Would catch a target taken anew at a shift, after a method has shrunk the weights."""
+def test_nap_takes_the_initial_norm_of_the_run(tiny_run):
+    """Would catch a target taken again at a shift, after a method has shrunk the weights."""
     both = chain(ShrinkPerturb(0.1, 0.0), NormalizeAndProject())
     context, params = tools(tiny_run, *both.parts)
     train_state = TrainState(params, context.optimizer.init(params))
@@ -144,7 +144,7 @@ def test_nap_leaves_zeros_at_zero(projecting):
     )
 
 
-def test_nap_with_a_root_mean_square(tiny_run):
+def test_nap_with_rms_norm_projects_to_the_initial_norm(tiny_run):
     """Would catch a projection that counts on an offset, or that puts its own norm over another."""
     context, params = tools(tiny_run, RMSNorm(), NormalizeAndProject())
     state = NormalizeAndProject().init(TrainState(params, None), context)
@@ -163,16 +163,16 @@ def test_weight_clipping_clips_to_the_initial_bound(tiny_run, kappa):
     assert chain(part).name == "weight_clipping"
     context, params = tools(tiny_run, LayerNorm(), part, shared=False)
     rng = np.random.default_rng(1)
-    wild = jax.tree.map(lambda x: 2 * rng.normal(size=x.shape), params)
+    large = jax.tree.map(lambda x: 2 * rng.normal(size=x.shape), params)
     opt_state = context.optimizer.init(params)
     clip = jax.jit(
         lambda kappa: WeightClipping(kappa).after_step(
-            (), TrainState(wild, opt_state), step_of(), context
+            (), TrainState(large, opt_state), step_of(), context
         )[1]
     )
     after = clip(kappa)  # traced, as in a sweep
     same(after.opt_state, opt_state)
-    for name, layer in by_layer(wild).items():
+    for name, layer in by_layer(large).items():
         bound = np.inf
         if "norm" not in name:
             bound = kappa / np.sqrt(FAN_IN[name.removeprefix("value_")])

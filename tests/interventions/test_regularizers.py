@@ -36,7 +36,7 @@ def drawn(tiny_run, *interventions, **network):
     return context, jax.tree.map(np.array, jax.jit(context.init_params)(jax.random.key(3)))
 
 
-def pull(part, state, params):
+def value_and_grad(part, state, params):
     """The loss and its gradient."""
     return jax.jit(jax.value_and_grad(lambda p: part.penalty(state, p, PLAIN)))(params)
 
@@ -55,11 +55,11 @@ START = {"a": jnp.array([1.0, 2.0, 5.0]), "b": {"c": jnp.array([[3.0]])}}
     ],
 )
 def test_squared_penalties_of_known_numbers(part, value, a, c):
-    """Would catch a half, a mean, a root, sorting across tensors, or forces left sorted."""
+    """Would catch a half, a mean, a root, sorting across tensors, or gradients left sorted."""
     state = part.init(TrainState(START, None), PLAIN)
-    loss, force = pull(part, state, KNOWN)
+    loss, gradient = value_and_grad(part, state, KNOWN)
     assert float(loss) == pytest.approx(value)
-    same(force, {"a": jnp.array(a, float), "b": {"c": jnp.array([[c]], float)}}, rtol=1e-6)
+    same(gradient, {"a": jnp.array(a, float), "b": {"c": jnp.array([[c]], float)}}, rtol=1e-6)
 
 
 @pytest.mark.parametrize("part", [L2Init(0.3), Wasserstein(0.3)])
@@ -67,9 +67,9 @@ def test_distance_penalties_start_at_zero_and_keep_their_origin(context, old, pa
     """Would catch a gradient of NaN where it began, or an origin that moves with the weights."""
     start = context.init_params(context.key)
     state = part.init(TrainState(start, None), context)
-    loss, force = pull(part, state, start)
+    loss, gradient = value_and_grad(part, state, start)
     assert float(loss) == 0
-    assert all(np.all(x == 0) for x in jax.tree.leaves(force))
+    assert all(np.all(x == 0) for x in jax.tree.leaves(gradient))
     train_state = TrainState(old, None)
     for hook, arguments in (
         (part.after_step, (None, context)),
@@ -87,7 +87,7 @@ def test_wasserstein_ignores_order_and_is_at_most_l2_init(context, old):
     states = [part.init(TrainState(start, None), context) for part in parts]
 
     def both(params):
-        return [float(pull(p, s, params)[0]) for p, s in zip(parts, states, strict=True)]
+        return [float(value_and_grad(p, s, params)[0]) for p, s in zip(parts, states, strict=True)]
 
     in_order, placed = both(turned)
     assert in_order == 0 < placed
@@ -109,10 +109,10 @@ def test_parseval_against_every_pair_of_units(tiny_run, shared, crelu):
                 for j in units:
                     product = sum(weights[:, i] * weights[:, j])
                     expected += (64 / len(units)) ** 2 * (product - (1.7 if i == j else 0)) ** 2
-    loss, force = pull(Parseval(0.01, 1.7), (), params)
+    loss, gradient = value_and_grad(Parseval(0.01, 1.7), (), params)
     assert float(loss) == pytest.approx(0.01 * expected, rel=1e-5)
-    assert not np.any(force["policy"]["kernel"])
-    assert not np.any(force["torso"]["hidden_0"]["bias"])
+    assert not np.any(gradient["policy"]["kernel"])
+    assert not np.any(gradient["torso"]["hidden_0"]["bias"])
 
 
 def test_parseval_rests_at_orthogonal_weights(tiny_run):
@@ -123,10 +123,10 @@ def test_parseval_rests_at_orthogonal_weights(tiny_run):
         orthogonal = np.sqrt(2) * np.linalg.qr(random.normal(size=shape))[0].astype(np.float32)
         kernel = params["torso"][layer]["kernel"]
         kernel[:] = orthogonal if kernel.shape == shape else orthogonal.T
-    loss, force = pull(Parseval(1.0, 2.0), (), params)
+    loss, gradient = value_and_grad(Parseval(1.0, 2.0), (), params)
     # Sixteen units on six inputs cannot be orthogonal: ten singular values remain zero.
     assert float(loss) == pytest.approx((64 / 16) ** 2 * 10 * 2**2, rel=1e-5)
-    for x in jax.tree.leaves(force):
+    for x in jax.tree.leaves(gradient):
         np.testing.assert_allclose(x, 0, atol=2e-3)
 
 
@@ -142,9 +142,9 @@ def spectral(tiny_run):
 
 @pytest.mark.parametrize("power", [1, 2, 3])
 def test_spectral_regularization_against_singular_value_decomposition(spectral, power):
-    """Would catch a layer or a bias left out, an exponent out of place, or a force of zero."""
+    """Would catch a layer or a bias left out, an exponent out of place, or a gradient of zero."""
     params, state = spectral
-    expected, forces = 0.0, {}
+    expected, gradients = 0.0, {}
     layers = {**params["torso"], "policy": params["policy"], "value": params["value"]}
     layers |= {f"value_{name}": layer for name, layer in params["value_torso"].items()}
     assert len(layers) == 10
@@ -156,14 +156,16 @@ def test_spectral_regularization_against_singular_value_decomposition(spectral, 
         u, sigma, v = np.linalg.svd(layer["kernel"].astype(float))
         expected += (sigma[0] ** power - 1) ** 2
         rate = 2 * (sigma[0] ** power - 1) * power * sigma[0] ** (power - 1)
-        forces[name] = rate * np.outer(u[:, 0], v[0])
+        gradients[name] = rate * np.outer(u[:, 0], v[0])
     part = SpectralRegularization(0.5, power)
-    loss, force = pull(part, state, params)
+    loss, gradient = value_and_grad(part, state, params)
     assert float(loss) == pytest.approx(0.5 * expected, rel=1e-4)
-    found = {**force["torso"], "policy": force["policy"], "value": force["value"]}
-    for name, its in forces.items():
-        if name in found:
-            np.testing.assert_allclose(found[name]["kernel"], 0.5 * its, rtol=0.02, atol=2e-3)
+    actual = {**gradient["torso"], "policy": gradient["policy"], "value": gradient["value"]}
+    for name, expected_gradient in gradients.items():
+        if name in actual:
+            np.testing.assert_allclose(
+                actual[name]["kernel"], 0.5 * expected_gradient, rtol=0.02, atol=2e-3
+            )
 
 
 def test_spectral_regularization_tracks_changing_weights(spectral):
@@ -192,9 +194,9 @@ def test_spectral_regularization_of_zero_weights(spectral, power):
     params, state = spectral
     nothing = jax.tree.map(np.zeros_like, params)
     part = SpectralRegularization(1.0, power)
-    loss, force = pull(part, state, nothing)
+    loss, gradient = value_and_grad(part, state, nothing)
     assert float(loss) == 2 * 2 + 2 + 2 * (16 + 8)  # kernels, heads, scales: each is 1 away
-    assert all(np.all(x == 0) for x in jax.tree.leaves(force))
+    assert all(np.all(x == 0) for x in jax.tree.leaves(gradient))
     same(part.after_step(state, TrainState(nothing, None), None, PLAIN)[0], state)
 
 

@@ -27,7 +27,7 @@ from plasticity.networks import Network, connections
 from plasticity.training import loop
 
 HEADS = ("policy", "value")
-SEEN = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+OBS = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
 
 
 def worn(params, context):
@@ -118,13 +118,13 @@ def test_reset_layers_works_under_crelu(tiny_run):
 
 def test_reset_optimizer_keeps_to_its_interval(context, old):
     """Would catch an interval off by one, a zero that divides, or a shift that is passed over."""
-    before, anew = worn(old, context), context.optimizer.init(old)
+    before, initial = worn(old, context), context.optimizer.init(old)
 
     @jax.jit
     @jax.vmap
     def at(every, update):
-        moment = context._replace(update=update)
-        return ResetOptimizer(every).after_update((), before, None, moment)[1]
+        now = context._replace(update=update)
+        return ResetOptimizer(every).after_update((), before, None, now)[1]
 
     every, update = (x.ravel() for x in np.meshgrid([0, 1, 3], np.arange(7), indexing="ij"))
     after = at(every, update)
@@ -136,12 +136,12 @@ def test_reset_optimizer_keeps_to_its_interval(context, old):
         same(after.params, jax.tree.map(lambda x: np.stack([x] * 21), old))
         same(
             jax.tree.map(lambda x: x[i], after.opt_state),  # noqa: B023
-            before.opt_state if count else anew,
+            before.opt_state if count else initial,
         )
     for interval in (0, 3):
         _, shifted = ResetOptimizer(interval).on_shift((), before, context)
         assert shifted.params is old
-        same(shifted.opt_state, anew)
+        same(shifted.opt_state, initial)
 
 
 def test_reset_optimizer_makes_the_first_step_the_learning_rate(tiny_run):
@@ -169,24 +169,24 @@ def test_hare_tortoise_matches_its_recursion(context, decay):
     start = jax.tree.map(np.asarray, context.init_params(jax.random.key(1)))
 
     @jax.jit
-    def life(decay):
+    def train(decay):
         part = HareTortoise(decay, 3)
         train_state = worn(start, context)
-        state, seen = part.init(train_state, context), []
+        state, kernels = part.init(train_state, context), []
         for update in range(7):
             for step in range(3):
                 moved = jax.tree.map(lambda x: x + 0.1 * (update + step), train_state.params)  # noqa: B023
                 state, train_state = part.after_step(
                     state, train_state._replace(params=moved), None, context
                 )
-            moment = context._replace(update=jnp.int32(update))
-            state, train_state = part.after_update(state, train_state, None, moment)
+            now = context._replace(update=jnp.int32(update))
+            state, train_state = part.after_update(state, train_state, None, now)
             if update == 4:
                 state, train_state = part.on_shift(state, train_state, context)
-            seen.append(train_state.params["torso"]["hidden_0"]["kernel"])
-        return seen, train_state.opt_state
+            kernels.append(train_state.params["torso"]["hidden_0"]["kernel"])
+        return kernels, train_state.opt_state
 
-    seen, opt_state = life(decay)
+    kernels, opt_state = train(decay)
     hare = tortoise = start["torso"]["hidden_0"]["kernel"].astype(float)
     for update in range(7):
         for step in range(3):
@@ -194,10 +194,10 @@ def test_hare_tortoise_matches_its_recursion(context, decay):
             tortoise = decay * tortoise + (1 - decay) * hare
         if update in (2, 5):
             hare = tortoise
-        np.testing.assert_allclose(seen[update], hare, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(kernels[update], hare, rtol=1e-5, atol=1e-6)
     same(opt_state, worn(start, context).opt_state)
     if decay == 1:
-        np.testing.assert_array_equal(seen[2], start["torso"]["hidden_0"]["kernel"])
+        np.testing.assert_array_equal(kernels[2], start["torso"]["hidden_0"]["kernel"])
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["shared", "apart"])
@@ -207,17 +207,17 @@ def injectable(request, tiny_run):
     return tools(tiny_run(env=Void(), network=network, intervention=chain(PlasticityInjection())))
 
 
-def answer(params, seen):
+def outputs_of(params, obs):
     """Features, logits and values in NumPy: each head is old + new - copy."""
     params = jax.tree.map(lambda x: np.asarray(x, float), params)
     features, out = {}, {}
     for head, torso in (("policy", "torso"), ("value", "value_torso")):
-        x = seen.astype(float)
+        x = obs.astype(float)
         for name in ("hidden_0", "hidden_1"):
             layer = params.get(torso, params["torso"])[name]
             x = np.maximum(x @ layer["kernel"] + layer["bias"], 0)
-        own = params[head]
-        parts = [x @ part["kernel"] + part["bias"] for part in (own, own["new"], own["copy"])]
+        layer = params[head]
+        parts = [x @ part["kernel"] + part["bias"] for part in (layer, layer["new"], layer["copy"])]
         features[head], out[head] = x, parts[0] + parts[1] - parts[2]
     return features, out
 
@@ -233,45 +233,47 @@ def learned(params, key):
 
 @pytest.fixture(scope="module")
 def injected(injectable):
-    """A life with two injections: parameters before and after each, and after some learning."""
+    """A run with two injections: parameters before and after each, and after some learning."""
 
     @jax.jit
     def live():
         part = PlasticityInjection()
         start = injectable.init_params(jax.random.key(1))
-        life = [worn(start, injectable)]
+        train_states = [worn(start, injectable)]
         for i in range(2):
             context = injectable._replace(key=jax.random.key(50 + i))
-            _, after = part.on_shift((), life[-1], context)
-            life.append(after)
-            life.append(worn(learned(after.params, jax.random.key(i)), context))
-        return life, [injectable.apply(train_state.params, SEEN) for train_state in life]
+            _, after = part.on_shift((), train_states[-1], context)
+            train_states.append(after)
+            train_states.append(worn(learned(after.params, jax.random.key(i)), context))
+        return train_states, [
+            injectable.apply(train_state.params, OBS) for train_state in train_states
+        ]
 
     return jax.device_get(live())
 
 
 def test_injection_changes_no_output(injected):
     """Would catch a copy of another draw, or an injection that forgets what it replaces."""
-    life, outputs = injected
+    train_states, outputs = injected
     for before, after in ((0, 1), (2, 3)):
         same(outputs[after], outputs[before], rtol=1e-6, atol=1e-6)
-        assert not np.allclose(life[after].params["policy"]["new"]["kernel"], 0)
+        assert not np.allclose(train_states[after].params["policy"]["new"]["kernel"], 0)
     assert not np.allclose(outputs[2].policy.logits, outputs[1].policy.logits)
 
 
 def test_injection_computes_old_plus_new_minus_copy(injected):
     """Would catch a sign, a bias left out, or a head of the other torso's features."""
     for train_state, output in zip(*injected, strict=True):
-        _, out = answer(train_state.params, SEEN)
+        _, out = outputs_of(train_state.params, OBS)
         np.testing.assert_allclose(output.policy.logits, out["policy"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(output.value, out["value"][:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_injection_merges_earlier_ones(injected, injectable):
     """Would catch learned weights lost, one draw for all injections, or a changed torso."""
-    life, _ = injected
+    train_states, _ = injected
     for before, after, i in ((0, 1, 0), (2, 3, 1)):
-        one, other = life[before].params, life[after].params
+        one, other = train_states[before].params, train_states[after].params
         fresh = injectable.init_params(jax.random.key(50 + i))
         for head in HEADS:
             for leaf in ("kernel", "bias"):
@@ -283,10 +285,10 @@ def test_injection_merges_earlier_ones(injected, injectable):
                     np.testing.assert_array_equal(other[head][part][leaf], fresh[head][leaf])
         for torso in set(one) - set(HEADS):
             same(other[torso], one[torso])
-        for moments in moments_of(life[after]):
+        for moments in moments_of(train_states[after]):
             for name, part in moments.items():
                 assert all(np.all(x == (name not in HEADS)) for x in jax.tree.leaves(part))
-        assert optax.tree.get(life[after].opt_state, "count") == 1
+        assert optax.tree.get(train_states[after].opt_state, "count") == 1
 
 
 @pytest.mark.parametrize("freeze", [False, True])
@@ -296,33 +298,35 @@ def test_injection_gradients(injectable, injected, freeze):
     Of the sum of all outputs times known numbers, whose gradient for a head is features' times
     these, and for a torso that of a plain network with the three heads in one.
     """
-    life, _ = injected
+    train_states, _ = injected
     part = PlasticityInjection(freeze)
     rng = np.random.default_rng(1)
     pull = {"policy": rng.normal(size=(20, 3)), "value": rng.normal(size=(20, 1))}
-    plain = Network(hidden=(16, 8), shared="value_torso" not in life[0].params).build((5,), 3)
+    plain = Network(hidden=(16, 8), shared="value_torso" not in train_states[0].params).build(
+        (5,), 3
+    )
 
     @jax.jit
     @jax.grad
     def gradient(params):
-        output = plain.apply({"params": part.effective_params(params)}, SEEN)
+        output = plain.apply({"params": part.effective_params(params)}, OBS)
         return jnp.sum(output.policy.logits * pull["policy"]) + output.value @ pull["value"][:, 0]
 
     @jax.jit
     @jax.grad
     def gradient_of_plain(params):
-        output = plain.apply({"params": params}, SEEN)
+        output = plain.apply({"params": params}, OBS)
         return jnp.sum(output.policy.logits * pull["policy"]) + output.value @ pull["value"][:, 0]
 
-    for train_state, in_use in ((life[0], False), (life[2], True)):
+    for train_state, in_use in ((train_states[0], False), (train_states[2], True)):
         params = train_state.params
         got = gradient(params)
-        features, _ = answer(params, SEEN)
+        features, _ = outputs_of(params, OBS)
         for head in HEADS:
             expected = {"kernel": features[head].T @ pull[head], "bias": pull[head].sum(0)}
             zero = jax.tree.map(np.zeros_like, expected)
-            own = {name: got[head][name] for name in ("kernel", "bias")}
-            same(own, zero if in_use and freeze else expected, rtol=1e-4, atol=1e-4)
+            old = {name: got[head][name] for name in ("kernel", "bias")}
+            same(old, zero if in_use and freeze else expected, rtol=1e-4, atol=1e-4)
             same(got[head]["new"], expected if in_use else zero, rtol=1e-4, atol=1e-4)
             same(got[head]["copy"], zero)
         whole = {
@@ -340,9 +344,9 @@ def test_injection_gradients(injectable, injected, freeze):
 @pytest.mark.parametrize("freeze", [False, True])
 def test_injection_restores_frozen_parameters(injectable, injected, freeze):
     """Would catch a copy that a penalty erodes, to which Adam gives steps of full length."""
-    life, _ = injected
+    train_states, _ = injected
     part = PlasticityInjection(freeze)
-    for train_state, in_use in ((life[0], False), (life[2], True)):
+    for train_state, in_use in ((train_states[0], False), (train_states[2], True)):
         moved = jax.tree.map(lambda x: x + 1.0, train_state.params)
         step = step_of(prev_params=train_state.params)
         _, after = part.after_step((), TrainState(moved, train_state.opt_state), step, injectable)
@@ -419,10 +423,10 @@ def test_redo_recycles_injected_heads(injectable, injected):
         kernel, old = (np.asarray(x[head]["kernel"]) for x in (whole, before))
         assert np.all(kernel[3] == 0) == (head in led)
         np.testing.assert_array_equal(np.delete(kernel, 3, 0), np.delete(old, 3, 0))
-    found = connections(train_state.params)
+    paths = connections(train_state.params)
     prefixes = [(head, *inner) for head in led for inner in ((), ("new",), ("copy",))]
-    assert set(found["hidden_1"].outgoing) == {(*prefix, "kernel") for prefix in prefixes}
-    assert found["hidden_0"].outgoing == (("torso", "hidden_1", "kernel"),)
-    due, rollout = injectable._replace(update=jnp.int32(9)), rollout_of(SEEN)
+    assert set(paths["hidden_1"].outgoing) == {(*prefix, "kernel") for prefix in prefixes}
+    assert paths["hidden_0"].outgoing == (("torso", "hidden_1", "kernel"),)
+    due, rollout = injectable._replace(update=jnp.int32(9)), rollout_of(OBS)
     _, recycled = jax.jit(lambda: ReDo(0.5).after_update((), train_state, rollout, due))()
     assert jax.tree.structure(recycled) == jax.tree.structure(train_state)

@@ -208,7 +208,7 @@ def test_self_normalized_resets_test_each_unit_by_its_own_past(context, firing, 
             silent += not fires
             probability = (1 + sum(a >= silent for a in past)) / (1 + len(past))
             reset = not fires and probability <= threshold
-            # Beyond this a bin holds several lengths, and there is a test of its own.
+            # Beyond this a bin holds several lengths, and there is a separate test.
             assert silent <= 8 or not past or threshold == 0
             assert resets[t, unit] == reset, (t, unit)
             if fires or reset:
@@ -260,7 +260,7 @@ def gradients(context):
     """Three minibatches' gradients, in which some units are inactive and others seem to be."""
     rng = np.random.default_rng(2)
     params = context.init_params(jax.random.key(0))
-    found = []
+    gradients = []
     for sign in (1, -1, 1):
         gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
         first, second = (gradient["torso"][f"hidden_{i}"] for i in (0, 1))
@@ -270,8 +270,8 @@ def gradients(context):
         first["kernel"][:, 8] *= 0.1 if sign > 0 else 1  # inactive in two of three
         second["kernel"][:, 1] = 0
         second["kernel"][3] = 0  # what leads out of unit 3
-        found.append(gradient)
-    return found
+        gradients.append(gradient)
+    return gradients
 
 
 def grama(part, context, train_state, gradients, update):
@@ -294,12 +294,12 @@ def test_regrama_measures_gradients(context, gradients, cut):
         chosen[name] = np.flatnonzero(size / size.mean() <= tau)
     assert [list(units) for units in chosen.values()] == [[3], [1]]
     part = ReGraMa(tau, 2, clear_outgoing=cut)
-    judged = jax.jit(lambda update: grama(part, context, train_state, gradients, update))
-    state, after = judged(1)
+    update_once = jax.jit(lambda update: grama(part, context, train_state, gradients, update))
+    state, after = update_once(1)
     assert_recycled(after, train_state, context.init_params(context.key), chosen, cut=cut)
-    assert not any(np.any(x) for x in state.values())  # the next update is judged by itself
+    assert not any(np.any(x) for x in state.values())  # the next update starts from zero
     for update in (0, 2):
-        state, after = judged(update)
+        state, after = update_once(update)
         same(after, train_state)
         assert not any(np.any(x) for x in state.values())
 

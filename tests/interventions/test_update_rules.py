@@ -55,7 +55,7 @@ def train(built, steps, params=PARAMS, mean=0.3):
     """The parameters after each step, and the state at the end."""
 
     @jax.jit
-    def life(gradients):
+    def run_steps(gradients):
         def step(carry, gradient):
             params, state = carry
             change, state = built.update(gradient, state, params)
@@ -66,7 +66,7 @@ def train(built, steps, params=PARAMS, mean=0.3):
         (_, state), path = jax.lax.scan(step, (params, built.init(params)), stacked)
         return path, state
 
-    path, state = life(gradients(steps, mean))
+    path, state = run_steps(gradients(steps, mean))
     return [jax.tree.map(lambda x: np.asarray(x[i]), path) for i in range(steps)], state  # noqa: B023
 
 
@@ -191,10 +191,10 @@ def test_trac_scales_the_distance_from_its_reference():
 
     The base rule is plain gradient descent, whose changes are known.
     """
-    steps, seen = 50, gradients(50, mean=1)
+    steps, drawn = 50, gradients(50, mean=1)
     plain = Optimizer((), (optax.identity(),), (optax.scale(-0.02),), KEY)
     path, state = train(TRAC(1e-6).optimizer(plain).build(), steps, mean=1)
-    g = [flat(x) for x in seen]
+    g = [flat(x) for x in drawn]
     expected, scales = tuned([-0.02 * x for x in g], g, flat(PARAMS), 1e-6)
     assert scales[-1] > 0.1
     for ours, theirs in zip(path, expected, strict=True):
@@ -227,8 +227,8 @@ def test_trac_keeps_changes_by_other_methods(context):
     touched = jax.tree.map(lambda x: np.zeros(x.shape, bool), PARAMS)
     touched["kernel"][1] = True
     edited = {**before, "kernel": np.where(touched["kernel"], 9.0, before["kernel"])}
-    moment = context._replace(optimizer=built)
-    state = reset_moments(TrainState(edited, state), touched, moment)
+    now = context._replace(optimizer=built)
+    state = reset_moments(TrainState(edited, state), touched, now)
     assert np.all(np.asarray(optax.tree.get(state, "displacement")["kernel"])[1] == 0)
     assert np.all(np.asarray(optax.tree.get(state, "displacement")["kernel"])[[0, 2]] != 0)
     old_scale = float(optax.tree.get(state, "scale"))
@@ -294,9 +294,9 @@ def test_upgd_draws_new_noise_at_every_step():
 def test_optimizer_split_gives_different_keys():
     """Would catch one key for two that draw."""
     optimizer = PPO().optimizer(KEY)
-    first, own = optimizer.split()
+    first, caller_key = optimizer.split()
     _, other = first.split()
-    keys = {tuple(jax.random.key_data(key).tolist()) for key in (KEY, first.key, own, other)}
+    keys = {tuple(jax.random.key_data(key).tolist()) for key in (KEY, first.key, caller_key, other)}
     assert len(keys) == 4
 
 
@@ -356,12 +356,12 @@ def test_kron_preconditions_momentum():
 
 
 def white_after(method, steps, draw):
-    """The covariance of preconditioned gradients in the last half of a life of draws."""
+    """The covariance of preconditioned gradients over the last half of the steps."""
     optimizer = Optimizer((), (optax.identity(),), (), KEY)
     built = method.optimizer(optimizer).build()
 
     @jax.jit
-    def life():
+    def run_steps():
         def step(state, key):
             change, state = built.update(draw(key), state)
             return state, change["kernel"].reshape(-1)
@@ -370,7 +370,7 @@ def white_after(method, steps, draw):
         state, path = jax.lax.scan(step, start, jax.random.split(KEY, steps))
         return state, path[steps // 2 :]
 
-    state, path = life()
+    state, path = run_steps()
     return state, np.cov(np.asarray(path, float).T)
 
 
@@ -433,29 +433,29 @@ def test_reset_moments_resets_moments_only(context, method):
     after = reset_moments(TrainState(PARAMS, state), touched, context._replace(optimizer=built))
     assert jax.tree.structure(after) == jax.tree.structure(state)
     names = {"mu", "nu", "utility", "displacement", "momentum"}
-    found = 0
+    num_reset = 0
     pairs = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(after), strict=True)
     for (path, old), new in pairs:
         named = {str(getattr(key, "name", getattr(key, "key", ""))) for key in path}
         if named & names and "kernel" in named:
             np.testing.assert_array_equal(new, np.where(touched["kernel"], 0, old))
             assert np.any(old[1] != 0)
-            found += 1
+            num_reset += 1
         else:
             np.testing.assert_array_equal(new, old)
-    assert found == {"TRAC": 3, "UPGD": 3, "Kron": 1}.get(type(method).__name__, 2)
+    assert num_reset == {"TRAC": 3, "UPGD": 3, "Kron": 1}.get(type(method).__name__, 2)
 
 
 def test_update_rules_keep_their_types(tiny_run):
     """Would catch a state that a scan or a shift refuses, in one precision or with two torsos."""
     run = tiny_run(env=Void(), intervention=chain(AdamRel(), EqualBetas(), UPGD(), TRAC()))
-    for life in (run, run.replace(intervention=chain(Kron(), L2Norm(), TRAC()))):
-        life = life.replace(network=life.network.replace(shared=False))
+    for changed in (run, run.replace(intervention=chain(Kron(), L2Norm(), TRAC()))):
+        changed = changed.replace(network=changed.network.replace(shared=False))
         with jax.enable_x64(True):
-            state = jax.eval_shape(lambda life=life: loop.init(life))
+            state = jax.eval_shape(lambda run=changed: loop.init(run))
 
-            def step(train_state, life=life):
-                tools = loop.make_context(life, jnp.int32(0), jnp.int32(0))
+            def step(train_state, run=changed):
+                tools = loop.make_context(run, jnp.int32(0), jnp.int32(0))
                 change, opt_state = tools.optimizer.update(
                     train_state.params, train_state.opt_state, train_state.params
                 )
