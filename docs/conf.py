@@ -27,12 +27,17 @@ extensions = [
 ]
 exclude_patterns = ["_build", "jupyter_execute"]
 nitpicky = True
+default_role = "code"
 # What is documented elsewhere, and names that a reader sees in a signature but need not look up.
 nitpick_ignore_regex = [
+    (r"py:.*", r".*\s.*|ArrayTree"),  # prose before a colon in a Returns section
     (r"py:.*", r"(jax|jaxlib|jnp|flax|nn|optax|numpy|np|pandas|pd|matplotlib|omegaconf)\b.*"),
     (r"py:.*", r"(collections|pathlib|typing|rich|plt|Axes|Figure|Path|Mapping|Callable)\b.*"),
     (r"py:.*", r"(.*\.)?(Array|Params|State|Batch|Metrics|Policy|Any|P|S|T|optional)"),
-    (r"py:.*", r"plasticity\.(networks|training|storage|envs|interventions|agents|struct)\b.*"),
+    (
+        r"py:.*",
+        r"plasticity\.(networks|training|storage|envs|interventions|agents|struct|shifts)\b.*",
+    ),
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]

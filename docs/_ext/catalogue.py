@@ -6,11 +6,14 @@ defaults and ranges, and its import path.
 """
 
 import inspect
+import re
 from typing import Any
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
+from docutils.frontend import get_default_settings
+from docutils.parsers.rst import Directive, Parser
 from docutils.statemachine import StringList
+from docutils.utils import new_document
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
@@ -57,9 +60,24 @@ class Catalogue(Directive):
         return section
 
 
+def escape(text: str) -> str:
+    """Escapes what reStructuredText would read as markup in plain docstrings."""
+    return re.sub(r"[|*]|(?<=\w)_(?=[\W])", lambda match: "\\" + match[0], text)
+
+
+def process_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Escapes the lines of a docstring in place, before Napoleon reads them."""
+    if name == "plasticity.results":
+        lines[:] = ["Loads, compares and draws the results of runs.", ""]
+    else:
+        lines[:] = escape("\n".join(lines)).split("\n")
+
+
 def _lines(kind: Any) -> list[str]:
     """Returns a class's documentation as lines of reStructuredText."""
-    text = (inspect.getdoc(kind) or "").replace("||", "\\|\\|")
+    text = escape(inspect.getdoc(kind) or "")
     config = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
     lines = [f"``{kind.__module__}.{kind.__qualname__}``", ""]
     lines += GoogleDocstring(text, config, what="class", name=kind.__name__, obj=kind).lines()
@@ -78,24 +96,15 @@ def _lines(kind: Any) -> list[str]:
 
 def _parse_rst(document: nodes.document, content: StringList, into: nodes.Element) -> None:
     """Parses reStructuredText, also within a page that is Markdown."""
-    from docutils.frontend import get_default_settings
-    from docutils.utils import new_document
-    from sphinx.parsers import RSTParser
-
-    parser = RSTParser()
-    parser.set_application(APP[0])
-    inner = new_document("catalogue", get_default_settings(RSTParser))
+    inner = new_document("catalogue", get_default_settings(Parser))
     inner.settings = document.settings.copy()
     inner.reporter = document.reporter
-    parser.parse("\n".join(content), inner)
+    Parser().parse("\n".join(content), inner)
     into += inner.children
-
-
-APP: list[Sphinx] = []
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the directive."""
-    APP[:] = [app]
+    app.connect("autodoc-process-docstring", process_docstring, priority=100)
     app.add_directive("catalogue", Catalogue)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
