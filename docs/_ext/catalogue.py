@@ -62,6 +62,7 @@ class Catalogue(Directive):
 
 def escape(text: str) -> str:
     """Escapes what reStructuredText would read as markup in plain docstrings."""
+    text = re.sub(r"(`\w+`)(?=\^)", r"\1\\ ", text)  # an exponent right after a literal
     return re.sub(r"[|*]|(?<=\w)_(?=[\W])", lambda match: "\\" + match[0], text)
 
 
