@@ -73,7 +73,8 @@ def process_docstring(
     if name == "plasticity.results":
         lines[:] = ["Loads, compares and draws the results of runs.", ""]
     else:
-        lines[:] = escape("\n".join(lines)).split("\n")
+        text = re.sub(r"(with columns)\n\n(?=\s)", r"\1::\n\n", "\n".join(lines))
+        lines[:] = escape(text).split("\n")
 
 
 def _lines(kind: Any) -> list[str]:
