@@ -8,6 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
 
 # Constrains what is installed and, by old and by new pips, what builds it.
 export PIP_CONSTRAINT := constraints.txt
@@ -15,7 +16,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 INSTALL := $(RUN) -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check test lint benchmark clean
+.PHONY: help install quickstart check test lint docs benchmark clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -37,17 +38,20 @@ lint: $(DEV) ## check style, format and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+docs: $(DOCS) ## build the documentation site in docs/_build/html
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 benchmark: $(CORE) ## measure the speed of training on this machine
 	$(RUN) -m experiments.benchmark
 
 clean: ## remove .venv and caches, but no results
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/notebooks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so that an install that failed or was interrupted is done again.
 $(CORE): pyproject.toml constraints.txt
 	@$(RUN) -m pip --version >/dev/null 2>&1 || { $(CHECK_PYTHON); rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	@rm -f $(CORE) $(DEV)
+	@rm -f $(CORE) $(DEV) $(DOCS)
 	@echo 'Installing plasticity into $(VENV) (once, a few minutes)'
 	@$(INSTALL) -e .
 	@touch $@
@@ -56,6 +60,12 @@ $(DEV): $(CORE)
 	@rm -f $@
 	@echo 'Installing the tools for tests and notebooks into $(VENV) (once, a minute or two)'
 	@$(INSTALL) -e '.[dev,notebooks]'
+	@touch $@
+
+$(DOCS): $(CORE)
+	@rm -f $@
+	@echo 'Installing the tools for the documentation into $(VENV) (once, a minute)'
+	@$(INSTALL) -e '.[docs,envs]'
 	@touch $@
 
 # Says in one line why $(PYTHON) cannot make .venv.

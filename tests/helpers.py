@@ -31,11 +31,17 @@ SMALL = (
 )
 
 
+def pages():
+    """Returns the text of README and of each page of the site, by path."""
+    site = [path for path in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in path.parts]
+    return {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *site]}
+
+
 def write_examples(folder):
-    """Writes the user's own classes that README shows, to files of the names it gives them."""
-    readme = (ROOT / "README.md").read_text()
-    for name, code in re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", readme, re.DOTALL):
-        (folder / name).write_text(code)
+    """Writes the user's own classes that the pages show, to files of the names they give them."""
+    for text in pages().values():
+        for name, code in re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", text, re.DOTALL):
+            (folder / name).write_text(code)
 
 
 def tables(folder):

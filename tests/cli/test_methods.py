@@ -94,9 +94,3 @@ def test_the_listing_names_everything(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch, capsys, "rodo")
     assert "error: name='rodo': must be one of adam_rel" in capsys.readouterr().err
-
-
-def test_the_documentation_is_what_the_code_says(monkeypatch, capsys):
-    """Would catch docs/methods.md left behind: `python -m plasticity.cli.methods --markdown`."""
-    text = run(monkeypatch, capsys, "--markdown")
-    assert text.strip() in (ROOT / "docs/methods.md").read_text()

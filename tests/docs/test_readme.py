@@ -7,15 +7,19 @@ import sys
 
 import pandas as pd
 import pytest
-from helpers import ROOT, write_examples
+from helpers import ROOT, pages, write_examples
 from omegaconf import OmegaConf
 
 from experiments.juliani_ash_2024.reproduce import markdown
 from plasticity import results
 from plasticity.cli.command import runs_of
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^python -m experiments\.train (.*)$", README, flags=re.MULTILINE)
+PAGES = pages()
+README = PAGES["README.md"]
+EVERYTHING = "\n".join(PAGES.values())
+COMMANDS = sorted(
+    set(re.findall(r"^python -m experiments\.train (.*[^\\\n])$", EVERYTHING, flags=re.MULTILINE))
+)
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line != "--help"])
@@ -39,9 +43,26 @@ def test_the_command_that_a_notebook_ends_with_finds_its_class(monkeypatch, tmp_
     (tmp_path / "my_interventions.py").write_text(f"import jax\nimport plasticity as pl\n{code}")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_interventions", raising=False)
-    (line,) = re.findall(r"python -m plasticity.cli.train ((?:.*\\\n)*.*)", texts[-1])
+    (line,) = re.findall(r"python -m experiments.train ((?:.*\\\n)*.*)", texts[-1])
     (run,) = runs_of(*first_job(line.replace("\\\n", " ").replace("=[0,1,2,3,4]", "=0")))
     assert run.intervention.parts[0].keep == 0.3
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_somewhere(page):
+    """Would catch a page or a figure that was moved."""
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[page]):
+        if not re.match(r"https?:", link):
+            target = (ROOT / page).parent / link
+            copied = ROOT / "notebooks" / target.name  # `make docs` copies them to docs/notebooks
+            assert target.exists() or (target.suffix == ".ipynb" and copied.exists()), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_compile(page):
+    """Would catch an example with a syntax error."""
+    for code in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL):
+        compile(code, page, "exec")
 
 
 def test_the_numbers_are_those_of_the_shipped_tables():
@@ -80,8 +101,8 @@ def test_the_coefficients_are_those_that_were_chosen():
         found = pd.read_csv(path)
         key = found.columns[0].rpartition(".")[2]
         (line,) = re.findall(rf"^\| `{path.stem}` {key} \|(.*?)\|(.*?)\|", study, re.MULTILINE)
-        values = dict(re.findall(r"(\S+) \*\*(\S+)\*\*", line[0]))
-        assert {float(x): y for x, y in values.items()} == {
+        told = dict(re.findall(r"(\S+) \*\*(\S+)\*\*", line[0]))
+        assert {float(x): y for x, y in told.items()} == {
             row[0]: f"{row[1]:.2f}" for row in found.itertuples(index=False)
         }
         chosen = OmegaConf.load(ROOT / f"configs/intervention/small/{path.stem}.yaml")
