@@ -1,4 +1,4 @@
-"""What a person sees of a training under way."""
+"""The progress display of a training."""
 
 import time
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """One line with the round, the return, environment steps a second and the time left.
+    """A line with the round, the return, environment steps per second and the remaining time.
 
-    On a terminal the line is live and gives way to a summary at the end; elsewhere a line is
-    printed at the end of each round.
+    On a terminal the line is updated in place and replaced by a summary at the end; elsewhere a
+    line is printed at the end of each round.
 
     Args:
-      title: what is being trained.
-      rounds: rounds of a lifetime.
-      updates: PPO updates of all rounds together.
+      title: what is trained.
+      rounds: rounds of a run.
+      updates: updates of all rounds together.
       steps_per_update: environment steps of one update, of all runs together.
-      shown: whether anything is shown at all.
-      console: where to; standard error if not given.
+      shown: whether anything is shown.
+      console: the console; standard error if not given.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Progress:
         shown: bool = True,
         console: Console | None = None,
     ) -> None:
-        # Notebooks get plain lines: what is live there would be kept with the outputs.
+        # Notebooks get plain lines: an updated one would be saved many times with the outputs.
         plain = False if Console().is_jupyter else None
         self._console = console or Console(
             stderr=True, quiet=not shown, force_jupyter=plain, force_terminal=plain
@@ -54,9 +54,9 @@ class Progress:
         )
         self._task = self._bar.add_task(title, total=updates, status="compiling")
         self._began = time.perf_counter()
-        self._compiled = (self._began, 0)  # when the first stretch was done, and its updates
+        self._compiled = (self._began, 0)  # when the first interval was done, and its updates
         self._done = 0
-        self._earned = float("nan")
+        self._return = float("nan")
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -74,38 +74,42 @@ class Progress:
         if kind is None and self._console.is_terminal:
             took = time.perf_counter() - self._began
             speed = self._pace() * self._steps_per_update
-            self._say(f"return {self._earned:.2f}  {speed:,.0f} steps/s  took {took:.0f} s")
+            self._print(f"return {self._return:.2f}  {speed:,.0f} steps/s  took {took:.0f} s")
 
     def show(
-        self, round: int, update: int, earned: Mapping[str, jax.Array] | None, ends_round: bool
+        self,
+        round: int,
+        update: int,
+        train_return: Mapping[str, jax.Array] | None,
+        ends_round: bool,
     ) -> None:
-        """Shows where the training stands.
+        """Updates the display.
 
         Args:
-          round: the round under way, 1 for the first.
-          update: PPO updates completed.
-          earned: the mean return of each run, "all" [S], if it is known anew.
+          round: the current round, 1 for the first.
+          update: updates completed.
+          train_return: the mean return of each run, "all" [S], where it has been measured.
           ends_round: whether the round is complete.
         """
         if not self._done:
             self._compiled = (time.perf_counter(), update)
         self._done = update
-        if earned is not None and not np.all(np.isnan(earned["all"])):
-            self._earned = float(np.nanmean(earned["all"]))
+        if train_return is not None and not np.all(np.isnan(train_return["all"])):
+            self._return = float(np.nanmean(train_return["all"]))
         pace = self._pace()
-        status = f"round {round}/{self._rounds}  return {self._earned:.2f}"
+        status = f"round {round}/{self._rounds}  return {self._return:.2f}"
         if pace:
             status += f"  {pace * self._steps_per_update:,.0f} steps/s"
         self._bar.update(self._task, completed=update, status=status)
         if ends_round and not self._console.is_terminal:
             left = f"  {(self._updates - update) / pace:.0f} s left" if pace else ""
-            self._say(status + left)
+            self._print(status + left)
 
     def _pace(self) -> float:
-        """Updates a second, compilation left out; 0 before there is anything to tell from."""
-        since, before = self._compiled
-        took = time.perf_counter() - since
+        """Returns updates per second without compilation; 0 before the second measurement."""
+        start, before = self._compiled
+        took = time.perf_counter() - start
         return (self._done - before) / took if self._done > before else 0.0
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(f"{self._title}  {text}", soft_wrap=True, highlight=False)

@@ -37,16 +37,16 @@ class Recorder:
         self._updates_per_round = updates_per_round
         self._batch_size = batch_size
         self._metrics: dict[tuple[str, str], int] = {}  # (metric, layer) -> its number
-        # One entry a moment: its update, the numbers of its metrics, their values [K, S].
+        # One entry a record: its update, the numbers of its metrics, their values [K, S].
         self._moments: list[tuple[int, np.ndarray, np.ndarray]] = []
         self._diverged = np.zeros(len(self._ids), np.int64)
 
     def add(self, update: int, metrics: Metrics, diverged: Array) -> None:
-        """Records what was measured at one moment.
+        """Records the metrics of one update.
 
         Args:
-          update: PPO updates completed since the lifetime began.
-          metrics: metric -> layer -> [S], or longer: what follows the first S is left out.
+          update: updates completed since the beginning of the run.
+          metrics: metric -> layer -> [S], or longer: what follows the first S is padding.
           diverged: the update at which a run diverged, 0 if it has not; as long.
         """
         self._diverged = np.asarray(diverged)[: len(self._ids)].astype(np.int64)
@@ -58,22 +58,22 @@ class Recorder:
         if each:
             numbers = [self._metrics.setdefault(name, len(self._metrics)) for name, _ in each]
             values = np.stack([values for _, values in each])
-            # One append, so that an interrupt finds whole moments.
+            # One append, so that an interrupt leaves no half a record.
             self._moments.append((update, np.asarray(numbers), values))
 
     @property
     def update(self) -> int:
-        """The last update that something is recorded of; 0 before there is any."""
+        """The last update that has a record; 0 if none has."""
         return self._moments[-1][0] if self._moments else 0
 
     def frame(self, which: slice = slice(None), after: int = 0) -> pd.DataFrame:
-        """The table so far, sorted as `results.load` gives it.
+        """Returns the table so far, sorted as `results.load` returns it.
 
         A run that has diverged has NaN for everything from then on, and one row `diverged`, at
-        the update at which it did. Of others, a value of NaN makes no row: no episode ended.
+        the update at which it did. Otherwise a value of NaN has no row: no episode ended.
 
         Args:
-          which: of which runs.
+          which: the runs.
           after: only rows of later updates than this.
         """
         moments = [moment for moment in self._moments if moment[0] > after]
@@ -110,13 +110,13 @@ class Recorder:
         return table.sort_rows(table.concat(frames))
 
     def saved(self) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
-        """All that has been recorded: arrays, and the metric and layer of each number in them."""
+        """Returns all records as arrays, and the metric and layer of each metric number in them."""
         update, number, values = self._joined(self._moments)
         arrays = {"update": update, "metric": number, "value": values, "diverged": self._diverged}
         return arrays, list(self._metrics)
 
     def restore(self, arrays: Mapping[str, Any], metrics: Sequence[Sequence[str]]) -> None:
-        """Takes over what `saved` gave."""
+        """Restores the records that `saved` returned."""
         self._metrics = {(metric, layer): i for i, (metric, layer) in enumerate(metrics)}
         update, number, value = (np.asarray(arrays[key]) for key in ("update", "metric", "value"))
         cuts = np.flatnonzero(np.diff(update)) + 1
@@ -132,7 +132,7 @@ class Recorder:
     def _joined(
         self, moments: Sequence[tuple[int, np.ndarray, np.ndarray]]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Records one after another: updates [R], numbers of metrics [R], values [R, S]."""
+        """Returns records one after another: updates [R], metric numbers [R], values [R, S]."""
         if not moments:
             none = np.zeros(0, np.int64)
             return none, none, np.zeros((0, len(self._ids)), np.float32)

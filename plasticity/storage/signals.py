@@ -1,4 +1,4 @@
-"""Ctrl-C and what schedulers send, held back until it is safe to stop."""
+"""Holds back Ctrl-C and schedulers' signals until it is safe to stop."""
 
 import signal
 import threading
@@ -7,16 +7,14 @@ from typing import Any, Self
 
 
 class SignalGuard:
-    """Within the block a first SIGINT, SIGTERM or SIGUSR2 is only noted; `check` raises it.
+    """Holds back a first SIGINT, SIGTERM or SIGUSR2 within the block, until `check` raises it.
 
-    SIGTERM and SIGUSR2 are what schedulers warn with before they take a machine away.
-
-    An exception out of the middle of a compilation or a dispatch can take the process down with
-    it, results and all. A second signal is not held back. Outside of the main thread, which
-    alone can handle signals, the block changes nothing.
+    Schedulers send SIGTERM or SIGUSR2 before they end a job. An exception in the middle of a
+    compilation or a dispatch could crash the process and lose results. A second signal is not held
+    back. Outside of the main thread, which alone can handle signals, the block changes nothing.
 
     Attributes:
-      noted: the signal that has come, None if there was none.
+      pending_signal: the signal that is held back; None if there is none.
     """
 
     def __init__(self) -> None:
@@ -26,7 +24,7 @@ class SignalGuard:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._hold)
         return self
 
     def __exit__(
@@ -39,11 +37,11 @@ class SignalGuard:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt, with the signal in it, if one has come."""
+        """Raises KeyboardInterrupt, with the signal as its argument, if one is held back."""
         if self.pending_signal:
             raise KeyboardInterrupt(self.pending_signal)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _hold(self, number: int, frame: FrameType | None) -> None:
         if self.pending_signal:
             raise KeyboardInterrupt(signal.Signals(number))
         self.pending_signal = signal.Signals(number)

@@ -126,7 +126,7 @@ class EnvPool(HostEnv):
         return actions
 
     def is_terminal(self, reward: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-        """Whether a step that EnvPool calls truncated also reached a terminal state. bool [n]."""
+        """Returns whether a step that EnvPool calls truncated also was terminal. bool [n]."""
         return np.zeros(len(reward), bool)
 
     def transform_step(self, step: HostStep) -> HostStep:
