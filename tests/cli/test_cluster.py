@@ -15,6 +15,8 @@ from helpers import ROOT, SMALL, tables
 from plasticity import results
 from plasticity.training import sweep
 
+pytestmark = pytest.mark.slow
+
 LINE = f"-m {SMALL} intervention=warm_start,l2_norm seed=0,1"
 
 

@@ -83,6 +83,7 @@ def test_the_numbers_are_those_of_the_shipped_tables():
     assert summary.loc["reset_all", "gain_low"] > 0
 
 
+@pytest.mark.slow
 def test_the_verdicts_are_those_of_the_shipped_study():
     """Would catch docs that rules or results have moved away from, and results shipped in part."""
     frame = results.load(ROOT / "docs/study/small")

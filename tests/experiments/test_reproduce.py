@@ -18,6 +18,8 @@ from experiments.juliani_ash_2024.tune import rank_settings, write_choice
 from plasticity import results
 from plasticity.cli.command import CONFIG, CONFIGS
 
+pytestmark = pytest.mark.slow
+
 METHODS = (
     "warm_start",
     "reset_all",

@@ -19,6 +19,8 @@ from plasticity.struct import SettingError, fields
 from plasticity.training import Run, Schedule, check_run, loop, train
 from plasticity.training.run import stack
 
+pytestmark = pytest.mark.slow
+
 METHODS = {method.name: method.kind for method in methods("intervention")}
 UPDATES = 20
 # Coefficients with which a method is sure to act, and to act differently, within a short run; for

@@ -303,6 +303,7 @@ def until(there: Path, process):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_ten_times_equals_undisturbed(tmp_path):
     """Would catch files that a kill leaves half written, and all that only a real end shows.
 

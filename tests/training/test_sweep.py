@@ -41,6 +41,7 @@ def programs(monkeypatch):
     return trained
 
 
+@pytest.mark.slow
 def test_sweep_of_24_runs_is_two_programs_and_equals_the_runs_alone(
     shell, tmp_path, programs, capsys
 ):
@@ -132,6 +133,7 @@ def test_sweep_lists_failed_jobs_and_finishes_the_others(shell, tmp_path, capsys
     assert set(results.load(tmp_path / "sweep").intervention) == {"warm_start"}
 
 
+@pytest.mark.slow
 def test_sweep_in_batches_groups_each_batch(shell, tmp_path, programs):
     """Batches of a sweep do not take each other's folders; each makes groups of its own."""
     line = f"-m {SMALL} seed=0,1,2 intervention=warm_start,l2_norm out=sweep"
