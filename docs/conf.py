@@ -57,6 +57,7 @@ html_title = "plasticity"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
+    "navbar_persistent": [],  # the search field is in the sidebar
     "show_toc_level": 2,
     "home_page_in_toc": True,
     "use_download_button": False,

@@ -15,7 +15,7 @@ from docutils.parsers.rst import Directive, Parser
 from docutils.statemachine import StringList
 from docutils.utils import new_document
 from sphinx.application import Sphinx
-from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.ext.napoleon import GoogleDocstring
 
 import plasticity
 from plasticity.cli.methods import methods
@@ -79,10 +79,9 @@ def process_docstring(
 
 def _lines(kind: Any) -> list[str]:
     """Returns a class's documentation as lines of reStructuredText."""
-    text = escape(inspect.getdoc(kind) or "")
-    config = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
+    text, meanings = _split_attributes(escape(inspect.getdoc(kind) or ""))
     lines = [f"``{kind.__module__}.{kind.__qualname__}``", ""]
-    lines += GoogleDocstring(text, config, what="class", name=kind.__name__, obj=kind).lines()
+    lines += GoogleDocstring(text, what="class", name=kind.__name__, obj=kind).lines()
     settings = [
         (name, field.default, field.metadata.get("range"))
         for name, field in fields(kind)
@@ -90,10 +89,23 @@ def _lines(kind: Any) -> list[str]:
     ]
     if settings:
         lines += ["", ".. list-table::", "   :header-rows: 1", "   :widths: auto", ""]
-        lines += ["   * - setting", "     - default", "     - allowed"]
+        lines += ["   * - setting", "     - default", "     - allowed", "     - meaning"]
         for name, default, allowed in settings:
             lines += [f"   * - ``{name}``", f"     - ``{default!r}``", f"     - {allowed}"]
+            lines += [f"     - {meanings.get(name, '')}"]
     return [*lines, ""]
+
+
+def _split_attributes(text: str) -> tuple[str, dict[str, str]]:
+    """Returns a docstring without its section of attributes, and what that says of each."""
+    section = re.search(r"\nAttributes:\n((?:  .*\n?|\n(?=  ))*)", text)
+    if section is None:
+        return text, {}
+    entries = re.findall(r"^  (\w[\w, ]*): (.*(?:\n    .*)*)", section[1], re.MULTILINE)
+    meanings = {
+        name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")
+    }
+    return text[: section.start()] + text[section.end() :], meanings
 
 
 def _parse_rst(document: nodes.document, content: StringList, into: nodes.Element) -> None:
