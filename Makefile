@@ -15,7 +15,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 INSTALL := $(RUN) -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint benchmark clean
+.PHONY: help install quickstart check test lint benchmark clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -26,8 +26,11 @@ install: $(DEV) ## set up .venv with everything, notebooks and tests included
 quickstart: $(CORE) ## see plasticity lost, and kept: a table here, a figure in outputs/quickstart
 	$(RUN) -m experiments.train experiment=quickstart
 
-test: $(DEV) ## run the tests
-	$(RUN) -m pytest
+check: lint ## style, types and the tests that find most faults: before each commit
+	$(RUN) -m pytest -n auto -m 'not slow'
+
+test: $(DEV) ## run all tests
+	$(RUN) -m pytest -n auto
 
 lint: $(DEV) ## check style, format and types
 	$(RUN) -m ruff check .

@@ -1,5 +1,6 @@
 """Settings that had other names before version 0.2, accepted under those for one release."""
 
+import importlib
 import re
 import warnings
 from collections.abc import Mapping
@@ -32,10 +33,16 @@ OPTIONS = {
     "experiment=reproduce/coinrun_cpu": "experiment=reproduce/coinrun_small",
     "experiment=reproduce/montezuma_cpu": "experiment=reproduce/montezuma_small",
 }
-# Import paths of classes, as config.yaml has them.
-TARGETS = {
-    "plasticity.training.tracking.TensorBoard": "plasticity.storage.tracking.TensorBoard",
-    "plasticity.training.tracking.WeightsAndBiases": "plasticity.storage.tracking.WeightsAndBiases",
+# Modules of classes, whose import paths are in config.yaml.
+MODULES = {
+    "plasticity.agents.rnd": "plasticity.agents.intrinsic.rnd",
+    "plasticity.envs.envpool": "plasticity.envs.host.envpool",
+    "plasticity.envs.host": "plasticity.envs.host.gymnasium",
+    "plasticity.envs.mujoco": "plasticity.envs.host.mujoco",
+    "plasticity.interventions.functional": "plasticity.interventions.feature_regularizers",
+    "plasticity.interventions.optimizers": "plasticity.interventions.update_rules",
+    "plasticity.interventions.units": "plasticity.interventions.unit_resets",
+    "plasticity.training.tracking": "plasticity.storage.tracking",
 }
 _OWN = re.compile(r"plasticity\.")
 _TARGET = "_target_"
@@ -98,8 +105,9 @@ def _rename_within(node: Any, path: str, warn: bool) -> Any:
                 _warned(key, new)
             old_names[new.rpartition(".")[2]] = value
             continue
-        if name == _TARGET and value in TARGETS:
-            value = TARGETS[value]
+        if name == _TARGET and isinstance(value, str):
+            module, _, class_name = value.rpartition(".")
+            value = f"{MODULES.get(module, module)}.{class_name}"
         renamed[name] = _rename_within(value, key, warn)
     return renamed | old_names
 
@@ -107,3 +115,25 @@ def _rename_within(node: Any, path: str, warn: bool) -> Any:
 def _warned(old: str, new: str) -> str:
     warnings.warn(f"{old} is now called {new}; the old name works until 0.3", stacklevel=3)
     return new
+
+
+def renamed_attribute(module: str, name: str, renamed: Mapping[str, str]) -> Any:
+    """Returns a module's attribute by its old name, with a warning: for a module's `__getattr__`.
+
+    Args:
+      module: the name of the module.
+      name: the attribute that was asked for.
+      renamed: the present name of each old one.
+
+    Raises:
+      AttributeError: it is no old name.
+    """
+    if name not in renamed:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    new = renamed[name]
+    warnings.warn(
+        f"{module}.{name} is now called {new}; the old name works until 0.3",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return getattr(importlib.import_module(module), new)

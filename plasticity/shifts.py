@@ -9,17 +9,34 @@ import jax.numpy as jnp
 from plasticity.envs.base import Array, Env, Levels, Task
 from plasticity.struct import Chain, Range, SettingError, Struct, field, snake_case, static_field
 
+__all__ = [
+    "Dynamics",
+    "Expand",
+    "Noise",
+    "Offset",
+    "Permute",
+    "PermuteActions",
+    "RandomDynamics",
+    "RewardScale",
+    "Shift",
+    "Shifts",
+    "StickyActions",
+    "SwitchGame",
+    "Tint",
+    "ValueSchedule",
+    "Window",
+    "interpolate",
+]
+
 
 class Shift(Struct):
-    """What changes at the boundary between two rounds."""
+    """A change of the task at the boundary between two rounds."""
 
     needs_levels: ClassVar[bool] = False
-    changes_env: ClassVar[bool] = (
-        False  # whether it changes levels or dynamics, not how they are met
-    )
+    changes_env: ClassVar[bool] = False  # whether it changes levels or dynamics
 
     def check(self, env: Env) -> None:
-        """Raises `SettingError` if there is nothing in `env` that this could change."""
+        """Raises `SettingError` if the shift does not apply to `env`."""
         if self.needs_levels and env.num_levels is None:
             raise SettingError(
                 "shift", self.name, f"needs an environment with levels; {env.name} has none"
@@ -27,25 +44,63 @@ class Shift(Struct):
 
     @property
     def name(self) -> str:
-        """What it is called unless it is given another name."""
+        """The default name of the shift."""
         return snake_case(type(self).__name__)
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
-        """The task of the first round, from the environment's own."""
+        """Returns the task of the first round.
+
+        Args:
+          task: the environment's task.
+          env: the environment.
+          key: a random key.
+        """
         return task
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        """The task of `round` (1 for the first after the beginning), from the last round's."""
+        """Returns the task of a round.
+
+        Args:
+          task: the task of the round before.
+          round: the round, from 1 for the second.
+          key: a random key.
+        """
         raise NotImplementedError
 
 
-class Permute(Shift):
+class _FieldShift(Shift):
+    """Base of shifts that replace one field of the task, given its value in the last round."""
+
+    task_field: ClassVar[str]
+
+    def initial_value(self, env: Env) -> Array:
+        """Returns the field's value in the first round, which changes nothing."""
+        raise NotImplementedError
+
+    def next_value(self, value: Array, key: Array) -> Array:
+        """Draws the field's value in the next round."""
+        raise NotImplementedError
+
+    def begin(self, task: Task, env: Env, key: Array) -> Task:
+        return self._with_value(task, self.initial_value(env))
+
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        return self._with_value(task, self.next_value(getattr(task, self.task_field), key))
+
+    def _with_value(self, task: Task, value: Array) -> Task:
+        field: dict[str, Any] = {self.task_field: value}
+        return task._replace(**field)
+
+
+class Permute(_FieldShift):
     """Composes a fresh uniform permutation of the observation's entries onto the last one.
 
     Attributes:
-      grid: into how many equal blocks an image is cut each way, which are permuted as they are,
-        as the study does with CoinRun; 0 to permute every entry by itself.
+      grid: the number of equal blocks along each side of an image. Blocks are permuted as a whole,
+        as the study does with CoinRun; 0 permutes single entries.
     """
+
+    task_field: ClassVar[str] = "permutation"
 
     grid: int = static_field(0, ge=0)
 
@@ -58,13 +113,11 @@ class Permute(Shift):
                 f"must divide the height and width of an image; {env.name} shows {shape}",
             )
 
-    def begin(self, task: Task, env: Env, key: Array) -> Task:
-        size = self.grid**2 or math.prod(env.observation_shape)
-        return task._replace(permutation=jnp.arange(size, dtype=jnp.int32))
+    def initial_value(self, env: Env) -> Array:
+        return jnp.arange(self.grid**2 or math.prod(env.observation_shape), dtype=jnp.int32)
 
-    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        assert task.permutation is not None
-        return task._replace(permutation=jax.random.permutation(key, task.permutation))
+    def next_value(self, value: Array, key: Array) -> Array:
+        return jax.random.permutation(key, value)
 
 
 class Window(Shift):
@@ -79,79 +132,82 @@ class Window(Shift):
 
 
 class Expand(Shift):
-    """Grows the level set by the size it had at first; the old levels stay."""
+    """Grows the level set by its initial size; the old levels stay."""
 
     needs_levels: ClassVar[bool] = True
     changes_env: ClassVar[bool] = True
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         levels = task.levels
-        return task._replace(levels=levels._replace(size=levels.size + levels.step))
+        return task._replace(levels=levels._replace(size=levels.size + levels.initial_size))
 
 
-class PermuteActions(Shift):
+class PermuteActions(_FieldShift):
     """Composes a fresh uniform permutation of the actions onto the last one."""
 
-    def begin(self, task: Task, env: Env, key: Array) -> Task:
-        return task._replace(actions=jnp.arange(env.num_actions, dtype=jnp.int32))
+    task_field: ClassVar[str] = "action_permutation"
 
-    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        assert task.actions is not None
-        return task._replace(actions=jax.random.permutation(key, task.actions))
+    def initial_value(self, env: Env) -> Array:
+        return jnp.arange(env.num_actions, dtype=jnp.int32)
+
+    def next_value(self, value: Array, key: Array) -> Array:
+        return jax.random.permutation(key, value)
 
 
-class Tint(Shift):
+class Tint(_FieldShift):
     """Multiplies each channel of an image by a fresh factor, log-uniform; none in round 1.
 
     Attributes:
       strength: factors lie between exp(-strength) and exp(strength).
     """
 
+    task_field: ClassVar[str] = "gain"
+
     strength: float = field(1.0, gt=0)
 
     def check(self, env: Env) -> None:
         if len(env.observation_shape) != 3:
             raise SettingError(
-                "shift", self.name, f"needs images; {env.name} shows {env.observation_shape}"
+                "shift",
+                self.name,
+                f"needs images; {env.name} shows {env.observation_shape}",
             )
 
-    def begin(self, task: Task, env: Env, key: Array) -> Task:
-        return task._replace(gain=jnp.ones(env.observation_shape))
+    def initial_value(self, env: Env) -> Array:
+        return jnp.ones(env.observation_shape)
 
-    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        assert task.gain is not None
-        shape, strength = task.gain.shape, self.strength
+    def next_value(self, value: Array, key: Array) -> Array:
+        shape, strength = value.shape, self.strength
         log = jax.random.uniform(key, shape[-1:], minval=-strength, maxval=strength)
-        return task._replace(gain=jnp.broadcast_to(jnp.exp(log), shape))
+        return jnp.broadcast_to(jnp.exp(log), shape)
 
 
-class Offset(Shift):
+class Offset(_FieldShift):
     """Adds a fresh constant to every entry of the observation, uniform; none in round 1.
 
-    As the drifting control tasks of Muppidi et al. (2024) do.
+    As in the drifting control tasks of Muppidi et al. (2024).
 
     Attributes:
       max_offset: constants lie between -max_offset and max_offset.
     """
 
+    task_field: ClassVar[str] = "bias"
+
     max_offset: float = field(2.0, gt=0)
 
-    def begin(self, task: Task, env: Env, key: Array) -> Task:
-        return task._replace(bias=jnp.zeros(env.observation_shape))
+    def initial_value(self, env: Env) -> Array:
+        return jnp.zeros(env.observation_shape)
 
-    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        assert task.bias is not None
-        shape, max_offset = task.bias.shape, self.max_offset
-        return task._replace(
-            bias=jax.random.uniform(key, shape, minval=-max_offset, maxval=max_offset)
-        )
+    def next_value(self, value: Array, key: Array) -> Array:
+        max_offset = self.max_offset
+        return jax.random.uniform(key, value.shape, minval=-max_offset, maxval=max_offset)
 
 
 class ValueSchedule(Shift):
-    """Base of those that change a number, which takes the values of a list in turn.
+    """Base of shifts that set one number to the values of a list, round by round.
 
     Attributes:
-      values: its value in each round; the list begins again after its end.
+      values: the value in each round, repeated cyclically.
     """
 
     values: tuple[float, ...] = static_field((0.0,), least=1)
@@ -164,15 +220,15 @@ class ValueSchedule(Shift):
         return self.with_value(task, values[jnp.asarray(round) % len(values)])
 
     def with_value(self, task: Task, value: Array) -> Task:
-        """The task with another number."""
+        """Returns the task with the number set to `value`."""
         raise NotImplementedError
 
 
 class Noise(ValueSchedule):
-    """Adds normal noise to every entry of the observation, anew at each step.
+    """Adds Gaussian noise to every entry of the observation, drawn at each step.
 
     Attributes:
-      values: its standard deviation in each round; the list begins again after its end.
+      values: the standard deviation in each round, repeated cyclically.
     """
 
     values: tuple[float, ...] = static_field((0.0, 0.1, 0.2), ge=0, least=1)
@@ -182,41 +238,41 @@ class Noise(ValueSchedule):
 
 
 class StickyActions(ValueSchedule):
-    """Takes the last action again, whatever the agent does, at random (Machado et al. 2018).
+    """Repeats the last action with some probability (Machado et al. 2018).
 
-    An episode's first step follows on action 0.
+    The last action before an episode's first step is 0.
 
     Attributes:
-      values: the probability in each round; the list begins again after its end.
+      values: the probability in each round, repeated cyclically.
     """
 
     values: tuple[float, ...] = static_field((0.0, 0.25), ge=0, le=1, least=1)
 
     def with_value(self, task: Task, value: Array) -> Task:
-        return task._replace(sticky=value)
+        return task._replace(sticky_prob=value)
 
 
 class RewardScale(ValueSchedule):
-    """Multiplies rewards by a number, which may turn their sign.
+    """Multiplies rewards by a number, which may flip their sign.
 
-    Returns are in that scale, too: they are what the agent earns.
+    Reported returns are scaled, too.
 
     Attributes:
-      values: the number in each round; the list begins again after its end.
+      values: the factor in each round, repeated cyclically.
     """
 
     values: tuple[float, ...] = static_field((1.0, -1.0), least=1)
 
     def with_value(self, task: Task, value: Array) -> Task:
-        return task._replace(reward=value)
+        return task._replace(reward_scale=value)
 
 
 class Dynamics(ValueSchedule):
-    """Sets a number of the environment's dynamics, such as Gather's `slip`.
+    """Sets a parameter of the environment's dynamics, such as Gather's `slip`.
 
     Attributes:
-      values: its value in each round; the list begins again after its end.
-      parameter: which number, as the environment calls it.
+      values: the value in each round, repeated cyclically.
+      parameter: the environment's name of the parameter.
     """
 
     changes_env: ClassVar[bool] = True
@@ -225,7 +281,7 @@ class Dynamics(ValueSchedule):
     parameter: str = static_field("slip")
 
     def check(self, env: Env) -> None:
-        allowed = _parameter(self, self.parameter, env)
+        allowed = _find_parameter(self, self.parameter, env)
         for value in self.values:
             if value not in allowed:
                 raise SettingError(f"shift.{self.name}.values", self.values, f"must be {allowed}")
@@ -235,11 +291,11 @@ class Dynamics(ValueSchedule):
 
 
 class SwitchGame(Dynamics):
-    """Plays another game of a sequence of environments.
+    """Switches to another game of a sequence of environments.
 
     Attributes:
-      values: the number of the game in each round; the list begins again after its end.
-      parameter: what the sequence calls that number.
+      values: the index of the game in each round, repeated cyclically.
+      parameter: the sequence's name of that index.
     """
 
     values: tuple[float, ...] = static_field((0.0, 1.0), least=1)
@@ -247,14 +303,14 @@ class SwitchGame(Dynamics):
 
 
 class RandomDynamics(Shift):
-    """Draws a number of the environment's dynamics anew for each round, log-uniform.
+    """Draws a parameter of the environment's dynamics for each round, log-uniform.
 
     As the friction of the slippery ant (Dohare et al. 2024).
 
     Attributes:
-      parameter: which number, as the environment calls it.
-      low: the lowest that is drawn.
-      high: the highest.
+      parameter: the environment's name of the parameter.
+      low: the lower bound.
+      high: the upper bound.
     """
 
     changes_env: ClassVar[bool] = True
@@ -264,7 +320,7 @@ class RandomDynamics(Shift):
     high: float = field(0.5, gt=0)
 
     def check(self, env: Env) -> None:
-        allowed = _parameter(self, self.parameter, env)
+        allowed = _find_parameter(self, self.parameter, env)
         for name, value in (("low", self.low), ("high", self.high)):
             if value not in allowed:
                 raise SettingError(f"shift.{self.name}.{name}", value, f"must be {allowed}")
@@ -281,59 +337,69 @@ class RandomDynamics(Shift):
 
 
 class Shifts(Chain[Shift]):
-    """Several shifts at every boundary, in the order given; none at all is the control."""
+    """Shifts applied in order at every boundary; an empty chain is the control."""
 
     @property
     def name(self) -> str:
-        """Its name in the results table: `permute+window`, or `none`."""
+        """The name in the results table: `permute+window`, or `none`."""
         return "+".join(self.names) or "none"
 
     def check(self, env: Env) -> None:
-        """Raises `SettingError` if there is nothing in `env` that one of them could change."""
+        """Raises `SettingError` if one of the shifts does not apply to `env`."""
         for part in self.parts:
             part.check(env)
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
-        """The task of the first round, from the environment's own."""
+        """Returns the task of the first round.
+
+        Args:
+          task: the environment's task.
+          env: the environment.
+          key: a random key.
+        """
         for i, part in enumerate(self.parts):
             task = part.begin(task, env, jax.random.fold_in(key, i))
         return task
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        """The task of `round`, from the last round's."""
+        """Returns the task of `round`, given that of the round before."""
         for i, part in enumerate(self.parts):
             task = part(task, round, jax.random.fold_in(key, i))
         return task
 
 
-def interpolate(old: Task, new: Task, share: Array, key: Array) -> Task:
-    """A share of the way from one task to another, whatever shifts lie between.
+def interpolate(old: Task, new: Task, fraction: Array, key: Array) -> Task:
+    """Interpolates between two tasks, whatever shifts lie between them.
 
-    Numbers go in a straight line, level sets level by level, and of a permutation a share of the
-    entries, in random order, is where it will be.
+    Numbers are interpolated linearly and level sets level by level. Of a permutation, a fraction of
+    the entries, in random order, has its new place.
 
     Args:
-      old: the last round's task.
-      new: this round's.
-      share: how far, from 0 to 1. float32 [].
-      key: the same throughout a round.
+      old: the task of the last round.
+      new: the task of this round.
+      fraction: how far to interpolate, in [0, 1]. float32 [].
+      key: a random key, the same throughout a round.
     """
     permutation_key, actions_key = jax.random.split(key)
     return Task(
-        levels=_levels_between(old.levels, new.levels, share),
-        dynamics=_between(old.dynamics, new.dynamics, share),
-        gain=_between(old.gain, new.gain, share),
-        bias=_between(old.bias, new.bias, share),
-        noise=_between(old.noise, new.noise, share),
-        permutation=_partly(old.permutation, new.permutation, share, permutation_key),
-        actions=_partly(old.actions, new.actions, share, actions_key),
-        sticky=_between(old.sticky, new.sticky, share),
-        reward=_between(old.reward, new.reward, share),
+        levels=_interpolate_levels(old.levels, new.levels, fraction),
+        dynamics=_interpolate_values(old.dynamics, new.dynamics, fraction),
+        gain=_interpolate_values(old.gain, new.gain, fraction),
+        bias=_interpolate_values(old.bias, new.bias, fraction),
+        noise=_interpolate_values(old.noise, new.noise, fraction),
+        permutation=_interpolate_permutation(
+            old.permutation, new.permutation, fraction, permutation_key
+        ),
+        action_permutation=_interpolate_permutation(
+            old.action_permutation, new.action_permutation, fraction, actions_key
+        ),
+        sticky_prob=_interpolate_values(old.sticky_prob, new.sticky_prob, fraction),
+        reward_scale=_interpolate_values(old.reward_scale, new.reward_scale, fraction),
     )
 
 
-def _parameter(shift: Shift, name: str, env: Env) -> Range:
-    """The values that a number of an environment's dynamics may take."""
+def _find_parameter(shift: Shift, name: str, env: Env) -> Range:
+    """Returns the allowed values of a parameter of an environment's dynamics."""
     known = env.dynamics
     if name not in known:
         raise SettingError(
@@ -344,36 +410,38 @@ def _parameter(shift: Shift, name: str, env: Env) -> Range:
     return known[name]
 
 
-def _between(old: Any, new: Any, share: Array) -> Any:
-    """A share of the way from some numbers to others; at 1 they are there to the bit."""
-    return jax.tree.map(lambda one, other: (1 - share) * one + share * other, old, new)
+def _interpolate_values(old: Any, new: Any, fraction: Array) -> Any:
+    """Interpolates linearly. Equal to `new` to the bit at 1."""
+    return jax.tree.map(lambda one, other: (1 - fraction) * one + fraction * other, old, new)
 
 
-def _levels_between(old: Levels, new: Levels, share: Array) -> Levels:
-    """A set of levels that is a share of the way from one to another, level by level."""
+def _interpolate_levels(old: Levels, new: Levels, fraction: Array) -> Levels:
+    """Interpolates between two level sets, level by level."""
 
     def between(old: Array | int, new: Array | int) -> Array:
-        return old + jnp.floor(share * (new - old)).astype(jnp.int32)
+        return old + jnp.floor(fraction * (new - old)).astype(jnp.int32)
 
-    return Levels(between(old.first, new.first), between(old.size, new.size), new.step)
+    return Levels(between(old.first, new.first), between(old.size, new.size), new.initial_size)
 
 
-def _partly(old: Array | None, new: Array | None, share: Array, key: Array) -> Array | None:
-    """A permutation [D] in which a share of the entries, in random order, is as in `new`.
+def _interpolate_permutation(
+    old: Array | None, new: Array | None, fraction: Array, key: Array
+) -> Array | None:
+    """Returns a permutation [D] with a fraction of the entries, in random order, as in `new`.
 
-    One after another they change places with whatever has theirs, from `old` on.
+    Starts at `old` and swaps one entry after another into its new place.
     """
     if old is None or new is None:
         return None
-    turns, given = jax.random.permutation(key, len(new)), new
+    order, target = jax.random.permutation(key, len(new)), new
 
-    def settle(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def swap(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         now, where = carry  # entries, and where each of them is
-        place = turns[i]
-        entry, displaced = given[place], now[place]
+        place = order[i]
+        entry, displaced = target[place], now[place]
         other = where[entry]
         now = now.at[other].set(displaced).at[place].set(entry)
         return now, where.at[displaced].set(other).at[entry].set(place)
 
-    count = jnp.floor(share * len(new)).astype(jnp.int32)
-    return jax.lax.fori_loop(0, count, settle, (old, jnp.argsort(old)))[0]
+    count = jnp.floor(fraction * len(new)).astype(jnp.int32)
+    return jax.lax.fori_loop(0, count, swap, (old, jnp.argsort(old)))[0]

@@ -3,13 +3,16 @@
 import os
 import shlex
 import sys
-import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Programs compiled by one test serve the others, processes of their own included.
-_CACHE = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+# Programs compiled by one test serve the others, later runs and child processes. Programs of a
+# test run for milliseconds and compile for seconds: without most optimizations, half as many.
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 
@@ -28,9 +31,6 @@ from plasticity.envs.gather import Gather
 from plasticity.networks import Network
 from plasticity.training import loop
 from plasticity.training.run import Run, Schedule
-
-# Programs of a test run for milliseconds and compile for seconds: halve the latter.
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,7 @@
 """What tests of several files share."""
 
 import pickle
+import re
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,26 @@ TINY = (
     "schedule=smoke agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
     "env.episode_steps=10 network.hidden=[8,8] schedule.eval_episodes=2"
 )
+
+
+SMALL = (
+    "env._target_=helpers.Toy ~env.levels ~env.reward ~env.episode_steps ~env.pixels "
+    "schedule=smoke schedule.updates_per_round=4 probes=[] "
+    "agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
+    "network.hidden=[8,8] schedule.eval_episodes=2 schedule.probe_batch_size=16"
+)
+
+
+def write_examples(folder):
+    """Writes the user's own classes that README shows, to files of the names it gives them."""
+    readme = (ROOT / "README.md").read_text()
+    for name, code in re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", readme, re.DOTALL):
+        (folder / name).write_text(code)
+
+
+def tables(folder):
+    """The table of each job in a sweep's folder."""
+    return {path.parent.name: pl.results.read(path) for path in folder.glob("*/metrics.parquet")}
 
 
 class Void(Env):

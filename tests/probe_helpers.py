@@ -7,23 +7,23 @@ import jax
 from plasticity.probes import View
 
 
-def view_of(params, apply, losses=None, batch=None, observations=None, **others):
-    """What a probe sees, of these parameters at every moment unless told otherwise."""
-    moments = dict.fromkeys(("previous_params", "round_params", "initial_params"), params)
-    tools = {"key": jax.random.key(3), "fresh": None}
+def view_of(params, apply, per_sample_loss=None, batch=None, observation=None, **others):
+    """Makes a view, of these parameters at all times unless others are given."""
+    times = dict.fromkeys(("prev_params", "round_params", "initial_params"), params)
+    tools = {"key": jax.random.key(3), "init_params": None}
     return View(
         params=params,
         apply=apply,
-        effective=lambda params: params,
-        losses=losses,
+        effective_params=lambda params: params,
+        per_sample_loss=per_sample_loss,
         make_batch=lambda: batch,
-        observations=observations,
-        **(moments | tools | others),
+        observation=observation,
+        **(times | tools | others),
     )
 
 
-def told(probe, seen):
-    """A probe's answer as plain numbers, of a view that has computed nothing yet."""
+def measure(probe, view):
+    """Runs a probe on a view that has computed nothing yet. Returns plain numbers."""
     return {
-        name: float(x) for name, x in jax.jit(lambda: probe(dataclasses.replace(seen)))().items()
+        name: float(x) for name, x in jax.jit(lambda: probe(dataclasses.replace(view)))().items()
     }

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from plasticity.envs import CartPole
-from plasticity.envs.base import permuted
 from plasticity.envs.gather import Gather
+from plasticity.envs.task import permute_obs
 from plasticity.envs.task_wrapper import TaskWrapper
 from plasticity.interventions import ResetAll, SoftShrinkPerturb, chain
+from plasticity.rng import Stream, key_for
 from plasticity.shifts import (
     Dynamics,
     Expand,
@@ -29,7 +30,6 @@ from plasticity.shifts import (
 )
 from plasticity.struct import SettingError
 from plasticity.training import loop
-from plasticity.training.loop import Stream, key_for
 from plasticity.training.run import check_run
 
 ENV = Gather(levels=7)
@@ -55,7 +55,7 @@ def test_blocks_of_an_image_keep_what_is_in_them():
     """Would catch blocks that are transposed, mixed channels, or a grid of another shape."""
     image = jnp.arange(6 * 4 * 3).reshape(6, 4, 3)
     order = np.array([3, 0, 1, 2])
-    seen = np.asarray(permuted(image, jnp.asarray(order)))
+    seen = np.asarray(permute_obs(image, jnp.asarray(order)))
     for place, block in enumerate(order):
         (row, column), (old_row, old_column) = (divmod(i, 2) for i in (place, block))
         expected = image[3 * old_row : 3 * old_row + 3, 2 * old_column : 2 * old_column + 2]
@@ -86,7 +86,7 @@ def test_view_composes_with_what_the_agent_saw():
     """Would catch the permutation applied the wrong way round, or to the wrong axis."""
     observation = np.arange(363, dtype=np.float32).reshape(11, 11, 3)
     task = ENV.task(0)._replace(permutation=jnp.roll(jnp.arange(363), 1))
-    seen = np.asarray(task.view(jnp.asarray(observation)))
+    seen = np.asarray(task.transform_obs(jnp.asarray(observation)))
     assert seen.shape == (11, 11, 3)
     assert np.array_equal(seen.reshape(-1), np.roll(np.arange(363), 1))
 
@@ -138,7 +138,7 @@ def test_held_out_levels_are_never_trained_on(shift):
 def test_the_seed_alone_makes_the_shift(tiny_run):
     """Would catch a shift's key that depends on the intervention, or not on the seed or round."""
     key_of = lambda run, count: tuple(  # noqa: E731
-        np.asarray(jax.random.key_data(key_for(run, Stream.SHIFT, count)))
+        np.asarray(jax.random.key_data(key_for(run.seed, Stream.SHIFT, count)))
     )
     methods = chain(ResetAll()), chain(SoftShrinkPerturb())
     runs = [tiny_run(seed=1, intervention=method) for method in methods]
@@ -165,10 +165,10 @@ def walked(task, action):
 
 def test_permuted_actions_mean_another_action():
     """Would catch the permutation applied the wrong way round, or rounds that do not compose."""
-    seen = [task.actions for task in tasks(Shifts.of(PermuteActions()))]
+    seen = [task.action_permutation for task in tasks(Shifts.of(PermuteActions()))]
     assert all(sorted(actions) == [0, 1, 2, 3] for actions in seen)
     assert len({tuple(actions) for actions in seen}) > 3
-    task = ENV.task(0)._replace(actions=jnp.array([1, 2, 3, 0]))
+    task = ENV.task(0)._replace(action_permutation=jnp.array([1, 2, 3, 0]))
     (first, *_), _ = walked(task, 0)
     (plain, *_), _ = walked(ENV.task(0), 1)
     np.testing.assert_array_equal(first.state.inner.agent, plain.state.inner.agent)
@@ -181,14 +181,14 @@ def test_what_is_seen_may_be_tinted_offset_and_noisy():
     factors = np.array([task.gain[0, 0] for task in tinted[1:]])
     assert (np.abs(np.log(factors)) <= 0.5).all()
     assert len(np.unique(factors)) == factors.size
-    np.testing.assert_allclose(tinted[3].view(SHOWN), SHOWN * factors[2], rtol=1e-6)
+    np.testing.assert_allclose(tinted[3].transform_obs(SHOWN), SHOWN * factors[2], rtol=1e-6)
 
-    moved = tasks(Shifts.of(Offset(reach=2.0), Tint()))
+    moved = tasks(Shifts.of(Offset(max_offset=2.0), Tint()))
     assert (moved[0].bias == 0).all()
     assert 1.9 < np.abs(moved[1].bias).max() <= 2
     assert len(np.unique(moved[1].bias)) > 350
     np.testing.assert_allclose(
-        moved[1].view(SHOWN), SHOWN * moved[1].gain + moved[1].bias, rtol=1e-5, atol=1e-6
+        moved[1].transform_obs(SHOWN), SHOWN * moved[1].gain + moved[1].bias, rtol=1e-5, atol=1e-6
     )
 
     noisy = tasks(Shifts.of(Noise(values=(0.0, 0.5))))
@@ -204,11 +204,11 @@ def test_sticky_actions_repeat_as_often_as_they_should():
     """Would catch the agent's action kept in place of the environment's, or one draw for all."""
     sticky = tasks(Shifts.of(StickyActions(values=(0.25,))))[0]
     steps, _ = walked(sticky, 1)
-    taken = np.stack([step.state.last for step in steps])
+    taken = np.stack([step.state.last_action for step in steps])
     # Action 0 goes on only while no draw has come out otherwise.
     assert (taken == 0).mean(axis=1) == pytest.approx([1 / 4, 1 / 16, 1 / 64], abs=0.02)
-    always, _ = walked(sticky._replace(sticky=jnp.float32(1)), 1)
-    assert (always[-1].state.last == 0).all()
+    always, _ = walked(sticky._replace(sticky_prob=jnp.float32(1)), 1)
+    assert (always[-1].state.last_action == 0).all()
 
 
 def test_rewards_are_scaled_and_dynamics_are_set():
@@ -247,7 +247,9 @@ def test_images_and_levels_are_needed_where_they_are(tiny_run):
     for shift, said in ((Tint(), "needs images"), (Window(), "needs an environment with levels")):
         with pytest.raises(SettingError, match=said):
             check_run(tiny_run(env=CartPole(), shift=Shifts.of(shift)))
-    with pytest.raises(SettingError, match=r"shift_over=3: must be at most schedule\.updates=2"):
+    with pytest.raises(
+        SettingError, match=r"shift_duration=3: must be at most schedule\.updates_per_round=2"
+    ):
         check_run(tiny_run(schedule=tiny_run().schedule.replace(shift_duration=3)))
 
 
@@ -278,7 +280,7 @@ def test_a_gradual_shift_leads_from_the_old_task_to_the_new():
 def test_a_lifetime_goes_through_a_gradual_shift(tiny_run):
     """Would catch a shift that begins late, or is not over when it should be."""
     run = tiny_run(shift=EVERY)
-    run = run.replace(schedule=run.schedule.replace(updates=5, shift_duration=4))
+    run = run.replace(schedule=run.schedule.replace(updates_per_round=5, shift_duration=4))
     advance = jax.jit(loop.train_updates)
     state, sudden = loop.init(run), run.shift(loop.init(run).task, 1, key_of_shift(run))
     state, _ = advance(run, state, 5)
@@ -300,4 +302,4 @@ def test_a_lifetime_goes_through_a_gradual_shift(tiny_run):
 
 def key_of_shift(run):
     """The key of a run's first shift."""
-    return key_for(run, Stream.SHIFT, 1)
+    return key_for(run.seed, Stream.SHIFT, 1)

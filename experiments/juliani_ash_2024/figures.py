@@ -1,7 +1,8 @@
-"""Juliani & Ash (2024), "A Study of Plasticity Loss in On-Policy Deep Reinforcement Learning".
+"""The figures and tables of Juliani & Ash (2024).
 
-Its figures and tables, from a results table of its methods: under its shifts in the gridworld and
-in CoinRun, and over time in Montezuma's Revenge. What it claims is in `claims.py`.
+"A Study of Plasticity Loss in On-Policy Deep Reinforcement Learning": from a results table of its
+methods, under its shifts in the gridworld and in CoinRun, and over time in Montezuma's Revenge. Its
+claims are in `claims.py`.
 """
 
 import warnings
@@ -14,42 +15,55 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.juliani_ash_2024.claims import (
-    BASELINE,
-    CONTROL,
     LAST,
     TENTHS,
     TEST,
     TRAIN,
     dead_units,
-    earned,
+    return_in_tenth,
 )
-from experiments.juliani_ash_2024.parts import Kind, by_kind
-from plasticity.results.comparisons import (
+from experiments.juliani_ash_2024.parts import (
+    BASELINE,
+    CONTROL,
+    SHIFTS,
+    StudyPart,
+    split_by_part,
+)
+from plasticity.results import (
+    CONDITION,
+    LEARNING_CURVE_BINS,
+    ResultsError,
     aggregates,
+    baseline_figure,
+    bin_by_steps,
+    correlation_figure,
     correlations,
     end_of_rounds,
+    intervals_figure,
+    intervention_order,
+    learning_figure,
     linear_model,
     metric_points,
     paired_tests,
     performance_profiles,
     probability_of_improvement,
-    scores,
-    t_tests,
-)
-from plasticity.results.plots import STRETCHES
-from plasticity.results.shift_plots import (
-    correlation_figure,
-    intervals_figure,
-    learning_figure,
     profiles_figure,
     rounds_figure,
-    warm_start_figure,
+    scores,
+    t_interval,
+    t_tests,
 )
-from plasticity.results.statistics import SETTING, bin_by_steps, order, t_interval
-from plasticity.storage.table import ResultsError
 
 RETURNS = (TRAIN, TEST)
-INTRINSIC = "intrinsic_return"  # what Random Network Distillation pays
+INTRINSIC = "intrinsic_return"  # of Random Network Distillation (RND)
+
+# The columns of the figures by round.
+GROUPS = {
+    "At shifts": ("reset_final", "plasticity_injection", "shrink_perturb"),
+    "While learning": ("soft_shrink_perturb", "regenerative_l2", "l2_norm", "redo"),
+    "Architecture": ("layer_norm", "crelu"),
+    "Both": ("soft_shrink_perturb+layer_norm", "regenerative_l2+layer_norm"),
+}
 
 T = TypeVar("T")
 Makers = dict[str, Callable[[], T]]
@@ -59,9 +73,9 @@ class StudyFigure(NamedTuple):
     """A figure of the study.
 
     Attributes:
-      name: of its files.
+      name: the name of its files.
       figure: the figure.
-      data: what it shows.
+      data: the values that it shows.
     """
 
     name: str
@@ -70,21 +84,21 @@ class StudyFigure(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """What names of figures begin with: their numbers in the paper, and A for its appendix."""
+    """Prefixes of the figures' names: their numbers in the paper, and A for its appendix."""
 
-    warm_start: str = "2"
+    baseline: str = "2"
     correlations: str = "3"
     intervals: str = "4"
     rounds: str = "5"
     appendix: str = "A"
 
 
-# Those of CoinRun are one figure of the paper's.
-NUMBERS = {Kind.GRIDWORLD: Numbers(), Kind.COINRUN: Numbers("6", "6", "6", "6", "6")}
+# CoinRun's are one figure in the paper.
+NUMBERS = {StudyPart.GRIDWORLD: Numbers(), StudyPart.COINRUN: Numbers("6", "6", "6", "6", "6")}
 
 
 def metrics_of(frame: pd.DataFrame) -> tuple[str, ...]:
-    """The paper's metrics: names, or `metric/layer` for a layer of one.
+    """Returns the paper's metrics: names, or `metric/layer` for one layer.
 
     Policy entropy, weight magnitude, weight difference, gradient norm and dead units.
 
@@ -95,66 +109,70 @@ def metrics_of(frame: pd.DataFrame) -> tuple[str, ...]:
 
 
 def figures(frame: pd.DataFrame) -> Iterator[StudyFigure]:
-    """Every figure of the study that results can show, named by its number in the paper.
+    """Draws every figure of the study that results allow, named by its number in the paper.
 
     Args:
       frame: a results table of the study, of one env or several.
 
     Warns:
-      UserWarning: a figure is left out, for a part of a study is not enough for it.
+      UserWarning: a figure is left out because the results do not suffice for it.
 
     Raises:
-      ResultsError: there are several envs of a kind, or no rows.
+      ResultsError: several envs are of the same part of the study, or there are no rows.
     """
-    for kind, rows in by_kind(frame).items():
-        makers = _over_time(rows) if kind is Kind.CURVES else _by_round(rows, NUMBERS[kind])
+    for part, rows in split_by_part(frame).items():
+        makers = _over_time(rows) if part is StudyPart.CURVES else _by_round(rows, NUMBERS[part])
         for name, (figure, data) in _possible(makers):
             yield StudyFigure(name, figure, data)
 
 
 def _over_time(frame: pd.DataFrame) -> Makers[tuple[Figure, pd.DataFrame]]:
-    """What makes the figure of an env that does not shift; the intrinsic return if there is one."""
+    """Returns the maker of the figure of an env without shifts."""
     metrics = [TRAIN, INTRINSIC] if (frame["metric"] == INTRINSIC).any() else [TRAIN]
 
     def learning() -> tuple[Figure, pd.DataFrame]:
-        curves = [bin_by_steps(frame, one, STRETCHES).assign(metric=one) for one in metrics]
+        curves = [
+            bin_by_steps(frame, one, LEARNING_CURVE_BINS).assign(metric=one) for one in metrics
+        ]
         return learning_figure(frame, metrics), pd.concat(curves, ignore_index=True)
 
     return {"7_learning": learning}
 
 
 def _by_round(frame: pd.DataFrame, numbers: Numbers) -> Makers[tuple[Figure, pd.DataFrame]]:
-    """What makes the figures of an env that shifts."""
-    metrics = metrics_of(frame)
+    """Returns the makers of the figures of an env with shifts."""
+    metrics, shifts = metrics_of(frame), _order_shifts(frame)
     pair = frame["intervention"].isin([BASELINE, CONTROL])
     returned = frame["metric"].isin([*RETURNS, "episodes"]) & (frame["layer"] == "all")
 
-    def warm_start() -> tuple[Figure, pd.DataFrame]:
-        return warm_start_figure(frame), frame[pair & returned]
+    def baseline() -> tuple[Figure, pd.DataFrame]:
+        figure = baseline_figure(frame, BASELINE, CONTROL, shifts=shifts)
+        return figure, frame[pair & returned]
 
     def correlation() -> tuple[Figure, pd.DataFrame]:
         points = _points(frame)
-        return correlation_figure(points, metrics, RETURNS), points
+        return correlation_figure(points, metrics, RETURNS, shifts=shifts), points
 
     def intervals() -> tuple[Figure, pd.DataFrame]:
         last = pd.concat(
             [final(frame, metric).assign(metric=metric) for metric in RETURNS], ignore_index=True
         )
-        return intervals_figure(last), last
+        return intervals_figure(last, shifts=shifts), last
 
     def rounds(name: str) -> tuple[Figure, pd.DataFrame]:
         metric, _, layer = name.partition("/")
-        of = (frame, metric, layer or "all")
-        return rounds_figure(*of), end_of_rounds(*of)
+        arguments = (frame, metric, layer or "all")
+        figure = rounds_figure(*arguments, groups=GROUPS, shifts=shifts)
+        return figure, end_of_rounds(*arguments)
 
     def profiles() -> tuple[Figure, pd.DataFrame]:
         last = final(frame, TRAIN)
         thresholds = np.linspace(last["score"].min(), last["score"].max(), 41)
-        found = performance_profiles(last, thresholds)
-        return profiles_figure(found, "Change of the train return since round 1"), found
+        data = performance_profiles(last, thresholds)
+        return profiles_figure(data, "Change of the train return since round 1"), data
 
     makers: Makers[tuple[Figure, pd.DataFrame]] = {
-        f"{numbers.warm_start}_warm_start": warm_start,
+        f"{numbers.baseline}_{BASELINE}": baseline,
         f"{numbers.correlations}_correlations": correlation,
         f"{numbers.intervals}_intervals": intervals,
     }
@@ -166,48 +184,52 @@ def _by_round(frame: pd.DataFrame, numbers: Numbers) -> Makers[tuple[Figure, pd.
 
 
 def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Every table of the study, by name.
+    """Computes every table of the study, by name.
 
     Args:
       frame: a results table of the study, of one env.
 
     Warns:
-      UserWarning: a table is left out, for a part of a study is not enough for it.
+      UserWarning: a table is left out because the results do not suffice for it.
 
     Raises:
       ResultsError: there are several envs, or no rows.
     """
-    if _kind_of(frame) is Kind.CURVES:
+    if _part_of(frame) is StudyPart.CURVES:
         return dict(
             _possible(
                 {
                     f"returns_{TRAIN}": lambda: returns(frame),
-                    f"paired_vs_{BASELINE}_{TRAIN}": lambda: paired_tests(earned(frame), BASELINE),
+                    f"paired_vs_{BASELINE}_{TRAIN}": lambda: paired_tests(
+                        return_in_tenth(frame), BASELINE
+                    ),
                 }
             )
         )
     points = cache(partial(_points, frame))
-    makers = [_makers(frame, metric, points) for metric in RETURNS]
-    return dict(_possible({name: make for each in makers for name, make in each.items()}))
+    makers: Makers[pd.DataFrame] = {}
+    for metric in RETURNS:
+        makers |= _table_makers(frame, metric, points)
+    return dict(_possible(makers))
 
 
-def _kind_of(frame: pd.DataFrame) -> Kind:
-    """What kind of env the only one of a table is."""
-    if len(kinds := list(by_kind(frame))) > 1:
+def _part_of(frame: pd.DataFrame) -> StudyPart:
+    """Returns the part of the study that a table of one env belongs to."""
+    if len(parts := list(split_by_part(frame))) > 1:
         envs = ", ".join(sorted(frame["env"].unique()))
         raise ResultsError(f"tables are of one env, not {envs}; select one")
-    return kinds[0]
+    return parts[0]
 
 
-def _makers(
+def _table_makers(
     frame: pd.DataFrame, metric: str, points: Callable[[], pd.DataFrame]
 ) -> Makers[pd.DataFrame]:
-    """What makes the tables of a return; `points` are those of all its metrics."""
+    """Returns the makers of the tables of a return; `points` computes those of all metrics."""
     metrics = metrics_of(frame)
     last = cache(partial(final, frame, metric))
-    each: dict[str, Callable[[], pd.DataFrame]] = {
+    makers: Makers[pd.DataFrame] = {
         "returns": lambda: returns(frame, metric),
-        # As the paper has them: changes averaged over all rounds, seeds unpaired.
+        # As in the paper: changes averaged over all rounds, seeds unpaired.
         "t_tests": lambda: t_tests(scores(frame, metric), CONTROL),
         "paired_vs_reset_all": lambda: paired_tests(last(), CONTROL),
         "paired_vs_warm_start": lambda: paired_tests(last(), BASELINE),
@@ -216,15 +238,15 @@ def _makers(
         "correlations": lambda: correlations(points(), metric, metrics),
         "linear_model": lambda: linear_model(points(), metric, metrics),
     }
-    return {f"{name}_{metric}": make for name, make in each.items()}
+    return {f"{name}_{metric}": make for name, make in makers.items()}
 
 
 def returns(frame: pd.DataFrame, metric: str = TRAIN) -> pd.DataFrame:
-    """What methods come to, as it is, and not as a change since the first round.
+    """Computes the returns of methods, not normalized by the first round.
 
-    A method with a poor first round gains by its change alone; here it does not. Where nothing
-    shifts, the last tenth of training stands for the last three rounds, and the first for the
-    first.
+    A poor first round raises a method's normalized return; it does not raise this one. Without
+    shifts, the last tenth of training is used in place of the last three rounds, and the first
+    tenth in place of the first round.
 
     Args:
       frame: a results table of the study.
@@ -232,37 +254,43 @@ def returns(frame: pd.DataFrame, metric: str = TRAIN) -> pd.DataFrame:
 
     Returns:
       A row for each env, shift and intervention: seeds; value, low and high, the mean over the
-      ends of the last three rounds with Student's 95 % interval; first, the mean at the end of
-      the first; and gain, gain_low and gain_high, by how much value exceeds that of `warm_start`,
-      paired by seed.
+      ends of the last three rounds with its 95 % t-interval; first, the mean at the end of
+      the first; and gain, gain_low and gain_high, value minus that of `warm_start`, paired by
+      seed.
     """
     rows = []
-    for keys, some in frame.groupby(SETTING, sort=False):
-        rounds = sorted(some["round"].unique())
-        if _kind_of(some) is Kind.CURVES:
-            first, ends = (earned(some, metric, tenth) for tenth in (1, TENTHS))
+    for keys, group in frame.groupby(CONDITION, sort=False):
+        rounds = sorted(group["round"].unique())
+        if _part_of(group) is StudyPart.CURVES:
+            first, ends = (return_in_tenth(group, metric, tenth) for tenth in (1, TENTHS))
         else:
-            ends = scores(some, metric, rounds=rounds[-LAST:], normalized=False)
-            first = scores(some, metric, rounds=rounds[:1], normalized=False)
-        names = order(some)
+            ends = scores(group, metric, rounds=rounds[-LAST:], normalized=False)
+            first = scores(group, metric, rounds=rounds[:1], normalized=False)
+        names = intervention_order(group)
         wide = ends.pivot(index="seed", columns="intervention", values="score")
         wide = wide.reindex(columns=names)
         for name in names:
-            begun = first.loc[first["intervention"] == name, "score"].mean()
+            first_mean = first.loc[first["intervention"] == name, "score"].mean()
             gain = (
                 t_interval(wide[name] - wide[BASELINE])
                 if BASELINE in wide and name != BASELINE
                 else (np.nan, np.nan, np.nan)
             )
             count = int(wide[name].count())
-            rows.append((*keys, name, count, *t_interval(wide[name]), begun, *gain))
+            rows.append((*keys, name, count, *t_interval(wide[name]), first_mean, *gain))
     columns = ["seeds", "value", "low", "high", "first", "gain", "gain_low", "gain_high"]
-    return pd.DataFrame(rows, columns=[*SETTING, "intervention", *columns])
+    return pd.DataFrame(rows, columns=[*CONDITION, "intervention", *columns])
 
 
 def final(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The study's normalised return at the end of the last round, for each seed."""
+    """Computes the normalized return at the end of the last round, for each seed."""
     return scores(frame, metric, rounds=[int(frame["round"].max())])
+
+
+def _order_shifts(frame: pd.DataFrame) -> list[str]:
+    """Returns the shifts of a table: the study's in the paper's order, then any others."""
+    others = set(frame["shift"].unique()).difference(SHIFTS)
+    return [*SHIFTS, *sorted(others)]
 
 
 def _points(frame: pd.DataFrame) -> pd.DataFrame:
@@ -272,7 +300,7 @@ def _points(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _possible(makers: Mapping[str, Callable[[], T]]) -> Iterator[tuple[str, T]]:
-    """What can be made of results, by name, with a warning of what cannot."""
+    """Makes everything that results allow, by name, with a warning of what they do not."""
     for name, make in makers.items():
         try:
             yield name, make()

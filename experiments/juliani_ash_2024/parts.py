@@ -1,17 +1,21 @@
-"""The parts of the study, told apart by their results."""
+"""The parts of the study: which results belong to which, and what all of them share."""
 
 from enum import Enum
 
 import pandas as pd
 
-from plasticity.storage.table import ResultsError
+from plasticity.results import ResultsError
+
+BASELINE = "warm_start"
+CONTROL = "reset_all"
+SHIFTS = ("permute", "window", "expand")  # in the paper's order
 
 
-class Kind(Enum):
-    """What a part of the study is, in the paper's order.
+class StudyPart(Enum):
+    """A part of the study, in the paper's order.
 
-    What has a shift, or rounds, is compared by round: as CoinRun if its name begins so, else as
-    the gridworld, whose place any other env takes. What has neither is looked at over time.
+    Results of an env with shifts or several rounds are compared by round: as CoinRun if the env's
+    name begins so, else as the gridworld. Results with neither are compared over time.
     """
 
     GRIDWORLD = "gridworld"
@@ -19,33 +23,33 @@ class Kind(Enum):
     CURVES = "learning curves"
 
 
-def by_kind(frame: pd.DataFrame) -> dict[Kind, pd.DataFrame]:
-    """The rows of each part of the study that a table has, each of one env, in order.
+def split_by_part(frame: pd.DataFrame) -> dict[StudyPart, pd.DataFrame]:
+    """Splits a table into the parts of the study that it has, each of one env, in order.
 
     Args:
       frame: a results table of one env or several.
 
     Raises:
-      ResultsError: there are no rows, or two envs of a kind.
+      ResultsError: there are no rows, or two envs are of the same part.
     """
-    found: dict[Kind, pd.DataFrame] = {}
+    split: dict[StudyPart, pd.DataFrame] = {}
     for env, rows in frame.groupby("env"):
-        kind = _kind(str(env), rows)
-        if kind in found:
-            names = f"{env_of(found[kind])}, {env}"
-            raise ResultsError(f"{kind.value}: expected one env, not {names}; select one")
-        found[kind] = rows
-    if not found:
+        part = _part_of(str(env), rows)
+        if part in split:
+            names = f"{env_name(split[part])}, {env}"
+            raise ResultsError(f"{part.value}: expected one env, not {names}; select one")
+        split[part] = rows
+    if not split:
         raise ResultsError("no rows; expected results of one env at least")
-    return {kind: found[kind] for kind in Kind if kind in found}
+    return {part: split[part] for part in StudyPart if part in split}
 
 
-def env_of(rows: pd.DataFrame) -> str:
-    """The one env of the rows."""
+def env_name(rows: pd.DataFrame) -> str:
+    """Returns the name of the only env of the rows."""
     return str(rows["env"].iloc[0])
 
 
-def _kind(env: str, rows: pd.DataFrame) -> Kind:
+def _part_of(env: str, rows: pd.DataFrame) -> StudyPart:
     if (rows["shift"] == "none").all() and rows["round"].max() == 1:
-        return Kind.CURVES
-    return Kind.COINRUN if env.lower().startswith("coinrun") else Kind.GRIDWORLD
+        return StudyPart.CURVES
+    return StudyPart.COINRUN if env.lower().startswith("coinrun") else StudyPart.GRIDWORLD

@@ -1,13 +1,13 @@
 """Reproduces the study of Juliani & Ash (2024): `python -m experiments.reproduce smoke`.
 
-Trains what is unfinished of a size (`smoke`, `cpu`, `paper` of the gridworld; `coinrun_cpu`,
-`montezuma_cpu`, ...), then draws every figure, writes every table, and judges every claim. Given a
-folder in place of a size, or several, it does the latter with all that is in there. All of it goes
-into the study's folder, or the first:
+Trains the unfinished runs of a size (`smoke`, `small`, `paper` of the gridworld; `coinrun_small`,
+`montezuma_small`, ...), then draws every figure, writes every table, and evaluates every claim.
+Given one or several folders of results in place of a size, it evaluates those without training. The
+output is written to the study's folder, or the first one given:
 
-- `figures/`: PNG and SVG, each with what it shows as CSV;
-- `tables/`: tests, aggregates, the linear model, and the claims with all that they are judged by.
-  Where results are of several envs, all but the claims are in a folder for each.
+- `figures/`: PNG and SVG, each with its data as CSV;
+- `tables/`: tests, aggregates, the linear model, and the claims with their effects. If results are
+  of several envs, all but the claims are in a folder for each.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from rich.text import Text
 
 from experiments.juliani_ash_2024 import claims
 from experiments.juliani_ash_2024 import figures as study
-from experiments.juliani_ash_2024.parts import by_kind, env_of
+from experiments.juliani_ash_2024.parts import env_name, split_by_part
 from plasticity import results
 from plasticity.cli.callbacks import Study
 from plasticity.cli.command import CONFIGS, command
@@ -35,7 +35,7 @@ from plasticity.envs.gather import SIZE, START
 from plasticity.storage import table
 from plasticity.struct import SettingError
 
-# What several sizes have in common is none.
+# Configurations that several sizes share.
 COMMON = {"study", "coinrun", "montezuma"}
 SIZES = sorted(
     {path.stem for path in (CONFIGS / "experiment/reproduce").glob("*.yaml")}.difference(COMMON)
@@ -43,39 +43,39 @@ SIZES = sorted(
 
 
 def reproduce(folders: Sequence[Path], console: Console | None = None) -> None:
-    """Draws, tabulates and judges the study in folders, and prints the verdicts.
+    """Draws, tabulates and evaluates the study in folders, and prints the verdicts.
 
     Raises:
-      ResultsError: there is nothing to load, or it is of several envs that take the same place.
+      ResultsError: there is nothing to load, or several envs are of the same part of the study.
     """
     frame, target = results.load(*folders), folders[0]
-    envs = by_kind(frame)
-    judged, parts = claims.evaluate_claims(frame)
-    written = {"claims": judged, "claims_parts": parts}
+    envs = split_by_part(frame)
+    verdicts, effects = claims.evaluate_claims(frame)
+    written = {"claims": verdicts, "claims_parts": effects}
     for rows in envs.values():
-        above = f"{env_of(rows)}/" if len(envs) > 1 else ""
-        written |= {f"{above}{name}": data for name, data in study.tables(rows).items()}
+        prefix = f"{env_name(rows)}/" if len(envs) > 1 else ""
+        written |= {f"{prefix}{name}": data for name, data in study.tables(rows).items()}
     for name, data in written.items():
         _write(data, target / "tables" / f"{name}.csv")
-    levels = [_levels(range(4))] if "gather" in map(env_of, envs.values()) else []
+    levels = [_example_levels(range(4))] if "gather" in map(env_name, envs.values()) else []
     for drawn in itertools.chain(levels, study.figures(frame)):
         results.save(drawn.figure, target / "figures" / drawn.name)
         _write(drawn.data, target / "figures" / f"{drawn.name}.csv")
-    _show(judged, console or Console())
+    _print_claims(verdicts, console or Console())
     print(f"every effect in {target / 'tables/claims_parts.csv'}")
     print(f"figures in {target / 'figures'}, tables in {target / 'tables'}")
 
 
 class Reproduction(Study):
-    """Draws, tabulates and judges the study at the end of its sweep."""
+    """Draws, tabulates and evaluates the study at the end of its sweep."""
 
     def conclude(self, folder: Path) -> None:
         reproduce([folder])
 
 
-def _levels(numbers: Sequence[int]) -> study.StudyFigure:
-    """Example levels of Gather."""
-    levels = [_on_host(Gather().level(number)) for number in numbers]
+def _example_levels(numbers: Sequence[int]) -> study.StudyFigure:
+    """Draws example levels of Gather."""
+    levels = [_to_numpy(Gather().level(number)) for number in numbers]
     cells = [
         (number, row, column, int(walls[row, column]), int(objects[row, column]))
         for number, (walls, objects) in zip(numbers, levels, strict=True)
@@ -85,7 +85,7 @@ def _levels(numbers: Sequence[int]) -> study.StudyFigure:
     return study.StudyFigure("1_levels", results.levels_figure(levels, divmod(START, SIZE)), data)
 
 
-def _on_host(level: Level) -> tuple[np.ndarray, np.ndarray]:
+def _to_numpy(level: Level) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(level.walls), np.asarray(level.objects)
 
 
@@ -94,80 +94,82 @@ def _write(data: pd.DataFrame, path: Path) -> None:
         data.to_csv(temporary, index=False)
 
 
-def _show(judged: pd.DataFrame, console: Console) -> None:
-    """Prints the claims, of each env under its name where there are several."""
+def _print_claims(verdicts: pd.DataFrame, console: Console) -> None:
+    """Prints the claims, under the name of their env if there are several."""
     colors = {claims.HOLDS: "green", claims.FAILS: "red"}
-    for title, some in _by_env(judged).items():
-        shown = Table("claim", "the paper says", "here", "of its parts", title=title or None)
-        for claim in some.itertuples():
+    for title, group in _by_env(verdicts).items():
+        grid = Table("claim", "the paper says", "here", "of its effects", title=title or None)
+        for claim in group.itertuples():
             verdict = Text(claim.verdict, style=colors.get(claim.verdict, ""))
-            shown.add_row(claim.name, claim.paper, verdict, claim.here)
-        console.print(shown)
+            grid.add_row(claim.name, claim.paper, verdict, claim.here)
+        console.print(grid)
 
 
-def _by_env(judged: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The claims of each env by its name; all under none where there is but one env."""
-    if len(set(judged["env"]) - {""}) < 2:
-        return {"": judged}
-    return {str(env) or "Not run": some for env, some in judged.groupby("env", sort=False)}
+def _by_env(verdicts: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Splits claims by env; with only one env all are under an empty name."""
+    if len(set(verdicts["env"]) - {""}) < 2:
+        return {"": verdicts}
+    return {str(env) or "Not run": group for env, group in verdicts.groupby("env", sort=False)}
 
 
 def markdown(frame: pd.DataFrame) -> list[str]:
-    """Tables as docs/study.md has them: claims, train returns, the effects behind the claims.
+    """Formats the tables of docs/study.md: claims, train returns, the effects of the claims.
 
     Args:
-      frame: a results table of the study. Of several envs each has its tables, under its name.
+      frame: a results table of the study. With several envs, each has its tables under its name.
     """
-    judged, parts = claims.evaluate_claims(frame)
+    verdicts, effects = claims.evaluate_claims(frame)
     texts = []
-    for title, some in _by_env(judged).items():
+    for title, group in _by_env(verdicts).items():
         texts += [f"### {title}"] * bool(title)
-        texts.append(_claims(some))
-        if len(rows := frame[frame["env"].isin(some["env"])]):
-            texts += [_returns(rows), _effects(parts[parts["env"].isin(some["env"])])]
+        texts.append(_claims(group))
+        if len(rows := frame[frame["env"].isin(group["env"])]):
+            texts += [_returns(rows), _effects(effects[effects["env"].isin(group["env"])])]
     return texts
 
 
-def _claims(judged: pd.DataFrame) -> str:
+def _claims(verdicts: pd.DataFrame) -> str:
     lines = ["| claim | the paper says | here |", "| --- | --- | --- |"]
-    for claim in judged.itertuples():
-        found = f"**{claim.verdict}** ({claim.here})"
-        lines.append(f"| {claim.name} | {_code(claim.paper)} | {found} |")
+    for claim in verdicts.itertuples():
+        result = f"**{claim.verdict}** ({claim.here})"
+        lines.append(f"| {claim.name} | {_code(claim.paper)} | {result} |")
     return "\n".join(lines)
 
 
 def _returns(frame: pd.DataFrame) -> str:
-    found = study.returns(frame)
-    shifts = list(found["shift"].unique())
+    table = study.returns(frame)
+    shifts = list(table["shift"].unique())
     lines = [f"| | {' | '.join(shifts)} |", "| --- " * (len(shifts) + 1) + "|"]
-    for name, own in found.groupby("intervention", sort=False):
+    for name, rows in table.groupby("intervention", sort=False):
         cells = {
             row.shift: f"{row.value:.2f}"
             + f" ({row.gain:+.2f} [{row.gain_low:+.2f}, {row.gain_high:+.2f}])"
             * bool(np.isfinite(row.gain))
-            for row in own.itertuples()
+            for row in rows.itertuples()
         }
         lines.append(f"| `{name}` | {' | '.join(cells.get(s, '') for s in shifts)} |")
     return "\n".join(lines)
 
 
-def _effects(parts: pd.DataFrame) -> str:
+def _effects(effects: pd.DataFrame) -> str:
     lines = ["| claim | shift | effect | mean [95 %] | n | verdict |", "| --- " * 6 + "|"]
-    for part in parts.itertuples():
-        interval = f"{part.effect:+.2f} [{part.low:+.2f}, {part.high:+.2f}]" if part.seeds else ""
-        verdict = f"({part.verdict})" if part.post_hoc else part.verdict
-        of = (part.claim, part.shift, _code(part.what), interval, str(part.seeds), verdict)
-        lines.append(f"| {' | '.join(of)} |")
+    for effect in effects.itertuples():
+        interval = (
+            f"{effect.effect:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]" if effect.seeds else ""
+        )
+        verdict = f"({effect.verdict})" if effect.post_hoc else effect.verdict
+        cells = (effect.claim, effect.shift, _code(effect.what), interval)
+        lines.append(f"| {' | '.join((*cells, str(effect.seeds), verdict))} |")
     return "\n".join(lines)
 
 
 def _code(text: str) -> str:
-    """A text with the names of methods as code."""
+    """Formats the names of methods in a text as code."""
     return re.sub(r"\b([a-z]\w*_\w+(?:\+\w+)*|crelu|redo)\b", r"`\1`", text)
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     command(_main)
 
 
@@ -177,11 +179,10 @@ def _main() -> None:
     parser.add_argument(
         "others",
         nargs="*",
-        help="of a size, overrides of its configuration, as of plasticity.cli.train; of a folder, "
-        "other folders, whose results are added",
+        help="after a size, overrides of its configuration; after a folder, further folders",
     )
     parser.add_argument(
-        "--markdown", action="store_true", help="print the tables of docs/study.md, no more"
+        "--markdown", action="store_true", help="only print the tables of docs/study.md"
     )
     arguments = parser.parse_args()
     if arguments.what in SIZES and not arguments.markdown:

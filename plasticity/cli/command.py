@@ -159,7 +159,7 @@ def one_line(error: Exception) -> str:
     if missing := re.search(r"Could not (?:find|load) '(.+)/(.+)'", text):
         if missing[1] == "hydra/launcher" and missing[2] in _EXTRAS:
             extra = _EXTRAS[missing[2]]
-            return f"hydra/launcher: needs the extra: pip install 'plasticity[{extra}]'"
+            return f"hydra/launcher: needs the extra: pip install 'plasticity-rl[{extra}]'"
         group = CONFIGS / missing[1]
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE) or sorted(
             path.stem for path in group.glob("*.yaml")

@@ -1,37 +1,29 @@
-"""Environments: the task, the protocol, and what there is of both kinds."""
+"""Environments: JAX environments, host environments, tasks, and the interface to write new ones."""
 
-from plasticity.envs.base import CompiledEnv, Env, Levels, Step, Task
-from plasticity.envs.cartpole import CartPole
-from plasticity.envs.gather import Gather, Level
-from plasticity.envs.gymnax import Gymnax
-from plasticity.envs.host import Gymnasium, HostEnv, HostEnvs, HostStep
-from plasticity.envs.host.envpool import Atari, EnvPool, MiniGrid, ProcGen
-from plasticity.envs.host.mujoco import MuJoCo
-from plasticity.envs.navix import Navix
-from plasticity.envs.sequence import Games, HostGames, HostSequence, Sequence
+from plasticity.envs import base, cartpole, gather, gymnax, navix, sequence
+from plasticity.envs.base import *
+from plasticity.envs.cartpole import *
+from plasticity.envs.gather import *
+from plasticity.envs.gymnax import *
+from plasticity.envs.host import envpool, gymnasium, mujoco, vector_env
+from plasticity.envs.host import sequence as host_sequence
+from plasticity.envs.host.envpool import *
+from plasticity.envs.host.gymnasium import *
+from plasticity.envs.host.mujoco import *
+from plasticity.envs.host.sequence import *
+from plasticity.envs.host.vector_env import *
+from plasticity.envs.navix import *
+from plasticity.envs.sequence import *
 
-__all__ = [
-    "Atari",
-    "CartPole",
-    "CompiledEnv",
-    "Env",
-    "EnvPool",
-    "Games",
-    "Gather",
-    "Gymnasium",
-    "Gymnax",
-    "HostEnv",
-    "HostEnvs",
-    "HostGames",
-    "HostSequence",
-    "HostStep",
-    "Level",
-    "Levels",
-    "MiniGrid",
-    "MuJoCo",
-    "Navix",
-    "ProcGen",
-    "Sequence",
-    "Step",
-    "Task",
-]
+__all__ = []
+__all__ += base.__all__
+__all__ += cartpole.__all__
+__all__ += gather.__all__
+__all__ += gymnax.__all__
+__all__ += navix.__all__
+__all__ += sequence.__all__
+__all__ += envpool.__all__
+__all__ += gymnasium.__all__
+__all__ += mujoco.__all__
+__all__ += vector_env.__all__
+__all__ += host_sequence.__all__

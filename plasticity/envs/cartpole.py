@@ -1,4 +1,4 @@
-"""CartPole-v1, compiled: Gymnasium's functional CartPole with Gymnasium's own time limit."""
+"""CartPole-v1 in JAX: Gymnasium's functional CartPole with Gymnasium's time limit."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,6 +10,8 @@ from gymnasium.envs.phys2d.cartpole import CartPoleFunctional, CartPoleParams
 from plasticity.envs.base import Array, CompiledEnv, Step, Task
 from plasticity.struct import Range, static_field
 
+__all__ = ["CartPole"]
+
 _DYNAMICS = CartPoleFunctional()
 # Gymnasium's functional version adds the pole's mass to its half length where CartPole-v1
 # multiplies them; with the product given, the two agree step by step.
@@ -17,14 +19,14 @@ _PARAMS = CartPoleParams(polemass_length=CartPoleParams.masspole * CartPoleParam
 
 
 class CartPoleState(NamedTuple):
-    """An episode under way."""
+    """The state of an episode."""
 
     physics: Array  # float32 [4]: position, velocity, angle, angular velocity
     steps: Array  # int32 []
 
 
 class CartPole(CompiledEnv):
-    """Keep the pole up: 1 a step. Cut off, not ended, after `episode_steps`.
+    """Keep the pole up; the reward is 1 per step. Truncated after `episode_steps`.
 
     Attributes:
       episode_steps: the time limit.
@@ -71,7 +73,7 @@ class CartPole(CompiledEnv):
 
 
 def _params(task: Task) -> CartPoleParams:
-    """The physics of a task."""
+    """Returns the physics parameters of a task."""
     if not task.dynamics:
         return _PARAMS
     length = task.dynamics.get("length", _PARAMS.length)

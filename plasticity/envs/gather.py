@@ -15,30 +15,32 @@ import numpy as np
 from plasticity.envs.base import Array, CompiledEnv, Step, Task
 from plasticity.struct import Range, SettingError, field, static_field
 
+__all__ = ["Gather", "Level"]
+
 SIZE = 11
 CELLS = SIZE * SIZE
 START = CELLS // 2
 NUM_WALLS, NUM_GEMS, NUM_PITS = 10, 5, 5
 
-_LEVELS = 2405_19153 % 2**31  # the root of all levels' keys, apart from those of seeds
+_LEVELS = 2405_19153 % 2**31  # the root key of all levels, distinct from seeds
 _RING = np.pad(np.zeros((SIZE - 2, SIZE - 2), bool), 1, constant_values=True).reshape(-1)
 _ROWS, _COLUMNS = np.divmod(np.arange(CELLS), SIZE)
 # Where walls, gems and pits may lie: rows 2 to 8 and columns 1 to 9, but for the start.
 _FREE = np.flatnonzero((_ROWS >= 2) & (_ROWS <= 8) & ~_RING & (np.arange(CELLS) != START))
 _RED, _GREEN, _BLUE = np.eye(3, dtype=np.float32)
-_GREY = np.full(3, 0.5, np.float32)
+_GRAY = np.full(3, 0.5, np.float32)
 _MOVES = np.array([-SIZE, 1, SIZE, -1])  # up, right, down, left
 
 
 class Level(NamedTuple):
-    """What distinguishes one episode's room from another's."""
+    """The layout of a room."""
 
     walls: Array  # bool [11, 11], the outer ring included
     objects: Array  # int8 [11, 11]: 1 a gem, -1 a pit
 
 
 class GatherState(NamedTuple):
-    """An episode under way, with cells numbered row by row."""
+    """The state of an episode, with cells numbered row by row."""
 
     walls: Array  # bool [121]
     objects: Array  # int8 [121]
@@ -49,17 +51,16 @@ class GatherState(NamedTuple):
 class Gather(CompiledEnv):
     """Collect gems, avoid pits. Actions: 0 up, 1 right, 2 down, 3 left.
 
-    Observations are 11 x 11 x 3, channels last: the agent, the objects (worth `reward` or
-    `-reward`), the walls; or the room as a picture. Every episode lasts `episode_steps` and ends
-    for good there, as in the reference: nothing is bootstrapped, though the agent does not see
-    the clock.
+    Observations are 11 x 11 x 3, channels last: the agent, the objects (`reward` or `-reward`),
+    the walls; or an image of the room. Every episode lasts `episode_steps` and terminates, as in
+    the reference: nothing is bootstrapped, though the time is not part of the observation.
 
     Attributes:
       levels: the size of a level set.
-      reward: what a gem gives and a pit takes. The code of the study has 0.75, its text 1.
+      reward: the reward of a gem and the cost of a pit. The study's code has 0.75, its text 1.
       episode_steps: the length of every episode.
-      pixels: how wide and high the picture is, 64 in the study; 0 for the three planes. In it
-        the agent is blue, gems are green, pits red and walls grey, on black.
+      pixels: the width and height of the image, 64 in the study; 0 for the three planes. The
+        agent is blue, gems are green, pits red and walls gray, on black.
 
     A task may set `slip`, the probability that a random action is taken in place of the agent's.
     """
@@ -99,9 +100,9 @@ class Gather(CompiledEnv):
         return {"slip": Range(float, ge=0, le=1)}
 
     def level(self, level_id: Array | int) -> Level:
-        """The level of that id: the same for every agent, seed and machine."""
-        # Sorting random bits draws without replacement; counting how many lie below does it
-        # without a sort, and the index breaks the (rare) ties.
+        """Returns the level of an id: the same for every agent, seed and machine."""
+        # Ranking random bits draws without replacement. Ranks are counted, which needs no sort;
+        # the index breaks the (rare) ties.
         key = jax.random.fold_in(jax.random.key(_LEVELS, impl="threefry2x32"), level_id)
         bits = jax.random.bits(key, _FREE.shape)
         index = np.arange(_FREE.size)
@@ -116,7 +117,7 @@ class Gather(CompiledEnv):
         return Level(walls.reshape(SIZE, SIZE), objects.reshape(SIZE, SIZE))
 
     def start(self, level: Level) -> GatherState:
-        """The first state of an episode on `level`."""
+        """Returns the first state of an episode on `level`."""
         zero = jnp.zeros((), jnp.int32)
         return GatherState(
             walls=jnp.asarray(level.walls, bool).reshape(-1),
@@ -146,11 +147,11 @@ class Gather(CompiledEnv):
 
     def _picture(self, state: GatherState) -> Array:
         things = (jnp.arange(CELLS) == state.agent, state.objects > 0, state.objects < 0)
-        colours = jnp.where(state.walls[:, None], _GREY, jnp.zeros(3))
-        for thing, colour in zip(reversed(things), (_RED, _GREEN, _BLUE), strict=True):
-            colours = jnp.where(thing[:, None], colour, colours)
+        colors = jnp.where(state.walls[:, None], _GRAY, jnp.zeros(3))
+        for thing, color in zip(reversed(things), (_RED, _GREEN, _BLUE), strict=True):
+            colors = jnp.where(thing[:, None], color, colors)
         cell = np.arange(self.pixels) * SIZE // self.pixels  # that each pixel lies in
-        return colours.reshape(SIZE, SIZE, 3)[cell][:, cell]
+        return colors.reshape(SIZE, SIZE, 3)[cell][:, cell]
 
     def step(self, task: Task, state: GatherState, action: Array, key: Array) -> Step:
         if "slip" in task.dynamics:
@@ -160,7 +161,7 @@ class Gather(CompiledEnv):
             action = jnp.where(slips, drawn, action)
         target = state.agent + jnp.asarray(_MOVES, jnp.int32)[action]
         agent = jnp.where(state.walls[target], state.agent, target)
-        found = state.objects[agent]
+        collected = state.objects[agent]
         steps = state.steps + 1
         return Step(
             state=state._replace(
@@ -168,7 +169,7 @@ class Gather(CompiledEnv):
                 agent=agent,
                 steps=steps,
             ),
-            reward=found * jnp.asarray(self.reward, jnp.float32),
+            reward=collected * jnp.asarray(self.reward, jnp.float32),
             terminated=steps >= self.episode_steps,
             truncated=jnp.zeros((), bool),
         )

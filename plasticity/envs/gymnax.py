@@ -1,4 +1,4 @@
-"""Gymnax's environments by name: MinAtar's games, classic control and others, compiled."""
+"""Gymnax environments by name: MinAtar, classic control and others."""
 
 import functools
 import math
@@ -7,23 +7,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plasticity.envs.base import Array, CompiledEnv, Step, Task, optional
+from plasticity.envs.base import Array, CompiledEnv, Step, Task, import_optional
+from plasticity.envs.task import scale_action
 from plasticity.struct import SettingError, static_field
+
+__all__ = ["Gymnax"]
 
 
 class GymnaxState(NamedTuple):
-    """An episode under way."""
+    """The state of an episode."""
 
-    inner: Any  # Gymnax's own state
-    seen: Array  # float32 [*observation_shape]: some observations take a key or the last action
+    inner: Any  # Gymnax's state
+    observation: Array  # float32 [*observation_shape]; may depend on a key or the last action
 
 
 class Gymnax(CompiledEnv):
-    """An environment of Gymnax. Its time limit cuts episodes off.
+    """A Gymnax environment. Its time limit truncates episodes.
 
-    Where its actions are numbers, -1 and 1 stand for the least and the largest.
-
-    Its autoreset is gone round: each episode is begun by whoever runs it.
+    Continuous actions in [-1, 1] are scaled to the bounds of the action space. Gymnax's autoreset
+    is not used.
 
     Attributes:
       id: as registered with Gymnax, such as `Breakout-MinAtar`.
@@ -37,63 +39,62 @@ class Gymnax(CompiledEnv):
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        env, params = _made(self.id)
+        env, params = _make(self.id)
         shape = jax.eval_shape(env.reset_env, jax.random.key(0), params)[0].shape
         return tuple(shape)
 
     @property
     def num_actions(self) -> int:
-        actions = _actions(self.id)
+        actions = _action_space(self.id)
         return int(math.prod(actions.shape) if self.continuous_actions else actions.n)
 
     @property
     def continuous_actions(self) -> bool:
-        return not hasattr(_actions(self.id), "n")
+        return not hasattr(_action_space(self.id), "n")
 
     def check(self) -> None:
-        actions = _actions(self.id)
+        actions = _action_space(self.id)
         if self.continuous_actions and not hasattr(actions, "low"):
             raise SettingError(
-                "env.id", self.id, f"must have discrete actions or numbers, not {actions}"
+                "env.id", self.id, f"must have discrete or bounded actions, not {actions}"
             )
 
     def reset(self, task: Task, key: Array) -> GymnaxState:
-        env, params = _made(self.id)
-        seen, inner = env.reset_env(key, params)
-        return GymnaxState(inner, jnp.asarray(seen, jnp.float32))
+        env, params = _make(self.id)
+        observation, inner = env.reset_env(key, params)
+        return GymnaxState(inner, jnp.asarray(observation, jnp.float32))
 
     def observe(self, task: Task, state: GymnaxState) -> Array:
-        return state.seen
+        return state.observation
 
     def step(self, task: Task, state: GymnaxState, action: Array, key: Array) -> Step:
-        env, params = _made(self.id)
+        env, params = _make(self.id)
         if self.continuous_actions:
-            space = _actions(self.id)
-            low, high = jnp.asarray(space.low), jnp.asarray(space.high)
-            action = low + (jnp.clip(action, -1, 1) + 1) / 2 * (high - low)
-        seen, inner, reward, terminated, _ = env.step_env(key, state.inner, action, params)
+            space = _action_space(self.id)
+            action = scale_action(action, jnp.asarray(space.low), jnp.asarray(space.high))
+        observation, inner, reward, terminated, _ = env.step_env(key, state.inner, action, params)
         terminated = jnp.asarray(terminated, bool)
         return Step(
-            state=GymnaxState(inner, jnp.asarray(seen, jnp.float32)),
+            state=GymnaxState(inner, jnp.asarray(observation, jnp.float32)),
             reward=jnp.asarray(reward, jnp.float32),
             terminated=terminated,
             truncated=~terminated & env.is_truncated(inner, params),
         )
 
 
-def _actions(id: str) -> Any:
-    """The space of actions."""
-    env, params = _made(id)
+def _action_space(id: str) -> Any:
+    """Returns the action space."""
+    env, params = _make(id)
     return env.action_space(params)
 
 
 @functools.cache
-def _made(id: str) -> tuple[Any, Any]:
-    """The environment and its parameters."""
-    gymnax = optional("gymnax")
+def _make(id: str) -> tuple[Any, Any]:
+    """Returns the environment and its parameters. Raises `SettingError` for an unknown id."""
+    gymnax = import_optional("gymnax")
     if id not in gymnax.registered_envs:
         known = ", ".join(gymnax.registered_envs)
         raise SettingError("env.id", id, f"must be one of {known}")
-    with jax.ensure_compile_time_eval():  # or its constants belong to what is traced just now
+    with jax.ensure_compile_time_eval():  # or its constants would belong to the current trace
         env, params = gymnax.make(id)
     return env, params

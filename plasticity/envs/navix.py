@@ -1,4 +1,4 @@
-"""MiniGrid's tasks, compiled by Navix."""
+"""MiniGrid's tasks in JAX, by Navix."""
 
 import functools
 from typing import Any, NamedTuple
@@ -8,27 +8,29 @@ import jax
 import jax.numpy as jnp
 import minigrid  # noqa: F401  registers MiniGrid's tasks
 
-from plasticity.envs.base import Array, CompiledEnv, Step, Task, optional
+from plasticity.envs.base import Array, CompiledEnv, Step, Task, import_optional
 from plasticity.struct import SettingError, field, static_field
 
-_LEVELS = 7_1020_8042 % 2**31  # the root of all levels' keys, apart from those of seeds
+__all__ = ["Navix"]
+
+_LEVELS = 7_1020_8042 % 2**31  # the root key of all levels, distinct from seeds
 _GENERATOR = "threefry2x32"
-_SCALE = 0.1  # MiniGrid's numbers of things, colours and states go up to 10
+_SCALE = 0.1  # MiniGrid's indices of objects, colors and states go up to 10
 
 
 class NavixState(NamedTuple):
-    """An episode under way."""
+    """The state of an episode."""
 
-    inner: Any  # Navix's own state, as `_kept` has it
+    inner: Any  # Navix's state, from `_strip`
     steps: Array  # int32 []
 
 
 class Navix(CompiledEnv):
-    """A task of MiniGrid's, seen whole: the thing, colour and state in each cell, times 0.1.
+    """A MiniGrid task, fully observed: object, color and state of each cell, times 0.1.
 
-    A level is the layout, and all that is drawn during the episode. As in MiniGrid what is earned
-    at the goal is 1 - 0.9 * (steps taken / time limit), and the time limit cuts episodes off;
-    Navix itself pays 1.
+    A level is the layout and all randomness during the episode. As in MiniGrid the reward at the
+    goal is 1 - 0.9 * (steps / time limit), and the time limit truncates episodes; in Navix itself
+    the reward is 1.
 
     Attributes:
       id: MiniGrid's name of the task: `MiniGrid-DoorKey-5x5-v0`.
@@ -47,64 +49,66 @@ class Navix(CompiledEnv):
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        env = _made(self.id)
+        env = _make(self.id)
         return (env.height, env.width, 3)
 
     @property
     def num_actions(self) -> int:
-        return len(_made(self.id).action_set)
+        return len(_make(self.id).action_set)
 
     @property
     def num_levels(self) -> int | Array:
         return self.levels
 
     def check(self) -> None:
-        _made(self.id)
+        _make(self.id)
 
     def reset(self, task: Task, key: Array) -> NavixState:
         level = task.levels.draw(key)
         key = jax.random.fold_in(jax.random.key(_LEVELS, impl=_GENERATOR), level)
-        return NavixState(_kept(_made(self.id).reset(key).state), jnp.zeros((), jnp.int32))
+        return NavixState(_strip(_make(self.id).reset(key).state), jnp.zeros((), jnp.int32))
 
     def observe(self, task: Task, state: NavixState) -> Array:
-        return optional("navix").observations.symbolic(state.inner).astype(jnp.float32) * _SCALE
+        return (
+            import_optional("navix").observations.symbolic(state.inner).astype(jnp.float32) * _SCALE
+        )
 
     def step(self, task: Task, state: NavixState, action: Array, key: Array) -> Step:
-        env, steps = _made(self.id), state.steps + 1
-        limit = self.episode_steps or _limit(self.id)
+        env, steps = _make(self.id), state.steps + 1
+        time_limit = self.episode_steps or _time_limit(self.id)
         before = state.inner.replace(key=jax.random.wrap_key_data(state.inner.key, impl=_GENERATOR))
         inner = env.transitions_fn(before, action, env.action_set)
         reward = jnp.asarray(env.reward_fn(before, action, inner), jnp.float32)
         terminated = jnp.asarray(env.termination_fn(before, action, inner), bool)
         return Step(
-            state=NavixState(_kept(inner), steps),
-            reward=jnp.where(reward > 0, reward * (1 - 0.9 * steps / limit), reward),
+            state=NavixState(_strip(inner), steps),
+            reward=jnp.where(reward > 0, reward * (1 - 0.9 * steps / time_limit), reward),
             terminated=terminated,
-            truncated=~terminated & (steps >= limit),
+            truncated=~terminated & (steps >= time_limit),
         )
 
 
-def _kept(state: Any) -> Any:
-    """Navix's state as it is kept between two steps: its key as numbers, no sprites."""
+def _strip(state: Any) -> Any:
+    """Returns Navix's state without sprites and with its key as raw data, to carry in a scan."""
     return state.replace(cache=None, key=jax.random.key_data(state.key))
 
 
 @functools.cache
-def _made(id: str) -> Any:
-    """Navix's environment."""
-    navix = optional("navix")
+def _make(id: str) -> Any:
+    """Returns Navix's environment. Raises `SettingError` for an unknown id."""
+    navix = import_optional("navix")
     known = [name.replace("Navix-", "MiniGrid-") for name in navix.registry()]
     if id not in known:
         raise SettingError("env.id", id, f"must be one of {', '.join(sorted(known))}")
-    with jax.ensure_compile_time_eval():  # or its constants belong to what is traced just now
+    with jax.ensure_compile_time_eval():  # or its constants would belong to the current trace
         return navix.make(id.replace("MiniGrid-", "Navix-"))
 
 
 @functools.cache
-def _limit(id: str) -> int:
-    """How many steps an episode may take."""
+def _time_limit(id: str) -> int:
+    """Returns the time limit of MiniGrid, or of Navix if MiniGrid has no such task."""
     if id not in gymnasium.registry:
-        return int(_made(id).max_steps)
+        return int(_make(id).max_steps)
     env: Any = gymnasium.make(id)
     env.close()
     return int(env.unwrapped.max_steps)

@@ -1,4 +1,4 @@
-"""Several environments as one, of which a task names the one that is played."""
+"""A sequence of environments (games), one of which is active under a task."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,22 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from plasticity.envs.base import Array, CompiledEnv, Env, State, Step, Task
-from plasticity.envs.host import HostEnv, HostEnvs, HostStep
 from plasticity.struct import Chain, Range, SettingError
+
+__all__ = ["Games", "Sequence"]
 
 
 class Games(Chain[CompiledEnv]):
-    """Environments in the order in which they are counted."""
+    """JAX environments, numbered in order from 0."""
 
 
-class HostGames(Chain[HostEnv]):
-    """Environments on the host in the order in which they are counted."""
+class SequenceBase(Env):
+    """Base of sequences of games. A task sets `game`, the index of the active one (default 0).
 
-
-class Several(Env):
-    """Base of sequences of games, of which a task says by `game`, 0 unless it does, which is on.
-
-    What a game shows is filled up with zeros to the largest, at the end of each axis.
+    Observations are padded with zeros to the largest shape, at the end of each axis.
     """
 
     games: Chain[Any]
@@ -52,35 +49,34 @@ class Several(Env):
 
     @property
     def dynamics(self) -> Mapping[str, Range]:
-        known: dict[str, Range] = {}
+        dynamics: dict[str, Range] = {}
         for game in self.games.parts:
-            known |= game.dynamics
-        return {**known, "game": Range(int, choices=tuple(range(len(self.games.parts))))}
+            dynamics |= game.dynamics
+        return {**dynamics, "game": Range(int, choices=tuple(range(len(self.games.parts))))}
 
     def check(self) -> None:
         if not self.games.parts:
-            raise SettingError("env.games", [], "must have a game at least")
+            raise SettingError("env.games", [], "must have at least one game")
         for game in self.games.parts:
             game.check()
         axes = {len(game.observation_shape) for game in self.games.parts}
         if len(axes) > 1:
             shapes = [game.observation_shape for game in self.games.parts]
-            raise SettingError("env.games", shapes, "must show equally many axes")
+            raise SettingError("env.games", shapes, "must have observations with equally many axes")
         sizes = [game.num_levels for game in self.games.parts]
         if len(set(sizes)) > 1:
-            raise SettingError("env.games", sizes, "must have as many levels each, or none")
-        kinds = [game.continuous_actions for game in self.games.parts]
-        if len(set(kinds)) > 1:
-            raise SettingError("env.games", self.name, "must all have numbers as actions, or none")
+            raise SettingError("env.games", sizes, "must all have as many levels, or none")
+        continuous = [game.continuous_actions for game in self.games.parts]
+        if len(set(continuous)) > 1:
+            raise SettingError("env.games", self.name, "must all have continuous actions, or none")
 
 
-class Sequence(Several, CompiledEnv):
-    """Games that are played one after the other: `shift=sequence` goes from each to the next.
+class Sequence(SequenceBase, CompiledEnv):
+    """Games played one after another; `shift=sequence` switches to the next at each boundary.
 
-    A task sets `game`, the number of the one that is played, 0 unless it does. What a game shows
-    is filled up with zeros to the largest, at the end of each axis; an action that a game does
-    not have is taken modulo the number of those that it has, and of more numbers than a game takes
-    the first ones count.
+    A task sets `game`, the index of the active game (default 0). Observations are padded with zeros
+    to the largest shape, at the end of each axis. A discrete action is taken modulo the number of
+    the game's actions; of a continuous action, a game takes the leading entries.
 
     Attributes:
       games: the environments by name.
@@ -102,84 +98,30 @@ class Sequence(Several, CompiledEnv):
     def observe(self, task: Task, state: State) -> Array:
         shape = self.observation_shape
 
-        def show(i: int) -> Array:
-            seen = self.games.parts[i].observe(task, state[i])
-            missing = np.subtract(shape, seen.shape)
-            return jnp.pad(seen, [(0, int(size)) for size in missing])
+        def observe_game(i: int) -> Array:
+            observation = self.games.parts[i].observe(task, state[i])
+            missing = np.subtract(shape, observation.shape)
+            return jnp.pad(observation, [(0, int(size)) for size in missing])
 
-        return self._of_game(task, show)
+        return self._switch(task, observe_game)
 
     def step(self, task: Task, state: State, action: Array, key: Array) -> Step:
-        def play(i: int) -> Step:
+        def step_game(i: int) -> Step:
             game = self.games.parts[i]
-            numbers = game.continuous_actions
-            known = action[: game.num_actions] if numbers else action % game.num_actions
-            step = game.step(task, state[i], known, key)
+            step = game.step(task, state[i], game_action(game, action), key)
             return step._replace(state=(*state[:i], step.state, *state[i + 1 :]))
 
-        return self._of_game(task, play)
+        return self._switch(task, step_game)
 
-    def _of_game(self, task: Task, function: Callable[[int], Any]) -> Any:
-        """What a function of a game's number is for the one that is played."""
-        number = jnp.round(task.dynamics.get("game", jnp.zeros(()))).astype(jnp.int32)
+    def _switch(self, task: Task, function: Callable[[int], Any]) -> Any:
+        """Returns the result of a function of a game's index for the active game."""
+        index = jnp.round(task.dynamics.get("game", jnp.zeros(()))).astype(jnp.int32)
         games = range(len(self.games.parts))
-        return jax.lax.switch(number, [lambda i=i: function(i) for i in games])
+        return jax.lax.switch(index, [lambda i=i: function(i) for i in games])
 
 
-class HostSequence(Several, HostEnv):
-    """Games on the host that are played one after the other, as those of a `Sequence` are.
-
-    Attributes:
-      games: the environments by name.
-    """
-
-    games: HostGames
-
-    @property
-    def supports_midround_change(self) -> bool:
-        return False
-
-    def make(self, num_envs: int) -> "SequenceEnvs":
-        return SequenceEnvs(self, num_envs)
-
-
-class SequenceEnvs:
-    """The environments of the game that is played, as `HostEnvs`."""
-
-    def __init__(self, env: HostSequence, num_envs: int) -> None:
-        self._env, self._num_envs = env, num_envs
-        self._envs: HostEnvs | None = None
-        self._number, self._begun = -1, False
-
-    def set_task(self, task: Task) -> None:
-        number = round(float(task.dynamics.get("game", 0)))
-        if self._envs is None or number != self._number:
-            self.close()
-            self._number, self._begun = number, False
-            self._envs = self._env.games.parts[number].make(self._num_envs)
-        self._envs.set_task(task)
-
-    def reset(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if not (self._begun or mask.all()):
-            raise ValueError(f"{self._env.name} goes to another game, which ends every episode")
-        assert self._envs is not None
-        self._begun = True
-        return self._shown(self._envs.reset(mask, rng))
-
-    def step(self, actions: np.ndarray) -> HostStep:
-        assert self._envs is not None
-        game = self._env.games.parts[self._number]
-        numbers = game.continuous_actions
-        known = actions[:, : game.num_actions] if numbers else actions % game.num_actions
-        step = self._envs.step(known)
-        return step._replace(observation=self._shown(step.observation))
-
-    def close(self) -> None:
-        if self._envs is not None:
-            self._envs.close()
-        self._envs = None
-
-    def _shown(self, seen: np.ndarray) -> np.ndarray:
-        """What a game shows, filled up."""
-        missing = np.subtract(self._env.observation_shape, seen.shape[1:])
-        return np.pad(seen, [(0, 0), *((0, int(size)) for size in missing)])
+def game_action(game: Env, action: Any) -> Any:
+    """Returns the game's action, [...] or [..., A], for an action of the sequence."""
+    if game.continuous_actions:
+        return action[..., : game.num_actions]
+    return action % game.num_actions

@@ -1,4 +1,4 @@
-"""A compiled environment as its task shows it to the agent."""
+"""A JAX environment whose observations, actions and rewards its task transforms."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,21 @@ import jax.numpy as jnp
 
 from plasticity.envs.base import Array, CompiledEnv, State, Step, Task
 
+__all__ = ["TaskWrapper", "TaskWrapperState"]
+
 
 class TaskWrapperState(NamedTuple):
-    """An episode under way. What the task does not ask for is None."""
+    """The state of an episode. Fields that the task does not use are None."""
 
     inner: State
-    last: Array | None  # int32 [], or float32 [A]: the environment's action of the step before
-    noise: Array | None  # float32 [*observation_shape]: standard normal, on what is seen now
+    last_action: Array | None  # int32 [] or float32 [A]: executed by the environment one step ago
+    noise: Array | None  # float32 [*observation_shape]: standard normal, for this observation
 
 
 class TaskWrapper(CompiledEnv):
-    """An environment behind its task: what is seen, which action is which, what is earned.
+    """Applies the task's transformations of observations, actions and rewards to an environment.
 
-    What happens *in* it, its levels and its dynamics, the environment reads from the task itself.
+    Levels and dynamics are read from the task by the environment itself.
 
     Attributes:
       env: the environment.
@@ -56,41 +58,43 @@ class TaskWrapper(CompiledEnv):
         return self.env.truncates
 
     def reset(self, task: Task, key: Array) -> TaskWrapperState:
-        key, _, noise_key = _keys(task, key)
-        numbers = (self.num_actions,) if self.continuous_actions else ()
-        last = None
-        if task.sticky is not None:
-            last = jnp.zeros(numbers, float if self.continuous_actions else jnp.int32)
-        return TaskWrapperState(self.env.reset(task, key), last, self._noise(task, noise_key))
+        key, _, noise_key = _split_key(task, key)
+        action_shape = (self.num_actions,) if self.continuous_actions else ()
+        last_action = None
+        if task.sticky_prob is not None:
+            last_action = jnp.zeros(action_shape, float if self.continuous_actions else jnp.int32)
+        return TaskWrapperState(
+            self.env.reset(task, key), last_action, self._draw_noise(task, noise_key)
+        )
 
     def observe(self, task: Task, state: TaskWrapperState) -> Array:
-        seen = self.env.observe(task, state.inner)
-        return task.view(seen) if state.noise is None else task.view(seen, state.noise)
+        observation = self.env.observe(task, state.inner)
+        if state.noise is None:
+            return task.transform_obs(observation)
+        return task.transform_obs(observation, state.noise)
 
     def step(self, task: Task, state: TaskWrapperState, action: Array, key: Array) -> Step:
-        key, sticky_key, noise_key = _keys(task, key)
-        last = None
-        if task.actions is not None:
-            if self.continuous_actions:
-                action = jnp.zeros_like(action).at[task.actions].set(action)
-            else:
-                action = task.actions[action]
-        if task.sticky is not None:
-            assert state.last is not None
-            again = jax.random.bernoulli(sticky_key, task.sticky)
-            last = action = jnp.where(again, state.last, action)
+        key, sticky_key, noise_key = _split_key(task, key)
+        sticky = task.sticky_prob is not None
+        action = task.transform_action(
+            action,
+            continuous=self.continuous_actions,
+            last_action=state.last_action,
+            uniform=jax.random.uniform(sticky_key, dtype=jnp.float32) if sticky else None,
+        )
         step = self.env.step(task, state.inner, action, key)
-        reward = step.reward if task.reward is None else step.reward * task.reward
-        following = TaskWrapperState(step.state, last, self._noise(task, noise_key))
-        return step._replace(state=following, reward=reward)
+        next_state = TaskWrapperState(
+            step.state, action if sticky else None, self._draw_noise(task, noise_key)
+        )
+        return step._replace(state=next_state, reward=task.transform_reward(step.reward))
 
-    def _noise(self, task: Task, key: Array) -> Array | None:
+    def _draw_noise(self, task: Task, key: Array) -> Array | None:
         return None if task.noise is None else jax.random.normal(key, self.observation_shape)
 
 
-def _keys(task: Task, key: Array) -> tuple[Array, Array, Array]:
-    """Keys for the environment, for sticky actions and for noise, where the task has those."""
-    if task.sticky is None and task.noise is None:
+def _split_key(task: Task, key: Array) -> tuple[Array, Array, Array]:
+    """Returns keys for the environment, for sticky actions and for noise, if the task has those."""
+    if task.sticky_prob is None and task.noise is None:
         return key, key, key
     env_key, sticky_key, noise_key = jax.random.split(key, 3)
     return env_key, sticky_key, noise_key

@@ -1,14 +1,17 @@
-"""Interventions against plasticity loss, and the interface to write one's own."""
+"""Interventions against plasticity loss, and the interface to write new ones."""
 
-from plasticity.interventions.activations import (
-    GELU,
-    CReLU,
-    FourierFeatures,
-    LeakyReLU,
-    Rational,
-    SmoothLeakyReLU,
-    Tanh,
+from plasticity.interventions import (
+    activations,
+    feature_regularizers,
+    injection,
+    normalization,
+    projection,
+    regularizers,
+    resets,
+    unit_resets,
+    update_rules,
 )
+from plasticity.interventions.activations import *
 from plasticity.interventions.base import Intervention, Interventions, chain
 from plasticity.interventions.context import (
     Batch,
@@ -18,88 +21,35 @@ from plasticity.interventions.context import (
     TrainState,
     reset_moments,
 )
-from plasticity.interventions.feature_regularizers import ChurnReduction, InFeR, ProximalFeatures
-from plasticity.interventions.injection import PlasticityInjection
-from plasticity.interventions.normalization import LayerNorm, RMSNorm, WeightNormalization
+from plasticity.interventions.feature_regularizers import *
+from plasticity.interventions.injection import *
+from plasticity.interventions.normalization import *
 from plasticity.interventions.optimizer import Adam, Optimizer
-from plasticity.interventions.projection import NormalizeAndProject, WeightClipping
-from plasticity.interventions.regularizers import (
-    L2,
-    L2Init,
-    L2Norm,
-    Parseval,
-    RegenerativeL2,
-    RegenerativeW2,
-    SpectralRegularization,
-    Wasserstein,
-)
-from plasticity.interventions.resets import (
-    HareTortoise,
-    ResetAll,
-    ResetFinal,
-    ResetLayers,
-    ResetOptimizer,
-    ShrinkPerturb,
-    SoftShrinkPerturb,
-)
-from plasticity.interventions.unit_resets import (
-    ContinualBackprop,
-    ReDo,
-    ReGraMa,
-    SelfNormalizedResets,
-)
-from plasticity.interventions.update_rules import TRAC, UPGD, AdamRel, EqualBetas, Kron
+from plasticity.interventions.projection import *
+from plasticity.interventions.regularizers import *
+from plasticity.interventions.resets import *
+from plasticity.interventions.unit_resets import *
+from plasticity.interventions.update_rules import *
 
 __all__ = [
-    "GELU",
-    "L2",
-    "TRAC",
-    "UPGD",
     "Adam",
-    "AdamRel",
     "Batch",
-    "CReLU",
-    "ChurnReduction",
     "Context",
-    "ContinualBackprop",
-    "EqualBetas",
-    "FourierFeatures",
     "GradientStep",
-    "HareTortoise",
-    "InFeR",
     "Intervention",
     "Interventions",
-    "Kron",
-    "L2Init",
-    "L2Norm",
-    "LayerNorm",
-    "LeakyReLU",
-    "NormalizeAndProject",
     "Optimizer",
-    "Parseval",
-    "PlasticityInjection",
-    "ProximalFeatures",
-    "RMSNorm",
-    "Rational",
-    "ReDo",
-    "ReGraMa",
-    "RegenerativeL2",
-    "RegenerativeW2",
-    "ResetAll",
-    "ResetFinal",
-    "ResetLayers",
-    "ResetOptimizer",
     "Rollout",
-    "SelfNormalizedResets",
-    "ShrinkPerturb",
-    "SmoothLeakyReLU",
-    "SoftShrinkPerturb",
-    "SpectralRegularization",
-    "Tanh",
     "TrainState",
-    "Wasserstein",
-    "WeightClipping",
-    "WeightNormalization",
     "chain",
     "reset_moments",
 ]
+__all__ += activations.__all__
+__all__ += feature_regularizers.__all__
+__all__ += injection.__all__
+__all__ += normalization.__all__
+__all__ += projection.__all__
+__all__ += regularizers.__all__
+__all__ += resets.__all__
+__all__ += unit_resets.__all__
+__all__ += update_rules.__all__

@@ -1,13 +1,23 @@
-"""Interventions on the architecture: what follows each hidden layer."""
+"""Interventions that replace the activation function of every hidden layer."""
 
 from plasticity.interventions.base import Intervention
 from plasticity.networks import Network
 
+__all__ = [
+    "GELU",
+    "CReLU",
+    "FourierFeatures",
+    "LeakyReLU",
+    "Rational",
+    "SmoothLeakyReLU",
+    "Tanh",
+]
+
 
 class FourierFeatures(Intervention):
-    """Deep Fourier features, [sin(x), cos(x)], at half the width (Lewandowski et al. 2024).
+    """Uses deep Fourier features, [sin(x), cos(x)], at half the width (Lewandowski et al. 2024).
 
-    Of the two one is always near its linear part. Widths and parameters as under `CReLU`.
+    One of the two is always near its linear part. Widths and parameters are as under `CReLU`.
     """
 
     def network(self, network: Network) -> Network:
@@ -15,10 +25,10 @@ class FourierFeatures(Intervention):
 
 
 class CReLU(Intervention):
-    """Concatenated ReLU, [relu(x), relu(-x)], at half the width (Abbas et al. 2023).
+    """Uses concatenated ReLU, [relu(x), relu(-x)], at half the width (Abbas et al. 2023).
 
-    Every layer keeps the number of its activations, and so the next one the size of its input;
-    there are about half as many parameters.
+    Each layer has half as many units and as many activations as before, so that the next layer's
+    input keeps its size. The network has about half as many parameters.
     """
 
     def network(self, network: Network) -> Network:
@@ -26,18 +36,18 @@ class CReLU(Intervention):
 
 
 class LeakyReLU(Intervention):
-    """Leaky ReLU, max(x, 0.01 x), after each hidden layer (Maas et al. 2013)."""
+    """Uses leaky ReLU, max(x, 0.01 x), after each hidden layer (Maas et al. 2013)."""
 
     def network(self, network: Network) -> Network:
         return network.replace(activation="leaky_relu")
 
 
 class SmoothLeakyReLU(Intervention):
-    """Smooth leaky ReLU, a x + (1 - a) x sigmoid(c x / p) (Lillo & Cheney 2025).
+    """Uses smooth leaky ReLU, a x + (1 - a) x sigmoid(c x / p) (Lillo & Cheney 2025).
 
-    Equation 1 of their Smooth-Leaky, with the a = 0.1, c = 5 and p = 3 that they show it with;
-    a leaky ReLU smoothed by a softplus goes by the same name elsewhere. The equation is taken from
-    a second-hand account of the paper. Its randomised variant is another activation.
+    This is equation 1 of their Smooth-Leaky, with a = 0.1, c = 5 and p = 3, as they present it. A
+    leaky ReLU smoothed by a softplus has the same name elsewhere. The equation is taken from a
+    second-hand account of the paper. Its randomized variant is another activation.
     """
 
     def network(self, network: Network) -> Network:
@@ -45,9 +55,10 @@ class SmoothLeakyReLU(Intervention):
 
 
 class GELU(Intervention):
-    """Gaussian error linear units, x Phi(x), after each hidden layer (Hendrycks & Gimpel 2016).
+    """Uses Gaussian error linear units, x Phi(x) (Hendrycks & Gimpel 2016).
 
-    Phi is the normal distribution function itself, not its approximation by tanh.
+    They follow each hidden layer. Phi is the normal distribution function itself, not its
+    approximation by tanh.
     """
 
     def network(self, network: Network) -> Network:
@@ -55,21 +66,21 @@ class GELU(Intervention):
 
 
 class Tanh(Intervention):
-    """The hyperbolic tangent after each hidden layer, as in PPO's paper (Schulman et al. 2017)."""
+    """Uses tanh after each hidden layer, as in PPO's paper (Schulman et al. 2017)."""
 
     def network(self, network: Network) -> Network:
         return network.replace(activation="tanh")
 
 
 class Rational(Intervention):
-    """A learnt rational function after each hidden layer (Molina et al. 2020).
+    """Learns a rational activation function for each hidden layer (Molina et al. 2020).
 
-    sum_i a_i x^i / (1 + sum_j |b_j x^j|), i = 0..5, j = 1..4: the Padé activation unit in its
-    safe version A, which Delfosse et al. (2024) brought to reinforcement learning. The units of a
-    layer share ten coefficients, and each layer has its own (Delfosse et al. also try one set for
-    all layers). They begin near leaky ReLU, learn by the same optimiser and at the same rate
-    as the weights, are parameters under "activation_0" and so on, and belong to no single unit:
-    what recycles units leaves them alone.
+    It is sum_i a_i x^i / (1 + sum_j |b_j x^j|) with i = 0..5 and j = 1..4: the Padé activation
+    unit in its safe version A, which Delfosse et al. (2024) brought to reinforcement learning. The
+    units of a layer share ten coefficients, and each layer has its own (Delfosse et al. also try
+    one set for all layers). The coefficients start near leaky ReLU and are trained by the same
+    optimizer at the same learning rate as the weights. They are parameters named "activation_0"
+    and so on. They belong to no single unit, so methods that reset units leave them alone.
     """
 
     def network(self, network: Network) -> Network:

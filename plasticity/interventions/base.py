@@ -4,6 +4,7 @@ The training loop calls the hooks of one `Interventions`, which calls those of i
 order given. A hook that a method does not override costs nothing.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -40,7 +41,7 @@ State = Any  # an intervention's own pytree of arrays
 
 
 class Intervention(Struct):
-    """Base class of interventions. Changes nothing: override the hooks that your method needs.
+    """Base class of interventions. Changes nothing: override the hooks that a method needs.
 
     Fields declared by `field` are the method's coefficients: they are set and swept by name on the
     command line, without a new compilation, and are checked against their range. The first line of
@@ -51,24 +52,34 @@ class Intervention(Struct):
     are in `train_state.opt_state`: see `reset_moments`.
 
     Attributes:
-      needs_policy: whether hooks need the actor-critic network: its output, heads, hidden units,
-        or the transitions of a rollout. If not, the method may act on the predictor of an
-        intrinsic reward as well.
+      needs_policy: whether hooks need the actor-critic network: its output or heads, hidden units
+        as `connections` finds them, `context.apply`, or the transitions of a rollout. If not, the
+        method may also act on the predictor of an intrinsic reward. Always true of a method that
+        overrides `loss`.
     """
 
     needs_policy: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.loss is not Intervention.loss:
+            cls.needs_policy = True
 
     def network(self, network: Network) -> Network:
         """Changes the description of the network, before it is built."""
         return network
 
     def add_params(self, params: Params, key: Array) -> Params:
-        """Adds trained parameters of the method's own to freshly drawn ones.
+        """Adds the method's trained parameters to newly drawn ones.
 
-        A parameter of the units of a hidden layer goes into that layer's entry, under a name of
-        its own, its last axis being the units: what redraws a unit redraws it too. One of a head
-        goes into the head's entry, and all else into a dict of its own beside the heads. The
-        method may also remove parameters, if `effective_params` puts something in their place.
+        A parameter of the units of a hidden layer goes into that layer's entry, under a new name
+        and with the units as its last axis: methods that redraw a unit then redraw it too. A
+        parameter of a head goes into the head's entry, any other into a new dict beside the heads.
+        The method may also remove parameters that `effective_params` computes.
+
+        Args:
+          params: newly drawn parameters, with those of earlier methods in the chain.
+          key: randomness for the added parameters.
         """
         return params
 
@@ -81,11 +92,11 @@ class Intervention(Struct):
         return optimizer
 
     def init(self, train_state: TrainState, context: Context) -> State:
-        """Returns the method's own state at the beginning of a run: any pytree of arrays."""
+        """Returns the method's state at the beginning of a run: any pytree of arrays."""
         return ()
 
     def penalty(self, state: State, params: Params, context: Context) -> Array | float:
-        """Returns a scalar to add to the loss of a minibatch that depends on parameters alone."""
+        """Returns a scalar to add to the loss of each minibatch, computed from parameters alone."""
         return 0.0
 
     def loss(
@@ -100,7 +111,7 @@ class Intervention(Struct):
         """Returns a scalar to add to the loss of a minibatch.
 
         Args:
-          state: the method's own state.
+          state: the method's state.
           params: the trained parameters.
           output: the network's output under `params` on the minibatch.
           minibatch: the transitions of this gradient step, [M, ...].
@@ -115,7 +126,7 @@ class Intervention(Struct):
         """Changes the train state after every gradient step.
 
         Args:
-          state: the method's own state.
+          state: the method's state.
           train_state: parameters and optimizer after the step.
           step: the step: gradients, the parameters before it, activations.
           context: the tools.
@@ -128,7 +139,7 @@ class Intervention(Struct):
         """Changes the train state after every update of the agent, of all its gradient steps.
 
         Args:
-          state: the method's own state.
+          state: the method's state.
           train_state: parameters and optimizer after the update.
           rollout: the transitions of the update, and the parameters that collected them.
           context: the tools.
@@ -146,10 +157,10 @@ class Intervention(Struct):
 
 
 class Interventions(Chain[Intervention]):
-    """Any number of interventions, whose hooks are called in the order given.
+    """A chain of interventions, whose hooks are called in the order given.
 
-    None at all is `warm_start`, the baseline. The state is a tuple, one entry a part. Each part's
-    hook gets a key of its own.
+    The empty chain is `warm_start`, the baseline. The state is a tuple of the parts' states. Each
+    part's hook gets a different key.
     """
 
     @property
@@ -158,12 +169,12 @@ class Interventions(Chain[Intervention]):
         return "+".join(self.names) or "warm_start"
 
     def check(self) -> None:
-        """Raises `SettingError` if a method that adds parameters is there twice."""
-        kinds = [type(part) for part in self.parts]
-        adding = [kind for kind in kinds if kind.add_params is not Intervention.add_params]
+        """Raises `SettingError` if a method that adds parameters occurs twice."""
+        classes = [type(part) for part in self.parts]
+        adding = [cls for cls in classes if cls.add_params is not Intervention.add_params]
         if len(set(adding)) < len(adding):
             raise SettingError(
-                "intervention", self.name, "must not have a method with parameters twice"
+                "intervention", self.name, "must not have a method that adds parameters twice"
             )
 
     def network(self, network: Network) -> Network:
@@ -192,7 +203,7 @@ class Interventions(Chain[Intervention]):
         return params
 
     def effective_params(self, params: Params) -> Params:
-        """See `Intervention.effective_params`. In reverse order: the last part's go first."""
+        """See `Intervention.effective_params`. In reverse order: the last part first."""
         for part in reversed(self.parts):
             params = part.effective_params(params)
         return params
@@ -206,15 +217,15 @@ class Interventions(Chain[Intervention]):
     def init(self, train_state: TrainState, context: Context) -> State:
         """See `Intervention.init`."""
         return tuple(
-            part.init(train_state, own)
-            for part, own in zip(self.parts, self._split(context), strict=True)
+            part.init(train_state, part_context)
+            for part, part_context in zip(self.parts, self._split(context), strict=True)
         )
 
     def penalty(self, state: State, params: Params, context: Context) -> Array | float:
         """See `Intervention.penalty`. The sum over parts."""
         return sum(
-            part.penalty(own, params, its)
-            for part, own, its in zip(self.parts, state, self._split(context), strict=True)
+            part.penalty(part_state, params, part_context)
+            for part, part_state, part_context in self._each(state, context)
         )
 
     def loss(
@@ -226,10 +237,11 @@ class Interventions(Chain[Intervention]):
         rollout: Rollout,
         context: Context,
     ) -> Array | float:
-        """See `Intervention.loss`. The sum over parts, their penalties included."""
+        """See `Intervention.loss`. The sum over parts, penalties included."""
         return sum(
-            part.penalty(own, params, its) + part.loss(own, params, output, minibatch, rollout, its)
-            for part, own, its in zip(self.parts, state, self._split(context), strict=True)
+            part.penalty(part_state, params, part_context)
+            + part.loss(part_state, params, output, minibatch, rollout, part_context)
+            for part, part_state, part_context in self._each(state, context)
         )
 
     def after_step(
@@ -237,9 +249,9 @@ class Interventions(Chain[Intervention]):
     ) -> tuple[State, TrainState]:
         """See `Intervention.after_step`."""
         states = []
-        for part, own, its in zip(self.parts, state, self._split(context), strict=True):
-            own, train_state = part.after_step(own, train_state, step, its)
-            states.append(own)
+        for part, part_state, part_context in self._each(state, context):
+            new, train_state = part.after_step(part_state, train_state, step, part_context)
+            states.append(new)
         return tuple(states), train_state
 
     def after_update(
@@ -247,9 +259,9 @@ class Interventions(Chain[Intervention]):
     ) -> tuple[State, TrainState]:
         """See `Intervention.after_update`."""
         states = []
-        for part, own, its in zip(self.parts, state, self._split(context), strict=True):
-            own, train_state = part.after_update(own, train_state, rollout, its)
-            states.append(own)
+        for part, part_state, part_context in self._each(state, context):
+            new, train_state = part.after_update(part_state, train_state, rollout, part_context)
+            states.append(new)
         return tuple(states), train_state
 
     def on_shift(
@@ -257,12 +269,18 @@ class Interventions(Chain[Intervention]):
     ) -> tuple[State, TrainState]:
         """See `Intervention.on_shift`."""
         states = []
-        for part, own, its in zip(self.parts, state, self._split(context), strict=True):
-            own, train_state = part.on_shift(own, train_state, its)
-            states.append(own)
+        for part, part_state, part_context in self._each(state, context):
+            new, train_state = part.on_shift(part_state, train_state, part_context)
+            states.append(new)
         return tuple(states), train_state
 
+    def _each(
+        self, state: State, context: Context
+    ) -> Iterator[tuple[Intervention, State, Context]]:
+        return zip(self.parts, state, self._split(context), strict=True)
+
     def _split(self, context: Context) -> list[Context]:
+        """Returns a context with a different key for each part."""
         return [
             context._replace(key=jax.random.fold_in(context.key, i)) for i in range(len(self.parts))
         ]

@@ -1,6 +1,6 @@
-"""What the hooks of interventions work on and with.
+"""The arguments of the hooks of interventions.
 
-Shapes: B transitions of a rollout, M of a minibatch.
+Shapes: B transitions of a rollout, M transitions of a minibatch.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class TrainState(NamedTuple):
 class Batch(NamedTuple):
     """Transitions that an agent learns from, each array [B, ...].
 
-    Advantages are as they were estimated; PPO normalizes them in each minibatch.
+    Advantages are not normalized: PPO does so in each minibatch.
     """
 
     observation: Array
@@ -45,24 +45,24 @@ class Rollout(NamedTuple):
 
 
 class GradientStep(NamedTuple):
-    """A gradient step that has just been made."""
+    """The gradient step that has just been made."""
 
     gradients: Params  # of the whole loss of the minibatch, before clipping
     prev_params: Params  # before the step
-    activations: dict[str, Array]  # of each hidden layer on the minibatch, under `prev_params`
+    activations: dict[str, Array]  # [M, ...] of each hidden layer, under `prev_params`
 
 
 class Context(NamedTuple):
     """Tools that every hook may use.
 
     Attributes:
-      key: randomness for this call of this hook alone.
+      key: randomness for this call of this hook.
       round: the current round, 0 for the first; int32 [].
       update: agent updates completed before this one; int32 [].
-      init_params: draws parameters from their initial distribution, from a key.
-      apply: the network, from parameters and observations [M, ...] to its output.
-      effective_params: from trained parameters to those that the network computes with.
-      optimizer: the update rule, built.
+      init_params: draws parameters from their initial distribution, with a key.
+      apply: computes the network's output from trained parameters and observations [M, ...].
+      effective_params: computes the parameters that the network uses from the trained ones.
+      optimizer: the update rule, with the changes of all interventions.
     """
 
     key: Array
@@ -79,11 +79,11 @@ def reset_moments(train_state: TrainState, mask: Params, context: Context) -> op
 
     Args:
       train_state: parameters and optimizer.
-      mask: which parameters, a tree like them of bool arrays that broadcast against them.
+      mask: which parameters: a tree like them, of bool arrays that broadcast against them.
       context: for the optimizer.
     """
 
-    def reset(moment: Array, mask: Array) -> Array:
-        return jnp.where(mask, jnp.zeros_like(moment), moment)
+    def reset(moment: Array, reset_here: Array) -> Array:
+        return jnp.where(reset_here, jnp.zeros_like(moment), moment)
 
     return optax.tree.map_params(context.optimizer, reset, train_state.opt_state, mask)

@@ -1,10 +1,11 @@
-"""Interventions that hold what the network computes near what it, or another of it, computed.
+"""Interventions that penalize the distance of the network's outputs or features to a reference.
 
-Each needs outputs of a second network and says what they cost. What is added to the loss is in
-the gradient that is clipped and that Adam rescales; no optimiser state is touched.
+The reference is the output of an earlier or other network; each method documents what computing
+it costs. The terms are part of the loss: their gradient is clipped and rescaled by Adam. The
+optimizer's state is not changed.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,27 +24,31 @@ from plasticity.networks import Output, Params, connections
 from plasticity.networks.initializers import uniform
 from plasticity.struct import field, static_field
 
+__all__ = ["ChurnReduction", "InFeR", "ProximalFeatures"]
+
 
 class InFeR(Intervention):
     """Regresses auxiliary heads to a multiple of their initial outputs (Lyle et al. 2022).
 
-    `heads` linear outputs g of the last hidden layer's activations are trained along with the
-    network, and coefficient * sum over heads of (g(x; theta) - scale * g(x; theta_0))^2, a mean
-    over the minibatch, is added to the loss. theta_0 are the parameters, those of the heads
-    included, that the lifetime began with. The heads are drawn like any linear layer, are
-    "infer" among the parameters, and begin anew where a method redraws the heads. What clears the
-    weights out of a unit leaves those into these heads alone. With a torso for policy and value
-    each, they are on the policy's.
+    `heads` linear functions g of the last hidden layer's activations are trained along with the
+    network. The term coefficient * sum over heads of (g(x; theta) - scale * g(x; theta_0))^2, a
+    mean over the minibatch, is added to the loss. theta_0 are all parameters, these heads
+    included, at the beginning of the run. The heads are drawn like any linear layer, are the entry
+    "infer" of the parameters, and are redrawn by methods that redraw the heads. Methods that clear
+    a unit's outgoing weights leave those into these heads alone. If policy and value have separate
+    torsos, the heads are on the policy's.
 
-    The paper has it on value-based agents for Atari, and its defaults are here: at the beginning
-    the term may well be larger than PPO's whole loss, and clipping the gradient then leaves little
-    of that. Costs a forward pass of the initial network at every gradient step.
+    The paper uses it in value-based agents for Atari, and the defaults are the paper's. Early in
+    training the term may be larger than PPO's whole loss, and clipping the gradient then leaves
+    little of the latter. Costs a forward pass of the initial network at every gradient step.
 
     Attributes:
       coefficient: the weight of the term, alpha in the paper.
-      scale: what the initial outputs are multiplied by, beta in the paper.
-      heads: how many.
+      scale: the factor of the initial outputs, beta in the paper.
+      heads: the number of heads.
     """
+
+    needs_policy: ClassVar[bool] = True
 
     coefficient: float = field(0.1, ge=0)
     scale: float = field(100.0, ge=0)
@@ -53,11 +58,11 @@ class InFeR(Intervention):
         features = params["policy"]["kernel"].shape[0]
         kernel_key, bias_key = jax.random.split(key)
         bound = features**-0.5
-        own = {
+        infer = {
             "kernel": uniform(kernel_key, (features, self.heads), bound),
             "bias": uniform(bias_key, (self.heads,), bound),
         }
-        return {**params, "infer": own}
+        return {**params, "infer": infer}
 
     def init(self, train_state: TrainState, context: Context) -> State:
         return train_state.params
@@ -84,21 +89,24 @@ class InFeR(Intervention):
 
 
 class ProximalFeatures(Intervention):
-    """Holds preactivations near those of the network that made the rollout (Moalla et al. 2024).
+    """Penalizes changes of preactivations since the rollout was collected (Moalla et al. 2024).
 
-    Proximal feature optimisation (PFO) adds coefficient * (z - z_old)^2 to the loss, a mean over
-    the minibatch and over units as in the authors' code. z are what the activation functions take,
-    norms included, and z_old the same under the parameters that the rollout was made with. Over
-    all layers it is one mean of all their units together. With a torso for policy and value each,
-    only the policy's is held, as in the authors' configurations; a shared one is held for both.
+    Proximal feature optimization (PFO) adds coefficient * (z - z_old)^2 to the loss, a mean over
+    the minibatch and over units, as in the authors' code. z are the inputs of the activation
+    functions, after norms, and z_old the same under the parameters that collected the rollout.
+    With all layers it is one mean over all their units together. If policy and value have separate
+    torsos, only the policy's counts, as in the authors' configurations; a shared one is
+    regularized for both.
 
     Costs a forward pass of the old network at every gradient step.
 
     Attributes:
-      coefficient: the weight of the term; the authors take 1 for the last layer and 10 for all on
+      coefficient: the weight of the term; the authors use 1 for the last layer and 10 for all on
         Atari, and on MuJoCo 1 with tanh and 10 with ReLU.
       layers: the "last" hidden layer, or "all" of them.
     """
+
+    needs_policy: ClassVar[bool] = True
 
     coefficient: float = field(1.0, ge=0)
     layers: str = static_field("last", choices=("last", "all"))
@@ -116,47 +124,49 @@ class ProximalFeatures(Intervention):
         names = [name for name in connections(params) if name in params["torso"]]
         if self.layers == "last":
             names = [_last_layer(params)]
-        now = output.preactivations
-        change = [(now[name] - old.preactivations[name]).reshape(-1) for name in names]
+        new = output.preactivations
+        change = [(new[name] - old.preactivations[name]).reshape(-1) for name in names]
         return self.coefficient * jnp.mean(jnp.square(jnp.concatenate(change)))
 
 
-class Churn(NamedTuple):
-    """The network that a step is not to change away from the training data."""
+class ChurnState(NamedTuple):
+    """The reference parameters of churn reduction."""
 
-    params: Params  # one gradient step before
-    known: Array  # bool []: whether there has been a step since the beginning of the round
+    params: Params  # before the last gradient step
+    valid: Array  # bool []: whether there has been a step since the beginning of the round
 
 
 class ChurnReduction(Intervention):
-    """Limits how a gradient step changes the policy on other data (Tang & Berseth 2024).
+    """Penalizes how a gradient step changes the policy on other data (Tang & Berseth 2024).
 
-    CHAIN, and C-CHAIN (Tang et al. 2025) in its continual form: adds
+    CHAIN, in its continual form C-CHAIN (Tang et al. 2025): adds
     coefficient * KL(pi_before || pi) + value * (V - V_before)^2 to the loss, means over a
-    reference batch. "before" is the network one gradient step ago, across updates (also where a
-    method has changed the network after one) but not across shifts: the first step of a round
-    has no term. The reference batch has the minibatch's size
-    and is drawn from the whole rollout, independently of the minibatch; here with replacement.
+    reference batch. "before" is the network before the last gradient step, across updates (also
+    where a method has changed the network after that step) but not across shifts: the first step
+    of a round has no term. The reference batch has the minibatch's size and is drawn from the
+    whole rollout, independently of the minibatch; here with replacement.
 
-    The authors' code for discrete actions has the cross-entropy in place of the KL divergence:
-    as pi_before is constant, the gradient is the same. Their coefficient is 1e4 times the ratio
-    of the policy loss to that term over the last updates; here it is fixed. As for PPO in their
-    code, the value takes no part by default.
+    The authors' code for discrete actions has the cross-entropy in place of the KL divergence.
+    Since pi_before is constant, the gradient is the same. Their coefficient is 1e4 times the ratio
+    of the policy loss to that term over the last updates; here it is fixed. The value has no term
+    by default, as for PPO in their code.
 
-    Costs a forward pass of the old network, and a forward and backward pass of the present one,
-    on the reference batch at every gradient step: it nearly doubles an update.
+    Costs a forward pass of the old network, and a forward and backward pass of the current one, on
+    the reference batch at every gradient step: an update takes nearly twice as long.
 
     Attributes:
-      coefficient: the weight of the policy's term; the default is what the authors' coefficient
-        begins at on ProcGen.
+      coefficient: the weight of the policy's term; the default is the initial value of the
+        authors' coefficient on ProcGen.
       value: the weight of the value's term.
     """
+
+    needs_policy: ClassVar[bool] = True
 
     coefficient: float = field(10.0, ge=0)
     value: float = field(0.0, ge=0)
 
     def init(self, train_state: TrainState, context: Context) -> State:
-        return Churn(train_state.params, jnp.zeros((), bool))
+        return ChurnState(train_state.params, jnp.zeros((), bool))
 
     def loss(
         self,
@@ -167,26 +177,26 @@ class ChurnReduction(Intervention):
         rollout: Rollout,
         context: Context,
     ) -> Array:
-        everything, size = rollout.batch.observation, len(minibatch.observation)
-        reference = everything[jax.random.randint(context.key, (size,), 0, len(everything))]
-        before, now = (context.apply(either, reference) for either in (state.params, params))
-        kl = before.policy.kl_divergence(now.policy)
-        churn = self.coefficient * kl + self.value * jnp.square(now.value - before.value)
-        return jnp.where(state.known, jnp.mean(churn), 0.0)
+        observation, size = rollout.batch.observation, len(minibatch.observation)
+        reference = observation[jax.random.randint(context.key, (size,), 0, len(observation))]
+        before, after = (context.apply(x, reference) for x in (state.params, params))
+        kl = before.policy.kl_divergence(after.policy)
+        churn = self.coefficient * kl + self.value * jnp.square(after.value - before.value)
+        return jnp.where(state.valid, jnp.mean(churn), 0.0)
 
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
     ) -> tuple[State, TrainState]:
-        return Churn(step.prev_params, jnp.ones((), bool)), train_state
+        return ChurnState(step.prev_params, jnp.ones((), bool)), train_state
 
     def on_shift(
         self, state: State, train_state: TrainState, context: Context
     ) -> tuple[State, TrainState]:
-        return state._replace(known=jnp.zeros((), bool)), train_state
+        return state._replace(valid=jnp.zeros((), bool)), train_state
 
 
 def _last_layer(params: Params) -> str:
-    """The name of the hidden layer that the policy's head is on."""
+    """Returns the name of the hidden layer that feeds the policy's head."""
     (name,) = (
         name
         for name, layer in connections(params).items()

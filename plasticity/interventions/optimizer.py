@@ -1,4 +1,4 @@
-"""The update rule as interventions see it, before it is built."""
+"""The update rule in the form that interventions change, before it is built."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,18 +22,18 @@ class Adam(NamedTuple):
 class Optimizer(NamedTuple):
     """The update rule, as three stages that are applied in order.
 
-    `direction` begins with Adam, or with what a method has put in its place by `replace_adam`; a
-    decoupled weight decay goes to its end. What wraps a whole optimizer goes into `wrappers`, and
-    so also wraps what later methods add to `direction` and `step`. A transformation that draws
-    noise takes a key of its own from `split`; that key is the same for a whole round, and the
-    transformation must fold its step count into it.
+    `direction` begins with Adam, or with the transformation that `replace_adam` has put in its
+    place; a decoupled weight decay goes to its end. Functions that wrap a whole optimizer go into
+    `wrappers`, and so also wrap what later methods add to `direction` and `step`. They do not wrap
+    `gradient`. A transformation that draws noise takes a key from `split`; that key is the same for
+    a whole round, and the transformation must fold its step count into it.
     """
 
     gradient: tuple[optax.GradientTransformation, ...]  # on the raw gradient: clipping
     direction: tuple[optax.GradientTransformation, ...]  # gradient to direction: Adam
     step: tuple[optax.GradientTransformation, ...]  # direction to step: the learning rate
     key: Array
-    adam: Adam | None = Adam()  # that `direction` begins with; None where it does not
+    adam: Adam | None = Adam()  # the Adam that `direction` begins with; None if there is none
     wrappers: tuple[
         Callable[[optax.GradientTransformation], optax.GradientTransformation], ...
     ] = ()
@@ -46,9 +46,9 @@ class Optimizer(NamedTuple):
         return optax.chain(*self.gradient, rule)
 
     def split(self) -> tuple["Optimizer", Array]:
-        """Returns an optimizer with another key, and a key for the caller alone."""
-        key, own = jax.random.split(self.key)
-        return self._replace(key=key), own
+        """Returns an optimizer with a new key, and another key for the caller."""
+        key, caller_key = jax.random.split(self.key)
+        return self._replace(key=key), caller_key
 
     def replace_adam(
         self, method: str, make: Callable[[Adam], optax.GradientTransformation]
@@ -56,8 +56,8 @@ class Optimizer(NamedTuple):
         """Returns an optimizer with another transformation in Adam's place.
 
         Args:
-          method: the name of the method that asks, for the error.
-          make: makes the transformation, from Adam's coefficients.
+          method: the name of the method that replaces Adam, for the error.
+          make: makes the transformation from Adam's coefficients.
 
         Raises:
           SettingError: Adam has been replaced already.

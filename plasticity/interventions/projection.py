@@ -1,4 +1,4 @@
-"""Interventions that put the weights back into a set after every gradient step."""
+"""Interventions that project the weights onto a set after every gradient step."""
 
 import math
 
@@ -16,23 +16,26 @@ from plasticity.interventions.base import (
 from plasticity.networks import Network, Params, map_hidden
 from plasticity.struct import field
 
+__all__ = ["NormalizeAndProject", "WeightClipping"]
+
 _TORSOS = ("torso", "value_torso")
 
 
 class NormalizeAndProject(Intervention):
-    """Layer normalisation, and hidden weights put back to their initial norm (Lyle et al. 2024).
+    """Adds layer norm and rescales hidden weights to their initial norm (Lyle et al. 2024).
 
-    After every gradient step W <- W ||W_0|| / ||W|| for the kernel of each hidden layer, with
-    W_0 the lifetime's first one and Frobenius norms. A normalised layer computes the same with
-    W at any norm, so this holds the rate at which it learns and nothing else. Hidden layers have
-    no biases, which the normalisation's offset makes redundant (where there is none, as with
-    RMSNorm, they stay and are projected along with the kernel); its scale and offset together
-    are put back to their common norm in the same way, the paper's reading for homogeneous
-    activations such as ReLU (for others it has a penalty instead). The heads are free.
+    Normalize-and-Project (NaP): after every gradient step W <- W ||W_0|| / ||W|| for the kernel of
+    each hidden layer, with W_0 the kernel at the beginning of the run and Frobenius norms. The
+    output of a normalized layer does not depend on the norm of W, so the projection keeps the
+    effective learning rate constant and changes nothing else. Hidden layers have no biases, which
+    the normalization's offset makes redundant; where there is no offset, as with RMSNorm, biases
+    stay and are projected along with the kernel. The normalization's scale and offset together are
+    rescaled to their joint initial norm in the same way: the paper does so for homogeneous
+    activations such as ReLU, and has a penalty instead for others. The heads are not projected.
 
-    A network that has another norm already, such as RMSNorm before it in the chain, keeps that.
-    The optimiser's moments stay as they are, and so does the learning rate, which the paper
-    anneals in its Atari experiments. What a shift has redrawn is projected at the next step.
+    A network that already has another norm, such as RMSNorm earlier in the chain, keeps it. The
+    optimizer's moments are kept, and so is the learning rate, which the paper anneals in its Atari
+    experiments. Weights that are redrawn at a shift are projected at the next step.
     """
 
     def network(self, network: Network) -> Network:
@@ -55,13 +58,13 @@ class NormalizeAndProject(Intervention):
 
     def effective_params(self, params: Params) -> Params:
         def with_bias(layer: Params) -> Params:
-            none = jnp.zeros_like(layer["kernel"], shape=layer["kernel"].shape[-1:])
-            return {"bias": none, **layer}
+            zeros = jnp.zeros_like(layer["kernel"], shape=layer["kernel"].shape[-1:])
+            return {"bias": zeros, **layer}
 
         return map_hidden(with_bias, params)
 
     def init(self, train_state: TrainState, context: Context) -> State:
-        """The norm of what each hidden layer has, and each of their normalisations."""
+        """Returns the initial norm of each hidden layer and of each normalization."""
         return {
             torso: {
                 name: optax.tree.norm(layer)
@@ -78,7 +81,7 @@ class NormalizeAndProject(Intervention):
         params = dict(train_state.params)
         for torso, targets in state.items():
             params[torso] = params[torso] | {
-                name: _of_norm(params[torso][name], target) for name, target in targets.items()
+                name: _rescale(params[torso][name], target) for name, target in targets.items()
             }
         return state, train_state._replace(params=params)
 
@@ -87,12 +90,13 @@ class WeightClipping(Intervention):
     """Clips weights and biases to `kappa` times their initial bound (Elsayed et al. 2024).
 
     After every gradient step w <- min(max(w, -kappa s), kappa s) with s = 1 / sqrt(fan_in), for
-    kernel and bias of every linear layer, heads included. That is the bound of the uniform
-    distribution that this network's weights are drawn from. Scales and offsets of normalisations
-    are exempt, and the optimiser's moments stay as they are.
+    kernel and bias of every linear layer, heads included. s is the bound of the uniform
+    distribution that this network's weights are drawn from. Scales and offsets of normalizations
+    are not clipped. The optimizer's moments are kept.
 
     Attributes:
-      kappa: the bound, in units of that of the initial distribution; the authors' for PPO.
+      kappa: the bound, in units of the initial distribution's bound; the default is the authors'
+        for PPO.
     """
 
     kappa: float = field(3.0, gt=0)
@@ -100,13 +104,13 @@ class WeightClipping(Intervention):
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
     ) -> tuple[State, TrainState]:
-        return state, train_state._replace(params=self._clipped(train_state.params))
+        return state, train_state._replace(params=self._clip(train_state.params))
 
-    def _clipped(self, params: Params) -> Params:
-        """The tree with every linear layer in it clipped: whatever has a kernel."""
+    def _clip(self, params: Params) -> Params:
+        """Clips every linear layer of a tree: every entry that has a kernel."""
         if not isinstance(params, dict):
             return params
-        params = {name: self._clipped(part) for name, part in params.items()}
+        params = {name: self._clip(part) for name, part in params.items()}
         if "kernel" in params:
             bound = self.kappa / math.sqrt(math.prod(params["kernel"].shape[:-1]))
             for name in ("kernel", "bias"):
@@ -119,7 +123,7 @@ def _without_bias(layer: Params) -> Params:
     return {name: leaf for name, leaf in layer.items() if name != "bias"}
 
 
-def _of_norm(tree: Params, target: Array) -> Params:
-    """The tree at another norm; one of zeros as it is."""
+def _rescale(tree: Params, target: Array) -> Params:
+    """Rescales a tree to a target norm. A tree of zeros is unchanged."""
     norm = optax.tree.norm(tree)
     return optax.tree.scale(target / jnp.where(norm > 0, norm, 1.0), tree)

@@ -1,7 +1,9 @@
-"""Interventions that hold the weights near zero, near where they began, or well conditioned.
+"""Interventions that penalize weights for their norm, distance to the initial ones, or spectrum.
 
-What is added to the loss is in the gradient that is clipped and that Adam rescales.
+The terms are part of the loss, apart from `L2Norm`: their gradient is clipped and rescaled by Adam.
 """
+
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,23 @@ from plasticity.interventions.base import (
 from plasticity.networks import Params, at, by_layer, connections
 from plasticity.struct import field, static_field
 
+__all__ = [
+    "L2",
+    "L2Init",
+    "L2Norm",
+    "Parseval",
+    "RegenerativeL2",
+    "RegenerativeW2",
+    "SpectralRegularization",
+    "Wasserstein",
+]
+
 
 class RegenerativeL2(Intervention):
     """Adds coefficient * ||theta - theta_0||_2 to the loss: the norm itself, not its square.
 
-    One norm over all parameters together, towards those that the lifetime began with, as in
-    the code of Juliani & Ash (2024); Kumar et al. (2023) published the square.
+    theta_0 are the parameters at the beginning of the run. It is one norm over all parameters
+    together, as in the code of Juliani & Ash (2024); Kumar et al. (2023) published the square.
 
     Attributes:
       coefficient: the weight of the norm in the loss.
@@ -42,10 +55,10 @@ class RegenerativeL2(Intervention):
 class RegenerativeW2(Intervention):
     """Adds coefficient * ||sort(theta) - sort(theta_0)||_2 to the loss, each tensor sorted.
 
-    The entries of a tensor may trade places for nothing: what is held is their distribution, in
-    the Wasserstein metric. One norm over all parameters together, not squared, as in the code
-    of Juliani & Ash (2024). Every tensor is sorted at every gradient step, which makes an update
-    several times as long on a CPU.
+    The order of a tensor's entries does not matter: the term is the Wasserstein distance of their
+    distribution to the initial one. It is one norm over all parameters together, not squared, as
+    in the code of Juliani & Ash (2024). Every tensor is sorted at every gradient step, which makes
+    an update several times as long on a CPU.
 
     Attributes:
       coefficient: the weight of the norm in the loss.
@@ -57,19 +70,19 @@ class RegenerativeW2(Intervention):
         return jax.tree.map(_sorted, train_state.params)
 
     def penalty(self, state: State, params: Params, context: Context) -> Array:
-        return self.coefficient * _norm(jax.tree.map(_from_match, params, state))
+        return self.coefficient * _norm(jax.tree.map(_difference_of_sorted, params, state))
 
 
 class L2(Intervention):
-    """Adds coefficient * ||theta||^2 to the loss: the plain L2 penalty (Kumar et al. 2023).
+    """Adds coefficient * ||theta||^2 to the loss, the plain L2 penalty (Kumar et al. 2023).
 
-    The squares of all trained parameters are summed, with no half before them; the authors' code
-    has one, and leaves normalisation layers out. `L2Norm` is the decoupled decay instead.
+    The squares of all trained parameters are summed, without a factor 1/2. The authors' code has
+    that factor and leaves normalization layers out. `L2Norm` is the decoupled decay instead.
 
     Attributes:
-      coefficient: the weight of the squared norm, half of PyTorch's coupled weight decay that does
-        the same; the default is within the authors' sweep, 1e-5
-        to 1e-2, which had no reinforcement learning in it.
+      coefficient: the weight of the squared norm, half of the equivalent coupled weight decay of
+        PyTorch; the default is within the authors' sweep, 1e-5 to 1e-2, which included no
+        reinforcement learning.
     """
 
     coefficient: float = field(1e-4, ge=0)
@@ -81,13 +94,13 @@ class L2(Intervention):
 class L2Init(Intervention):
     """Adds coefficient * ||theta - theta_0||^2 to the loss, as published (Kumar et al. 2023).
 
-    Towards the parameters that the lifetime began with, whatever becomes of them later. The
-    squares of all trained parameters are summed, with no half before them; the authors' code
-    has one, and leaves normalisation layers out. `RegenerativeL2` is the norm, not squared.
+    theta_0 are the parameters at the beginning of the run; later resets do not change them. The
+    squares of all trained parameters are summed, without a factor 1/2. The authors' code has that
+    factor and leaves normalization layers out. `RegenerativeL2` is the norm, not squared.
 
     Attributes:
       coefficient: the weight of the squared distance; the default is within the authors' sweep,
-        1e-5 to 1e-2, which had no reinforcement learning in it.
+        1e-5 to 1e-2, which included no reinforcement learning.
     """
 
     coefficient: float = field(1e-4, ge=0)
@@ -100,12 +113,12 @@ class L2Init(Intervention):
 
 
 class Wasserstein(Intervention):
-    """Adds coefficient * W_2^2 between each tensor's entries now and at first to the loss.
+    """Adds coefficient * W_2^2 between each tensor's current and initial entries to the loss.
 
-    The distributional regulariser of (Lewandowski et al. 2023): both tensors are sorted, and the
-    squared differences summed. They are not averaged over a tensor's entries, as the distance of
-    two empirical distributions would be, so this is `L2Init` but for the entries' order, and
-    never more than that. All trained parameters take part, each tensor by itself.
+    This is the distributional regularizer of Lewandowski et al. (2023): both tensors are sorted,
+    and the squared differences summed. They are not averaged over a tensor's entries, as the
+    distance of two empirical distributions would be, so that this is `L2Init` up to the order of
+    entries, and never larger. All trained parameters take part, each tensor by itself.
     `RegenerativeW2` is one norm over all tensors, not squared. Both sort every tensor at every
     gradient step, which makes an update several times as long on a CPU.
 
@@ -119,28 +132,30 @@ class Wasserstein(Intervention):
         return jax.tree.map(_sorted, train_state.params)
 
     def penalty(self, state: State, params: Params, context: Context) -> Array:
-        way = jax.tree.map(_from_match, params, state)
-        return self.coefficient * optax.tree.norm(way, squared=True)
+        difference = jax.tree.map(_difference_of_sorted, params, state)
+        return self.coefficient * optax.tree.norm(difference, squared=True)
 
 
 class Parseval(Intervention):
     """Adds coefficient * ||W W^T - s I||^2 of each hidden layer to the loss (Chung et al. 2024).
 
-    W is [units, inputs] and the norm Frobenius': the weights into any two units of a layer are
-    drawn towards right angles, and those into one unit towards a squared length of s. Every
-    hidden layer of every torso counts, the first included; biases and heads do not. As in the
-    authors' code, a layer's term is multiplied by (64 / units)^2, the coefficient having been
-    tuned at 64 units. The paper's diagonal layers, an option there, are not part of this.
+    W is [units, inputs] and the norm is Frobenius': the incoming weights of any two units of a
+    layer are pulled towards orthogonality, and those of each unit towards a squared length of s.
+    Every hidden layer of every torso counts, the first included; biases and heads do not. As in
+    the authors' code, a layer's term is multiplied by (64 / units)^2, since the coefficient was
+    tuned at 64 units. The paper's optional diagonal layers are not included.
 
-    The authors draw weights orthogonal with gain sqrt(2), at which the term is zero unless a layer
-    has more units than inputs. Here they are drawn uniformly, so that a unit's have a squared
-    length of 1/3 on average and those of two units nearly a right angle. A scale of 2 therefore
-    draws this network to where the authors' begins; one of 1/3 holds it near its own beginning.
+    The authors draw orthogonal weights with gain sqrt(2), for which the term is zero unless a
+    layer has more units than inputs. Here weights are drawn uniformly: a unit's have a squared
+    length of 1/3 on average, and those of two units are nearly orthogonal. A scale of 2 therefore
+    pulls this network to the authors' initial weights; one of 1/3 keeps it near its own.
 
     Attributes:
-      coefficient: the weight of the terms; the authors take 1e-3 or, on two of four suites, 1e-4.
+      coefficient: the weight of the terms; the authors use 1e-3 or, on two of four suites, 1e-4.
       scale: the squared length s; the authors' default is 2.
     """
+
+    needs_policy: ClassVar[bool] = True
 
     coefficient: float = field(1e-3, ge=0)
     scale: float = field(2.0, gt=0)
@@ -153,25 +168,25 @@ class Parseval(Intervention):
                 if path[-1] == "kernel":
                     kernel = _matrix(at(params, path))
                     units = kernel.shape[-1]
-                    away = kernel.T @ kernel - self.scale * jnp.eye(units)
-                    terms.append((64 / units) ** 2 * jnp.sum(jnp.square(away)))
+                    error = kernel.T @ kernel - self.scale * jnp.eye(units)
+                    terms.append((64 / units) ** 2 * jnp.sum(jnp.square(error)))
         return self.coefficient * sum(terms, jnp.zeros(()))
 
 
 class SpectralRegularization(Intervention):
-    """Draws each layer's largest singular value towards 1 (Lewandowski et al. 2024).
+    """Pulls each layer's largest singular value towards 1 (Lewandowski et al. 2024).
 
     Adds coefficient * sum over layers of (sigma_max(W)^power - 1)^2 + (||b||^power)^2 to the loss,
-    heads included. The scale of a normalisation is read as what multiplies each unit by itself,
-    and adds (|g|^power - 1)^2 for each; its offset counts as a bias.
+    heads included. The scale of a normalization is treated as a separate factor of each unit and
+    adds (|g|^power - 1)^2 for each; its offset counts as a bias.
 
-    sigma_max comes from power iteration: a right singular vector v is kept for each kernel, found
-    by 100 iterations at first and refined by one after every gradient step. sigma = ||W v|| with v
-    held constant, whose gradient is u v^T, that of sigma_max where v has converged. What redraws
-    weights leaves v behind for some steps, in which sigma is too small and never too large.
+    sigma_max is computed by power iteration: a right singular vector v is kept for each kernel,
+    initialized by 100 iterations and refined by one after every gradient step. sigma = ||W v|| with
+    v held constant has the gradient u v^T, that of sigma_max once v has converged. After other
+    methods redraw weights v is inaccurate for some steps; sigma is then too small, never too large.
 
     Attributes:
-      coefficient: the weight of the terms; no published value for PPO is known to us.
+      coefficient: the weight of the terms; we know of no published value for PPO.
       power: the exponent k of the norms.
     """
 
@@ -179,7 +194,7 @@ class SpectralRegularization(Intervention):
     power: int = static_field(2, ge=1)
 
     def init(self, train_state: TrainState, context: Context) -> State:
-        """A unit vector for each kernel, by layer: [outputs]."""
+        """Returns a unit vector [outputs] for each kernel, by layer."""
         vectors = {}
         effective = context.effective_params(train_state.params)
         for i, (layer, leaves) in enumerate(_linear(effective).items()):
@@ -215,9 +230,9 @@ class SpectralRegularization(Intervention):
 
 
 class L2Norm(Intervention):
-    """AdamW's decoupled decay: theta <- theta - learning_rate * decay * theta at every step.
+    """Decays weights decoupled from the gradient, as AdamW does (Loshchilov & Hutter 2019).
 
-    Loshchilov & Hutter (2019).
+    theta <- theta - learning_rate * decay * theta at every gradient step.
 
     Attributes:
       decay: the weight decay.
@@ -234,11 +249,11 @@ def _sorted(tensor: Array) -> Array:
     return jnp.sort(tensor.reshape(-1))
 
 
-def _from_match(tensor: Array, target: Array) -> Array:
-    """Each entry's way from that of the sorted `target` [n] which has its rank. [n].
+def _difference_of_sorted(tensor: Array, target: Array) -> Array:
+    """Computes each entry's difference to the entry of equal rank of the sorted `target` [n]. [n].
 
-    Its squares are those of sort(tensor) - target, and so is their gradient, but that entries
-    which are equal share the middle of what they are matched with.
+    The sum of its squares, and the gradient of that, are those of sort(tensor) - target, in the
+    order of `tensor`. Entries that are equal get the mean of the first and last target matched.
     """
     ordinals = _ordinals(tensor.reshape(-1))
     in_order = jnp.sort(ordinals)
@@ -248,32 +263,32 @@ def _from_match(tensor: Array, target: Array) -> Array:
 
 
 def _ordinals(numbers: Array) -> Array:
-    """Unsigned integers in the order of the numbers; a CPU sorts them six times as fast."""
-    kind = jnp.dtype(f"uint{numbers.dtype.itemsize * 8}")
-    sign = jnp.asarray(1 << (numbers.dtype.itemsize * 8 - 1), kind)
-    bits = jax.lax.bitcast_convert_type(numbers + 0.0, kind)  # of -0.0 and 0.0 the same
+    """Maps floats to unsigned integers of equal order, which a CPU sorts six times as fast."""
+    dtype = jnp.dtype(f"uint{numbers.dtype.itemsize * 8}")
+    sign = jnp.asarray(1 << (numbers.dtype.itemsize * 8 - 1), dtype)
+    bits = jax.lax.bitcast_convert_type(numbers + 0.0, dtype)  # -0.0 becomes 0.0
     return jnp.where(bits < sign, bits | sign, ~bits)
 
 
 def _linear(params: Params) -> dict[str, Params]:
-    """The layers that have a kernel, heads included, by name."""
+    """Returns the layers that have a kernel, heads included, by name."""
     return {name: leaves for name, leaves in by_layer(params).items() if "kernel" in leaves}
 
 
 def _matrix(kernel: Array) -> Array:
-    """A kernel as the matrix from all that a unit sees to the units."""
+    """Reshapes a kernel to a matrix [inputs of a unit, units]."""
     return kernel.reshape(-1, kernel.shape[-1])
 
 
 def _power_iteration(kernel: Array, vector: Array) -> Array:
-    """One step of `vector` [outputs] towards the singular vector; the same where there is none."""
-    turned = kernel.T @ (kernel @ vector)
-    length = _norm(turned)
-    return jnp.where(length > 0, turned / jnp.where(length > 0, length, 1.0), vector)
+    """Makes a step of `vector` [outputs] to the singular vector; returns it if W v is 0."""
+    product = kernel.T @ (kernel @ vector)
+    length = _norm(product)
+    return jnp.where(length > 0, product / jnp.where(length > 0, length, 1.0), vector)
 
 
 def _norm(tree: Params) -> Array:
-    """The 2-norm of all entries together, with gradient 0 where all of them are 0."""
+    """Computes the 2-norm of all entries together, with gradient 0 where all of them are 0."""
     squared = optax.tree.norm(tree, squared=True)
-    moved = squared > 0
-    return jnp.where(moved, jnp.sqrt(jnp.where(moved, squared, 1.0)), 0.0)
+    nonzero = squared > 0
+    return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, squared, 1.0)), 0.0)

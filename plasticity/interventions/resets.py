@@ -1,4 +1,4 @@
-"""Interventions that begin something anew: weights, wholly or by a share, or the optimiser."""
+"""Interventions that reset weights, in whole or in part, or the optimizer's state."""
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,23 @@ from plasticity.interventions.base import (
 from plasticity.networks import Params, depth_of, layer_index
 from plasticity.struct import field, static_field
 
+__all__ = [
+    "HareTortoise",
+    "ResetAll",
+    "ResetFinal",
+    "ResetLayers",
+    "ResetOptimizer",
+    "ShrinkPerturb",
+    "SoftShrinkPerturb",
+]
+
 
 class ResetAll(Intervention):
-    """Draws every parameter anew at each shift: the upper control, with no past at all.
+    """Redraws every parameter at each shift: the upper control, which keeps nothing learned.
 
-    The optimiser's state begins anew as well. Running statistics of what is seen and earned, where
-    an agent has them, go on unless `agent.reset_statistics` is on, and so does a predictor unless
-    this is among `rnd.intervention` too.
+    The optimizer's state is reset as well. Running statistics of observations and rewards, where
+    the agent has them, are kept unless `agent.reset_statistics` is on. So is the predictor of an
+    intrinsic reward, unless this method is in `intrinsic.intervention` too.
     """
 
     def on_shift(
@@ -33,30 +43,31 @@ class ResetAll(Intervention):
 
 
 class ResetFinal(Intervention):
-    """Draws the policy's and the value's heads anew at each shift (Nikishin et al. 2022).
+    """Redraws the policy's and the value's heads at each shift (Nikishin et al. 2022).
 
-    Those that a method has added are drawn as well. Their moments are cleared; the torso's, and
-    Adam's count, are left as they are. The paper resets at an interval: see `ResetLayers`.
+    Heads that a method has added are redrawn as well. The heads' moments are set to zero; the
+    torso's moments and Adam's count are kept. The paper resets at an interval: see `ResetLayers`.
     """
 
     def on_shift(
         self, state: State, train_state: TrainState, context: Context
     ) -> tuple[State, TrainState]:
-        return state, _redrawn(train_state, last_layers(train_state.params, 1), True, context)
+        return state, _redraw(train_state, last_layers(train_state.params, 1), True, context)
 
 
 class ResetLayers(Intervention):
-    """Draws the last layers anew at an interval, whatever the task does (Nikishin et al. 2022).
+    """Redraws the last layers at an interval, independent of shifts (Nikishin et al. 2022).
 
-    The heads together are the last layer; then comes the last hidden layer, of each torso where
-    there are two, with what normalises and follows it, and so on. The moments of what is drawn
-    anew are cleared; the others' are kept, and so is Adam's count. The paper's agents learn
-    again from their replay buffers; PPO has none, and has to begin with the next rollout.
+    The heads together count as the last layer. The last hidden layer comes before them, in each
+    torso where there are two, with its normalization and the parameters of its activation, and so
+    on. Moments of redrawn parameters are set to zero; other moments and Adam's count are kept. The
+    paper's agents relearn from their replay buffers; PPO has none, and must relearn from the next
+    rollouts.
 
     Attributes:
-      last: how many layers; if there are no more than that, all.
-      every: PPO updates from one reset to the next. 200 are at the study's setting about the 2e5
-        environment steps after which the authors' SAC is reset as a whole.
+      last: how many layers; all if there are no more.
+      every: updates of the agent between two resets. 200 are about 2e5 environment steps at the
+        study's setting, after which the authors' SAC is reset as a whole.
     """
 
     last: int = static_field(1, ge=1)
@@ -66,23 +77,21 @@ class ResetLayers(Intervention):
         self, state: State, train_state: TrainState, rollout: Rollout, context: Context
     ) -> tuple[State, TrainState]:
         due = (context.update + 1) % self.every == 0
-        return state, _redrawn(
-            train_state, last_layers(train_state.params, self.last), due, context
-        )
+        return state, _redraw(train_state, last_layers(train_state.params, self.last), due, context)
 
 
 class ResetOptimizer(Intervention):
-    """Begins the optimiser's whole state anew, moments and Adam's count (Asadi et al. 2023).
+    """Resets the whole optimizer state, moments and Adam's count (Asadi et al. 2023).
 
-    At every shift, and at an interval if there is one; no parameter is touched. The paper does so
-    whenever the target network changes; for PPO the like of that is a new rollout. At a shift the
-    trainer does it anyway, under every method, unless `agent.reset_optimizer` is off: without an
-    interval this is then `warm_start`. Adam's first step after it is about the learning rate for
-    every weight, whatever its gradient. All that an optimiser keeps begins anew, the key of one
-    that draws noise included.
+    At every shift, and at an interval if `every` is set; no parameter is changed. The paper resets
+    whenever the target network changes; the equivalent for PPO is a new rollout. At a shift every
+    method's optimizer is reset anyway, unless `agent.reset_optimizer` is off: without an interval
+    this method then equals `warm_start`. Adam's first step after a reset is about the learning rate
+    for every weight, whatever its gradient. Everything in the optimizer's state is reset, the step
+    count that noise is drawn with included.
 
     Attributes:
-      every: PPO updates from one reset to the next; 0 for shifts alone.
+      every: updates of the agent between two resets; 0 for shifts alone.
     """
 
     every: int = field(0, kind=int, ge=0)
@@ -91,9 +100,9 @@ class ResetOptimizer(Intervention):
         self, state: State, train_state: TrainState, rollout: Rollout, context: Context
     ) -> tuple[State, TrainState]:
         due = (self.every > 0) & ((context.update + 1) % jnp.maximum(self.every, 1) == 0)
-        anew = context.optimizer.init(train_state.params)
+        initial = context.optimizer.init(train_state.params)
         opt_state = jax.tree.map(
-            lambda new, old: jnp.where(due, new, old), anew, train_state.opt_state
+            lambda new, old: jnp.where(due, new, old), initial, train_state.opt_state
         )
         return state, train_state._replace(opt_state=opt_state)
 
@@ -104,21 +113,22 @@ class ResetOptimizer(Intervention):
 
 
 class HareTortoise(Intervention):
-    """Sets the network back to the moving average of its weights now and then (Lee et al. 2024).
+    """Sets the network to the moving average of its weights at an interval (Lee et al. 2024).
 
     After every gradient step tortoise <- decay * tortoise + (1 - decay) * hare, where the hare is
-    the network that learns; the tortoise begins as its copy. At an interval the hare takes the
-    tortoise's weights, after the update, so that what learns from a rollout has made it. The hare
-    acts, as PPO is on-policy. Its moments are left as they are, as in the authors' code.
+    the trained network; the tortoise starts as its copy. At an interval the hare is set to the
+    tortoise's weights. This happens after the update, so that the network that learns from a
+    rollout has collected it. The hare acts, as PPO is on-policy. Its moments are kept, as in the
+    authors' code.
 
-    Nothing happens at a shift: the tortoise carries on, as in the authors' code, and brings back
-    some of what another method has reset there.
+    Nothing happens at a shift: the tortoise is kept, as in the authors' code, and brings back some
+    of what another method has reset there.
 
     Attributes:
-      decay: of the average, a gradient step.
-      every: PPO updates from one return to the next. If these are far fewer than 1 / (1 - decay)
-        gradient steps, the hare is held near where it was and merely slowed; the default are as
-        many as that at the study's 51 steps an update.
+      decay: the decay of the average per gradient step.
+      every: updates of the agent between two such resets. If they are far fewer than
+        1 / (1 - decay) gradient steps, the hare stays near its last position and is merely slowed
+        down. The default is about that many at the study's 51 gradient steps per update.
     """
 
     decay: float = field(0.999, ge=0, le=1)
@@ -146,13 +156,14 @@ class HareTortoise(Intervention):
 
 
 class ShrinkPerturb(Intervention):
-    """theta <- shrink * theta + perturb * theta_fresh at each shift (Ash & Adams 2020).
+    """Shrinks all weights and adds a share of newly drawn ones at each shift (Ash & Adams 2020).
 
-    The optimiser's moments are left as they are.
+    theta <- shrink * theta + perturb * theta_new, with theta_new drawn from the initial
+    distribution. The optimizer's moments are kept.
 
     Attributes:
-      shrink: what is kept of the parameters.
-      perturb: the share of a draw from the initial distribution that is added.
+      shrink: the factor of the current parameters.
+      perturb: the factor of the newly drawn parameters.
     """
 
     shrink: float = field(0.5, ge=0, le=1)
@@ -169,13 +180,13 @@ class ShrinkPerturb(Intervention):
 
 
 class SoftShrinkPerturb(Intervention):
-    """theta <- (1 - rate) * theta + rate * theta_fresh after every gradient step.
+    """Mixes in a share of newly drawn weights after every gradient step (Juliani & Ash 2024).
 
-    A fresh network is drawn for each step (Juliani & Ash 2024). The optimiser's moments are
-    left as they are.
+    theta <- (1 - rate) * theta + rate * theta_new, with a new network drawn from the initial
+    distribution for each step. The optimizer's moments are kept.
 
     Attributes:
-      rate: the share of the fresh network.
+      rate: the share of the newly drawn parameters.
     """
 
     rate: float = field(1e-6, ge=0, le=1)
@@ -192,31 +203,31 @@ class SoftShrinkPerturb(Intervention):
 
 
 def last_layers(params: Params, last: int) -> Params:
-    """Which parameters belong to the last layers: a tree like them of bools.
+    """Returns which parameters belong to the last layers: a tree like `params`, of bools.
 
     Args:
       params: the parameters.
       last: how many layers; the heads together are the last one.
     """
 
-    def all_of(part: Params, chosen: bool) -> Params:
-        return jax.tree.map(lambda _: chosen, part)
+    def fill(part: Params, value: bool) -> Params:
+        return jax.tree.map(lambda _: value, part)
 
-    def of_torso(torso: Params) -> Params:
+    def mask_torso(torso: Params) -> Params:
         first = depth_of(torso) + 1 - last
-        return {name: all_of(layer, layer_index(name) >= first) for name, layer in torso.items()}
+        return {name: fill(layer, layer_index(name) >= first) for name, layer in torso.items()}
 
     return {
-        name: of_torso(part) if name in ("torso", "value_torso") else all_of(part, last > 0)
+        name: mask_torso(part) if name in ("torso", "value_torso") else fill(part, last > 0)
         for name, part in params.items()
     }
 
 
-def _redrawn(
-    train_state: TrainState, chosen: Params, due: Array | bool, context: Context
+def _redraw(
+    train_state: TrainState, mask: Params, due: Array | bool, context: Context
 ) -> TrainState:
-    """The learner with the parameters chosen drawn anew, if that is due, and their moments 0."""
-    touched = jax.tree.map(lambda choice: choice & jnp.asarray(due), chosen)
+    """Redraws the parameters that `mask` marks and sets their moments to zero, if that is due."""
+    mask = jax.tree.map(lambda marked: marked & jnp.asarray(due), mask)
     fresh = context.init_params(context.key)
-    params = jax.tree.map(jnp.where, touched, fresh, train_state.params)
-    return TrainState(params, reset_moments(train_state, touched, context))
+    params = jax.tree.map(jnp.where, mask, fresh, train_state.params)
+    return TrainState(params, reset_moments(train_state, mask, context))

@@ -1,7 +1,7 @@
-"""Interventions that bring single units back to life."""
+"""Interventions that reset single units: those that are dormant, useless or without gradient."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,25 @@ from plasticity.interventions.base import (
 from plasticity.networks import Params, at, connections
 from plasticity.struct import field, static_field
 
+__all__ = ["ContinualBackprop", "ReDo", "ReGraMa", "SelfNormalizedResets"]
+
 
 class ReDo(Intervention):
     """Recycles dormant units at an interval (Sokar et al. 2023).
 
     A unit is dormant if its mean absolute activation over the rollout is at most `tau` times the
-    mean of that over its layer. What leads into it is drawn anew, norms and biases included;
-    what leads out of it becomes zero, so that nothing changes downstream at first; the
-    optimiser's moments of all these are cleared. Where the activation widens, as concatenated
-    ReLU does, a unit is all that comes of one input. All layers are judged before any is changed.
+    layer's mean of that. Its incoming weights are redrawn, norms and biases included. Its outgoing
+    weights are set to zero, so that later layers are not affected at first. The optimizer's moments
+    of all these are set to zero. Where the activation function widens a layer, as concatenated ReLU
+    does, a unit comprises all activations of one preactivation. All layers are evaluated before any
+    is changed.
 
     Attributes:
       tau: the threshold.
-      every: PPO updates from one recycling to the next.
+      every: updates of the agent between two resets.
     """
+
+    needs_policy: ClassVar[bool] = True
 
     tau: float = field(0.025, ge=0)
     every: int = field(10, kind=int, ge=1)
@@ -41,65 +46,69 @@ class ReDo(Intervention):
     def after_update(
         self, state: State, train_state: TrainState, rollout: Rollout, context: Context
     ) -> tuple[State, TrainState]:
-        observations = rollout.batch.observation
+        observation = rollout.batch.observation
         due = (context.update + 1) % self.every == 0
 
-        def recycled() -> TrainState:
+        def recycle_dormant() -> TrainState:
             dormant = {}
-            for layer, x in context.apply(train_state.params, observations).activations.items():
+            for layer, x in context.apply(train_state.params, observation).activations.items():
                 activity = _by_unit(jnp.mean(jnp.abs(_rows(x)), axis=0), train_state.params, layer)
                 activity = activity.mean(axis=0)
                 dormant[layer] = activity <= self.tau * jnp.mean(activity)
             return recycle(train_state, dormant, context)
 
-        return state, jax.lax.cond(due, recycled, lambda: train_state)
+        return state, jax.lax.cond(due, recycle_dormant, lambda: train_state)
 
 
-class Usefulness(NamedTuple):
-    """What continual backpropagation knows of a hidden layer."""
+class UnitUtility(NamedTuple):
+    """The state of continual backpropagation for a hidden layer."""
 
     age: Array  # int32 [units]: gradient steps since each was drawn
-    utility: Array  # [units]: the running contribution, not corrected for its start at zero
-    owed: Array  # []: units to replace, of which less than one is carried on
+    utility: Array  # [units]: the running average, before bias correction
+    num_to_replace: Array  # []: the accumulated number, of which the fraction is carried over
 
 
 class ContinualBackprop(Intervention):
     """Replaces a small share of the mature units at every step, the least useful first.
 
-    Dohare et al. (2021), in the form of Dohare et al. (2024). After a gradient step, with h the
-    activations of its minibatch and w the weights after it, a unit's utility is
+    Continual backpropagation (Dohare et al. 2021), in the form of Dohare et al. (2024). After a
+    gradient step, with h the activations on its minibatch and w the weights after it, a unit's
+    utility is
 
       u <- decay * u + (1 - decay) * mean|h| * sum|w_out|
 
-    corrected as 1 / (1 - decay^age), and those older than `maturity` may be replaced. Each layer
-    adds `replacement_rate` times their number to what it owes, and replaces as many as there are
-    whole ones in that. What leads into a unit replaced is drawn anew, norms and biases included
-    (the published code has zero for the bias); what leads out of it becomes zero; the
-    optimiser's moments of all these are cleared (those of the published PPO are not); utility and
-    age begin again at zero. A torso that policy and value share has w_out in both heads; where the
-    activation widens, a unit's utility is the sum over what comes of it.
+    with bias correction 1 / (1 - decay^age). Units older than `maturity` may be replaced. Each
+    layer adds `replacement_rate` times their number to an accumulator, and replaces as many units
+    as its whole part. The incoming weights of a replaced unit are redrawn, norms and biases
+    included (the published code sets the bias to zero). Its outgoing weights are set to zero. The
+    optimizer's moments of all these are set to zero (the published PPO keeps them). Its utility
+    and age are set to zero. In a torso that policy and value share, w_out counts both heads. Where
+    the activation function widens a layer, a unit's utility is the sum over its activations.
 
-    The mean activation is not handed on to the next layer's bias, which the 2021 paper has and the
-    published code leaves without effect. Nor does that carry on what a layer owes: it replaces one
-    unit with that probability. A weight between two units replaced is zero here and drawn anew
-    there. The defaults are those of its PPO, which had weight decay beside it: see `L2`. Ages are
-    gradient steps: in a life of fewer than `maturity` nothing happens at all. What another method
-    redraws keeps its age and utility. A single run draws a network in the steps that replace a
-    unit; stacked runs draw one in every step, as `recycle` says, and so cost more.
+    The mean activation is not added to the next layer's bias: the 2021 paper does so, and in the
+    published code it has no effect. The published code has no accumulator either: it replaces one
+    unit with the probability of the fraction. A weight between two replaced units is zero here and
+    redrawn there. The defaults are those of the published PPO, which used weight decay as well: see
+    `L2`. Ages are gradient steps: in a run of fewer than `maturity` the method does nothing. Units
+    that another method redraws keep their age and utility. A single run draws a network only in
+    steps that replace a unit; stacked runs draw one in every step (see `recycle`), which costs
+    more.
 
     Attributes:
       replacement_rate: the share of the mature units replaced at each step.
-      maturity: the gradient steps for which a new unit is safe.
-      decay: of the running utility.
+      maturity: the gradient steps during which a new unit is not replaced.
+      decay: the decay of the running utility.
     """
+
+    needs_policy: ClassVar[bool] = True
 
     replacement_rate: float = field(1e-4, ge=0, le=1)
     maturity: int = field(10_000, kind=int, ge=0)
     decay: float = field(0.99, ge=0, lt=1)
 
     def init(self, train_state: TrainState, context: Context) -> State:
-        def new(units: int) -> Usefulness:
-            return Usefulness(jnp.zeros(units, jnp.int32), jnp.zeros(units), jnp.zeros(()))
+        def new(units: int) -> UnitUtility:
+            return UnitUtility(jnp.zeros(units, jnp.int32), jnp.zeros(units), jnp.zeros(()))
 
         return {
             layer: new(units_of(train_state.params, layer))
@@ -109,74 +118,77 @@ class ContinualBackprop(Intervention):
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
     ) -> tuple[State, TrainState]:
-        after, replaced = {}, {}
+        new_state, replaced = {}, {}
         effective = context.effective_params(train_state.params)
         for layer, x in step.activations.items():
             age = state[layer].age + 1
-            size = jnp.mean(jnp.abs(_rows(x)), axis=0)
-            contribution = size * _outgoing(effective, layer, len(size))
-            now = _by_unit(contribution, train_state.params, layer).sum(axis=0)
-            utility = self.decay * state[layer].utility + (1 - self.decay) * now
+            activity = jnp.mean(jnp.abs(_rows(x)), axis=0)
+            product = activity * _outgoing_magnitudes(effective, layer, len(activity))
+            contribution = _by_unit(product, train_state.params, layer).sum(axis=0)
+            utility = self.decay * state[layer].utility + (1 - self.decay) * contribution
             mature = age > self.maturity
-            owed = state[layer].owed + self.replacement_rate * jnp.sum(mature)
+            number = state[layer].num_to_replace + self.replacement_rate * jnp.sum(mature)
             order = jnp.where(mature, utility / (1 - self.decay**age), jnp.inf)
-            rank = jnp.argsort(jnp.argsort(order))  # of equal ones the first goes first
-            chosen = replaced[layer] = mature & (rank < jnp.floor(owed))
-            after[layer] = Usefulness(
+            rank = jnp.argsort(jnp.argsort(order))  # ties: the first unit goes first
+            chosen = replaced[layer] = mature & (rank < jnp.floor(number))
+            new_state[layer] = UnitUtility(
                 age=jnp.where(chosen, 0, age),
                 utility=jnp.where(chosen, 0.0, utility),
-                owed=owed - jnp.floor(owed),
+                num_to_replace=number - jnp.floor(number),
             )
-        return after, recycle(train_state, replaced, context)
+        return new_state, recycle(train_state, replaced, context)
 
 
-class Firing(NamedTuple):
-    """What self-normalised resets know of a hidden layer."""
+class FiringHistory(NamedTuple):
+    """The state of self-normalized resets for a hidden layer."""
 
-    silent: Array  # int32 [units]: gradient steps since each last fired
-    counts: Array  # int32 [units, bins]: how many silences there were of each length
+    silent_steps: Array  # int32 [units]: gradient steps since each last fired
+    counts: Array  # int32 [units, bins]: the number of past inter-firing times in each bin
 
 
-# The shortest silence of each bin: every length to 7, then four to an octave, the last one open.
-_SHORTEST = np.unique([0, *np.round(np.geomspace(1, 2**16, 4 * 16 + 1))]).astype(np.int32)
-_SHORTEST_OF_NEXT = np.append(_SHORTEST[1:], np.iinfo(np.int32).max)
+# Edges of the bins: every length up to 7, then four bins per octave, the last one open.
+_BIN_START = np.unique([0, *np.round(np.geomspace(1, 2**16, 4 * 16 + 1))]).astype(np.int32)
+_BIN_END = np.append(_BIN_START[1:], np.iinfo(np.int32).max)
 
 
 class SelfNormalizedResets(Intervention):
-    """Resets a unit that is silent for longer than its own past explains.
+    """Resets units that have not fired for unusually long, by their own past.
 
-    Farias & Jozefiak (2025). A silence is the time between two firings of a unit. With A those of
-    its past and a the one under way, it is reset when P(A >= a) <= threshold. The clock is the
-    gradient step, as in the published code: a unit fires if any activation of the minibatch is
-    positive, and one that fires twice running has been silent for 0 steps. Of the silences of a
-    unit that is well, so long or short, up to a share of `threshold` end in a reset all the same;
-    one that has always fired is reset when it first fails to. Where activations are seldom or
-    never all negative (concatenated ReLU, sines and cosines, tanh), little or nothing is reset.
+    Self-normalized resets (Farias & Jozefiak 2025). The inter-firing time is the number of steps
+    between two firings in which a unit was silent. With A those of the unit's past and a the
+    current one, it is reset when P(A >= a) <= threshold. Time is counted in gradient steps, as in
+    the published code: a unit fires if any activation on the minibatch is positive, and one that
+    fires twice in a row has an inter-firing time of 0. Of the inter-firing times of a healthy unit,
+    whatever their length, up to a share of `threshold` end in a reset all the same. A unit that has
+    always fired is reset when it first fails to. Where activations are seldom or never all negative
+    (concatenated ReLU, sines and cosines, tanh), few or no units are reset.
 
-    P is (1 + #{A >= a}) / (1 + #A), the silence under way being counted as one of its kind, as in
-    a rank test: a unit must have known 1 / threshold - 1 silences before it can be reset, and
-    one that never fired is left alone. (The published code waits for a fixed time there; it takes
-    the percentile anew at long intervals, of silences other than 0.) The past is a histogram:
-    a falls into a bin, at most a quarter as wide as it is long, and counts as that bin's
-    beginning, so that a reset may come late but never early; 65,536 steps and more are one bin.
-    A reset ends a silence, which is entered like another; the rest of the past is kept, also
-    where another method redraws the unit.
+    P is (1 + #{A >= a}) / (1 + #A): the current time counts as one of the sample, as in a rank
+    test. A unit must therefore have 1 / threshold - 1 past inter-firing times before it can be
+    reset, and one that has never fired is not reset. (The published code waits for a fixed time in
+    that case; it recomputes the percentile at long intervals, of times other than 0.) The past is
+    kept as a histogram: a falls into a bin, at most a quarter as wide as a is long, and counts as
+    the bin's start, so that a reset may come late but never early. 65,536 steps and more are one
+    bin. A reset ends an inter-firing time, which is counted like any other. The rest of the past is
+    kept, also where another method redraws the unit.
 
-    What leads into the unit is drawn anew, norms and biases included; what leads out of it
-    becomes zero; the optimiser's moments of all these are cleared. A single run draws a network
-    in the steps that reset a unit; stacked runs draw one in every step, as `recycle` says, and so
-    cost more.
+    The incoming weights of the unit are redrawn, norms and biases included; its outgoing weights
+    are set to zero, and so are the optimizer's moments of all these. A single run draws a network
+    only in steps that reset a unit; stacked runs draw one in every step (see `recycle`), which
+    costs more.
 
     Attributes:
-      threshold: the probability at which a silence is too long.
+      threshold: the probability at which a unit has been silent for too long.
     """
+
+    needs_policy: ClassVar[bool] = True
 
     threshold: float = field(0.01, ge=0, lt=1)
 
     def init(self, train_state: TrainState, context: Context) -> State:
-        def new(units: int) -> Firing:
-            counts = jnp.zeros((units, len(_SHORTEST)), jnp.int32)
-            return Firing(jnp.zeros(units, jnp.int32), counts)
+        def new(units: int) -> FiringHistory:
+            counts = jnp.zeros((units, len(_BIN_START)), jnp.int32)
+            return FiringHistory(jnp.zeros(units, jnp.int32), counts)
 
         return {
             layer: new(units_of(train_state.params, layer))
@@ -186,49 +198,51 @@ class SelfNormalizedResets(Intervention):
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
     ) -> tuple[State, TrainState]:
-        after, reset = {}, {}
+        new_state, reset = {}, {}
         for layer, x in step.activations.items():
             fires = _by_unit(jnp.any(_rows(x) > 0, axis=0), train_state.params, layer).any(axis=0)
-            silent = state[layer].silent + ~fires
+            silent_steps = state[layer].silent_steps + ~fires
             counts = state[layer].counts
-            as_long = silent[:, None] < _SHORTEST_OF_NEXT
-            longer = jnp.sum(jnp.where(as_long, counts, 0), axis=1)
-            probability = (1 + longer) / (1 + jnp.sum(counts, axis=1))
+            at_least_as_long = silent_steps[:, None] < _BIN_END
+            num_longer = jnp.sum(jnp.where(at_least_as_long, counts, 0), axis=1)
+            probability = (1 + num_longer) / (1 + jnp.sum(counts, axis=1))
             chosen = reset[layer] = ~fires & (probability <= self.threshold)
             ends = fires | chosen
-            entered = ends[:, None] & as_long & (silent[:, None] >= _SHORTEST)
-            after[layer] = Firing(jnp.where(ends, 0, silent), counts + entered)
-        return after, recycle(train_state, reset, context)
+            counted = ends[:, None] & at_least_as_long & (silent_steps[:, None] >= _BIN_START)
+            new_state[layer] = FiringHistory(jnp.where(ends, 0, silent_steps), counts + counted)
+        return new_state, recycle(train_state, reset, context)
 
 
 class ReGraMa(Intervention):
-    """Resets units that hardly get a gradient, at an interval (Liu et al. 2025).
+    """Resets units with little gradient at an interval (Liu et al. 2025).
 
     A unit is inactive if the mean over its incoming weights of |dL/dw| is at most `tau` times the
-    mean of that over its layer. L is the whole loss of a minibatch, what other methods add
-    included, its gradient before clipping; its absolute value is averaged over the minibatches of
-    the update after which the units are judged. These weights are what the published code is
-    reported to measure; the paper's equation has the unit's activation in their place, whose
-    gradient need not vanish where the unit is dead. Biases and norms do not count. All units of a
-    layer without gradient are inactive.
+    layer's mean of that. L is the whole loss of a minibatch, terms of other methods included, and
+    its gradient is taken before clipping; absolute values are averaged over the minibatches of the
+    update after which units are reset. The published code is reported to measure these weights; the
+    paper's equation has the gradient with respect to the unit's activation instead, which need not
+    vanish where the unit is dead. Biases and norms do not count. All units of a layer without
+    gradient are inactive.
 
-    What leads into an inactive unit is drawn anew, norms and biases included, and what leads out
-    of it becomes zero, as in ReDo and as the paper is reported to say; the published code is
-    reported to leave the latter alone. The optimiser's moments of what changes are cleared. The
-    interval is that of ReDo here, not the paper's.
+    The incoming weights of an inactive unit are redrawn, norms and biases included. Its outgoing
+    weights are set to zero, as in ReDo and as the paper is reported to say; the published code is
+    reported to keep them. The optimizer's moments of changed weights are set to zero. The default
+    interval is that of `ReDo` here, not the paper's.
 
     Attributes:
       tau: the threshold.
-      every: PPO updates from one reset to the next.
-      clear_outgoing: whether what leads out becomes zero.
+      every: updates of the agent between two resets.
+      clear_outgoing: whether outgoing weights are set to zero.
     """
+
+    needs_policy: ClassVar[bool] = True
 
     tau: float = field(0.01, ge=0)
     every: int = field(10, kind=int, ge=1)
     clear_outgoing: bool = static_field(True)
 
     def init(self, train_state: TrainState, context: Context) -> State:
-        """The sum over the minibatches of this update; the ratio needs no mean."""
+        """Returns zeros: |dL/dw| of each unit, summed over minibatches; the ratio needs no mean."""
         return {
             layer: jnp.zeros(units_of(train_state.params, layer))
             for layer in connections(train_state.params)
@@ -237,8 +251,7 @@ class ReGraMa(Intervention):
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
     ) -> tuple[State, TrainState]:
-
-        def of_units(layer: str) -> Array:
+        def magnitudes(layer: str) -> Array:
             kernels = [
                 _rows(at(step.gradients, path))
                 for path in connections(train_state.params)[layer].incoming
@@ -246,88 +259,88 @@ class ReGraMa(Intervention):
             ]
             return jnp.mean(jnp.abs(jnp.concatenate(kernels)), axis=0)
 
-        return {layer: total + of_units(layer) for layer, total in state.items()}, train_state
+        return {layer: total + magnitudes(layer) for layer, total in state.items()}, train_state
 
     def after_update(
         self, state: State, train_state: TrainState, rollout: Rollout, context: Context
     ) -> tuple[State, TrainState]:
         due = (context.update + 1) % self.every == 0
         inactive = {
-            layer: due & (size <= self.tau * jnp.mean(size)) for layer, size in state.items()
+            layer: due & (total <= self.tau * jnp.mean(total)) for layer, total in state.items()
         }
         train_state = recycle(train_state, inactive, context, outgoing=self.clear_outgoing)
         return jax.tree.map(jnp.zeros_like, state), train_state
 
 
 def units_of(params: Params, layer: str) -> int:
-    """How many units a hidden layer has: the outputs of its linear part."""
+    """Returns the number of units of a hidden layer: the outputs of its linear part."""
     return int(at(params, connections(params)[layer].incoming[0]).shape[-1])
 
 
 def recycle(
     train_state: TrainState, chosen: Mapping[str, Array], context: Context, *, outgoing: bool = True
 ) -> TrainState:
-    """Draws anew what leads into the units chosen and clears what leads out, moments included.
+    """Redraws incoming and clears outgoing weights of the chosen units, moments included.
 
-    A single run does nothing where no unit is chosen. In stacked runs (`vmap`) the condition
-    becomes a choice between two results: each call draws a network.
+    A single run computes nothing if no unit is chosen. In stacked runs (`vmap`) the condition
+    becomes a selection between two results: each call draws a network.
 
     Args:
       train_state: parameters and optimizer before.
       chosen: for each hidden layer which units, bool [units].
-      context: for fresh parameters, and the optimiser.
-      outgoing: whether to clear what leads out; if not, it stays as it is, moments included.
+      context: for newly drawn parameters, and the optimizer.
+      outgoing: whether to set outgoing weights to zero; if not, they and their moments are kept.
 
     Returns:
-      The train state after; where `outgoing`, a weight from one unit chosen to another is zero.
+      The train state after. If `outgoing`, a weight from one chosen unit to another is zero.
     """
     paths = connections(train_state.params)
 
-    def recycled() -> TrainState:
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), train_state.params)
-        redrawn = cut = nothing
-        for layer, mask in chosen.items():
+    def changed() -> TrainState:
+        no_mask = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), train_state.params)
+        redrawn = cleared = no_mask
+        for layer, units in chosen.items():
             for path in paths[layer].incoming:
-                redrawn = _set(redrawn, path, jnp.broadcast_to(mask, at(nothing, path).shape))
+                redrawn = _set(redrawn, path, jnp.broadcast_to(units, at(no_mask, path).shape))
             for path in paths[layer].outgoing if outgoing else ():
-                shape = at(nothing, path).shape
-                rows = jnp.tile(mask, shape[-2] // mask.size)[:, None]
-                cut = _set(cut, path, jnp.broadcast_to(rows, shape))
+                shape = at(no_mask, path).shape
+                rows = jnp.tile(units, shape[-2] // units.size)[:, None]
+                cleared = _set(cleared, path, jnp.broadcast_to(rows, shape))
 
-        def of_weight(old: Array, fresh: Array, redraw: Array, clear: Array) -> Array:
+        def select(old: Array, fresh: Array, redraw: Array, clear: Array) -> Array:
             return jnp.where(clear, 0.0, jnp.where(redraw, fresh, old))
 
         fresh = context.init_params(context.key)
-        params = jax.tree.map(of_weight, train_state.params, fresh, redrawn, cut)
-        touched = jax.tree.map(jnp.logical_or, redrawn, cut)
-        return TrainState(params, reset_moments(train_state, touched, context))
+        params = jax.tree.map(select, train_state.params, fresh, redrawn, cleared)
+        mask = jax.tree.map(jnp.logical_or, redrawn, cleared)
+        return TrainState(params, reset_moments(train_state, mask, context))
 
     any_chosen = jnp.any(jnp.concatenate(list(chosen.values())))
-    return jax.lax.cond(any_chosen, recycled, lambda: train_state)
+    return jax.lax.cond(any_chosen, changed, lambda: train_state)
 
 
-def _by_unit(activations: Array, params: Params, layer: str) -> Array:
-    """A layer's activations [activations] as those of each unit: [widening, units]."""
-    return activations.reshape(-1, units_of(params, layer))
+def _by_unit(x: Array, params: Params, layer: str) -> Array:
+    """Reshapes values per activation of a layer to values per unit, [widening, units]."""
+    return x.reshape(-1, units_of(params, layer))
 
 
-def _outgoing(params: Params, layer: str, activations: int) -> Array:
-    """The sum of the absolute weights out of each of a layer's activations. [activations]."""
+def _outgoing_magnitudes(params: Params, layer: str, activations: int) -> Array:
+    """Sums the absolute outgoing weights of each of a layer's activations. [activations]."""
     total = jnp.zeros(activations)
     for path in connections(params)[layer].outgoing:
         weights = jnp.moveaxis(jnp.abs(at(params, path)), -2, -1)
         sums = jnp.sum(weights.reshape(-1, weights.shape[-1]), axis=0)
-        # One that takes the stream of residual blocks takes what several activations are made of.
+        # A kernel on the stream of residual blocks has one row for several activations.
         total += jnp.tile(sums, -(-activations // len(sums))).reshape(-1, activations).sum(axis=0)
     return total
 
 
 def _rows(x: Array) -> Array:
-    """[..., units] as [rows, units]: an image's positions count like a batch's observations."""
+    """Reshapes [..., units] to [rows, units]: positions of an image count like observations."""
     return x.reshape(-1, x.shape[-1])
 
 
 def _set(tree: Params, path: tuple[str, ...], leaf: Array) -> Params:
-    """`tree` with another leaf at `path`."""
+    """Returns `tree` with another leaf at `path`."""
     name, *rest = path
     return {**tree, name: _set(tree[name], tuple(rest), leaf) if rest else leaf}

@@ -1,4 +1,4 @@
-"""Interventions that change the update rule, or put another in its place."""
+"""Interventions that change or replace the update rule."""
 
 import math
 from collections.abc import Sequence
@@ -23,17 +23,19 @@ from plasticity.networks import Params
 from plasticity.networks.linalg import after
 from plasticity.struct import SettingError, field, static_field
 
-Factors = tuple[Array, ...]  # of one parameter, for each of its axes: [n, n], or a diagonal [n]
+__all__ = ["TRAC", "UPGD", "AdamRel", "EqualBetas", "Kron"]
+
+Factors = tuple[Array, ...]  # of one parameter: for each axis a matrix [n, n] or a diagonal [n]
 
 
 class EqualBetas(Intervention):
     """Gives Adam's two averages the same decay (Dohare et al. 2023).
 
-    No entry of a step is then longer than the learning rate, however gradients grow. All else is
-    PPO's Adam.
+    No entry of a step then exceeds the learning rate, however much gradients grow. Otherwise Adam
+    is the agent's.
 
     Attributes:
-      beta: the decay, in the place of both.
+      beta: the decay of both averages.
     """
 
     beta: float = field(0.99, ge=0, lt=1)
@@ -49,62 +51,66 @@ class EqualBetas(Intervention):
 
 
 class AdamRel(Intervention):
-    """Begins Adam's time step again at 0 with every PPO update (Ellis et al. 2024).
+    """Resets Adam's time step to 0 with every update of the agent (Ellis et al. 2024).
 
-    The moments are kept; only the count in their bias corrections begins anew. That makes steps
-    shorter early in an update with Adam's usual coefficients, but longer with equal ones. What
-    has one objective, and so one local time, is a PPO update with all of its epochs. Other counts
-    in the optimiser's state go on.
+    The moments are kept; only the count in their bias corrections is reset. Steps early in an
+    update are then shorter with Adam's usual coefficients, but longer with equal ones. An update
+    with all of its epochs has one objective, and so one local time. Other counts in the optimizer's
+    state are kept.
     """
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
-        return optimizer._replace(wrappers=(*optimizer.wrappers, self._around))
+        return optimizer._replace(wrappers=(*optimizer.wrappers, self._require_adam))
 
-    def _around(self, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    def _require_adam(self, rule: optax.GradientTransformation) -> optax.GradientTransformation:
         state = jax.eval_shape(rule.init, {"kernel": jnp.zeros((1, 1))})
         if not any(map(_is_adam, jax.tree.leaves(state, is_leaf=_is_adam))):
-            raise SettingError("intervention", "AdamRel", "must have Adam, which another replaces")
+            raise SettingError(
+                "intervention",
+                type(self).__name__,
+                "must have Adam, which another method replaces",
+            )
         return rule
 
     def after_update(
         self, state: State, train_state: TrainState, rollout: Rollout, context: Context
     ) -> tuple[State, TrainState]:
-        def anew(part: Any) -> Any:
+        def reset_count(part: Any) -> Any:
             return part._replace(count=jnp.zeros_like(part.count)) if _is_adam(part) else part
 
-        opt_state = jax.tree.map(anew, train_state.opt_state, is_leaf=_is_adam)
+        opt_state = jax.tree.map(reset_count, train_state.opt_state, is_leaf=_is_adam)
         return state, train_state._replace(opt_state=opt_state)
 
 
 class TRACState(NamedTuple):
-    """What TRAC carries from step to step."""
+    """The state of TRAC, with n discounts."""
 
     base: optax.OptState  # of the rule that is scaled
-    displacement: Params  # the sum of that rule's changes
-    variance: Array  # [n], of each discount
+    displacement: Params  # the sum of that rule's updates
+    variance: Array  # [n]
     sigma: Array  # [n]
     scale: Array  # []
 
 
 class TRAC(Intervention):
-    """Scales the whole distance from a reference by a tuned factor (Muppidi et al. 2024).
+    """Scales the displacement from a reference by a tuned factor (Muppidi et al. 2024).
 
-    The base rule, Adam with its learning rate and decay, is evaluated at the parameters and sums
-    up its changes in a displacement D. With h the inner product of the clipped gradient and D,
-    before this step's change, each discount b has v <- b^2 v + h^2, sigma <- b sigma - h and a
-    share epsilon / erfi(1 / sqrt(2)) * erfi(sigma / (sqrt(2 v) + epsilon)). The parameters are
-    the reference plus S D, S being the sum of the shares where that is positive, and else 0.
+    The base rule, Adam with its learning rate and decay, is evaluated at the parameters, and its
+    updates are summed up in a displacement D. With h the inner product of the clipped gradient and
+    D, before this step's update, each discount b has v <- b^2 v + h^2, sigma <- b sigma - h and a
+    term epsilon / erfi(1 / sqrt(2)) * erfi(sigma / (sqrt(2 v) + epsilon)). The parameters are the
+    reference plus S D, where S is the sum of the terms if that is positive, and 0 otherwise.
 
-    D is carried, as in the paper; the published code divides it out of the parameters, which
-    rounds it off while S is small and forgets it where S is 0. The reference is what the
-    parameters were without S D, so edits by other methods move it and are not undone; where
-    moments are cleared, so is D. The reference, D and the discounts' states are the optimiser's
-    and begin anew at a shift, which they never do in the paper: for that, turn
+    D is stored, as in the paper; the published code recovers it from the parameters by division,
+    which rounds while S is small and loses D where S is 0. The reference is the parameters minus
+    S D, so that changes by other methods move it and are not undone. Methods that clear moments
+    clear D as well. The reference, D and the discounts' statistics are part of the optimizer's
+    state and are reset at a shift, which never happens in the paper: to keep them, turn
     `agent.reset_optimizer` off.
 
     Attributes:
-      epsilon: what S begins with, about.
-      discounts: of the tuners, one each.
+      epsilon: approximately the initial S.
+      discounts: the discount of each tuner.
     """
 
     epsilon: float = field(1e-8, gt=0)
@@ -113,9 +119,9 @@ class TRAC(Intervention):
     )
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
-        return optimizer._replace(wrappers=(*optimizer.wrappers, self._around))
+        return optimizer._replace(wrappers=(*optimizer.wrappers, self._scale))
 
-    def _around(self, base: optax.GradientTransformation) -> optax.GradientTransformation:
+    def _scale(self, base: optax.GradientTransformation) -> optax.GradientTransformation:
         discounts = jnp.array(self.discounts)
 
         def init(params: Params) -> TRACState:
@@ -128,50 +134,50 @@ class TRAC(Intervention):
                 scale=zeros[0],
             )
 
-        def update(
+        def step(
             gradient: Params, state: TRACState, params: Params | None = None
         ) -> tuple[Params, TRACState]:
-            change, inner = base.update(gradient, state.base, params)
+            update, base_state = base.update(gradient, state.base, params)
             gain = optax.tree.vdot(gradient, state.displacement)
-            displacement = optax.tree.add(state.displacement, change)
+            displacement = optax.tree.add(state.displacement, update)
             variance = discounts**2 * state.variance + gain**2
             sigma = discounts * state.sigma - gain
             argument = sigma / (math.sqrt(2) * jnp.sqrt(variance) + self.epsilon)
-            shares = self.epsilon / erfi(math.sqrt(0.5)) * erfi(argument)
-            scale = jnp.maximum(jnp.sum(shares), 0.0)
-            move = jax.tree.map(
+            terms = self.epsilon / erfi(math.sqrt(0.5)) * erfi(argument)
+            scale = jnp.maximum(jnp.sum(terms), 0.0)
+            scaled = jax.tree.map(
                 lambda new, old: scale * new - state.scale * old, displacement, state.displacement
             )
-            return move, TRACState(inner, displacement, variance, sigma, scale)
+            return scaled, TRACState(base_state, displacement, variance, sigma, scale)
 
-        return optax.GradientTransformation(init, update)
+        return optax.GradientTransformation(init, step)
 
 
 class UPGDState(NamedTuple):
-    """What UPGD carries from step to step."""
+    """The state of UPGD."""
 
     steps: Array  # int32 []
-    utility: Params  # averaged, not yet corrected for its beginning at 0
+    utility: Params  # the running average, before bias correction
     adam: optax.OptState
 
 
 class UPGD(Intervention):
     """Protects useful weights and perturbs the others, on Adam (Elsayed & Mahmood 2024).
 
-    The utility of a weight, -gradient * weight with the clipped gradient, is averaged and
-    corrected for its beginning at 0 as Adam's moments are; U is its sigmoid after division by the
-    greatest of all parameters. The direction is 2 (1 - U) (Adam's + noise), plus the decay
-    times the weight: the adaptive version that the authors run with PPO, here with Adam's
-    coefficients from the agent. Their code divides by the greatest utility *before* correction,
-    so that for about 1 / (1 - decay) steps each U is near 0 or 1; both are corrected here. Where
-    no utility is positive, those below zero leave their weights unprotected. Utilities are
-    cleared along with the moments, and begin anew at a shift.
+    The utility of a weight is -gradient * weight, with the clipped gradient; its running average is
+    bias-corrected as Adam's moments are. U is the sigmoid of the utility divided by the largest
+    utility of all parameters. The direction is 2 (1 - U) (Adam's + noise), plus the decay times
+    the weight: the adaptive version that the authors run with PPO, here with the agent's
+    coefficients of Adam. Their code divides by the largest utility *before* correction, so that
+    for about 1 / (1 - decay) steps each U is near 0 or 1; both are corrected here. If no utility is
+    positive, weights of negative utility are unprotected. Utilities are cleared along with the
+    moments, and reset at a shift.
 
     An update takes about twice as long as without: a normal number is drawn for each parameter
     at each step.
 
     Attributes:
-      utility_decay: of the average of utilities.
+      utility_decay: the decay of the running average of utilities.
       noise: the standard deviation of the perturbation, before the learning rate.
       decay: the decoupled weight decay.
     """
@@ -185,13 +191,13 @@ class UPGD(Intervention):
 
         def make(adam: Adam) -> optax.GradientTransformation:
             return optax.chain(
-                self._protecting(optax.scale_by_adam(*adam), key),
+                self._protect(optax.scale_by_adam(*adam), key),
                 optax.add_decayed_weights(self.decay),
             )
 
         return optimizer.replace_adam(type(self).__name__, make)
 
-    def _protecting(
+    def _protect(
         self, adam: optax.GradientTransformation, key: Array
     ) -> optax.GradientTransformation:
         def init(params: Params) -> UPGDState:
@@ -202,63 +208,63 @@ class UPGD(Intervention):
             gradient: Params, state: UPGDState, params: Params | None = None
         ) -> tuple[Params, UPGDState]:
             steps = state.steps + 1
-            direction, inner = adam.update(gradient, state.adam, params)
-            worth = jax.tree.map(lambda g, x: -g * x, gradient, params)
-            utility = optax.tree.update_moment(worth, state.utility, self.utility_decay, 1)
+            direction, adam_state = adam.update(gradient, state.adam, params)
+            sample = jax.tree.map(lambda g, x: -g * x, gradient, params)
+            utility = optax.tree.update_moment(sample, state.utility, self.utility_decay, 1)
             corrected = optax.tree.bias_correction(utility, self.utility_decay, steps)
-            greatest = optax.tree.max(corrected)
-            greatest = jnp.maximum(greatest, jnp.finfo(greatest.dtype).tiny)
+            largest = optax.tree.max(corrected)
+            largest = jnp.maximum(largest, jnp.finfo(largest.dtype).tiny)
             noise = optax.tree.random_like(jax.random.fold_in(key, state.steps), gradient)
             protected = jax.tree.map(
-                lambda u, d, n: 2 * jax.nn.sigmoid(-u / greatest) * (d + self.noise * n),
+                lambda u, d, n: 2 * jax.nn.sigmoid(-u / largest) * (d + self.noise * n),
                 corrected,
                 direction,
                 noise,
             )
-            return protected, UPGDState(steps, utility, inner)
+            return protected, UPGDState(steps, utility, adam_state)
 
         return optax.GradientTransformation(init, update)
 
 
 class KronState(NamedTuple):
-    """What Kron carries from step to step."""
+    """The state of Kron."""
 
     steps: Array  # int32 []
-    waited: Array  # int32 []: steps since the factors were last fitted
+    steps_since_fit: Array  # int32 []: since the factors were last fitted
     momentum: Params
     factors: tuple[Factors, ...]  # of each parameter, in the order of the tree's leaves
 
 
 class Kron(Intervention):
-    """Preconditions momentum by fitted Kronecker factors in Adam's place, PSGD's Kron (Li 2018).
+    """Replaces Adam by momentum preconditioned with Kronecker factors, PSGD's Kron (Li 2018).
 
     A parameter has an upper triangular factor Q for each axis; P = Q'Q of all axes is fitted so
-    that P g is white, g being the bias-corrected momentum. A fit is one relative gradient step
+    that P g is white, where g is the bias-corrected momentum. A fit is one relative gradient step
     on E[g'Pg + v'P^-1 v], v normal: with A = Q g and B = Q^-T v along all axes, and A_i, B_i
     unfolded at axis i, Q_i <- Q_i - rate * triu(A_i A_i' - B_i B_i') Q_i / |A_i A_i' + B_i B_i'|
     with a lower bound of the spectral norm. Biases, axes of one entry and axes longer than
     `max_size` have diagonal factors. In one fit of a hundred the factors of a parameter are
-    brought to equal maximum. Then P g is scaled down to a root mean square of at most `max_rms`.
+    rescaled to equal maximum. P g is scaled down to a root mean square of at most `max_rms`.
 
-    These are the equations and defaults of the published JAX code (psgd_jax), except that its
-    noise is the same for every seed, and that a parameter whose gradient is all zeros keeps its
-    factors, which there grow without bound. The momentum is cleared as Adam's would be; the
-    factors are not, and begin anew at a shift.
+    These are the equations and defaults of the published JAX code (psgd_jax), with two exceptions:
+    its noise is the same for every seed, and its factors grow without bound where a parameter's
+    gradient is all zeros; here they are then kept. Methods that clear Adam's moments clear the
+    momentum; the factors are kept, and reset at a shift.
 
     It is expensive: a fit has a triangular solve and matrix products of each axis's size, cubic
-    in the longest, which is often the observation's, and runs in a stack compute one at every
-    step, even where the schedule skips it. On Gather an update takes about eleven times as long
-    as without, three times with a `max_size` below the observation's 363 entries.
+    in the longest, which is often the observation's, and stacked runs compute one at every step,
+    even where the schedule skips it. On Gather an update takes about eleven times as long as
+    without, three times with a `max_size` below the observation's 363 entries.
 
     Attributes:
-      decay: of the momentum.
+      decay: the decay of the momentum.
       rate: the step size of the factors.
-      scale: what P's square root begins with, times the identity.
-      min_probability: fits a step, finally; they begin with one a step.
-      anneal: how fast fits become rarer, exponentially.
-      anneal_from: the steps that go before that.
+      scale: the initial square root of P is the identity times this.
+      min_probability: the final number of fits per step; initially it is 1.
+      anneal: the exponential rate at which fits become rarer.
+      anneal_from: the number of steps before that.
       max_rms: the bound on the root mean square of each parameter's direction.
-      max_size: the longest axis to have a triangular factor.
+      max_size: the longest axis with a triangular factor.
     """
 
     decay: float = field(0.9, ge=0, lt=1)
@@ -284,11 +290,11 @@ class Kron(Intervention):
                 for n, full in zip(x.shape or (1,), dense, strict=True)
             )
 
-        none = jnp.zeros((), jnp.int32)
-        # optax.tree.map_params calls this with a tree of no leaves, and leaves alone what
-        # is then a leaf itself.
-        all_factors: Any = tuple(map(factors, jax.tree.leaves(params))) or none
-        return KronState(none, none, optax.tree.zeros_like(params), all_factors)
+        zero = jnp.zeros((), jnp.int32)
+        # optax.tree.map_params calls this with a tree without leaves: a single leaf in place of
+        # the factors then keeps it from mapping over them.
+        all_factors: Any = tuple(map(factors, jax.tree.leaves(params))) or zero
+        return KronState(zero, zero, optax.tree.zeros_like(params), all_factors)
 
     def _update(
         self, key: Array, gradient: Params, state: KronState, params: Params | None = None
@@ -302,40 +308,40 @@ class Kron(Intervention):
         def fit() -> tuple[Factors, ...]:
             keys = jax.random.split(jax.random.fold_in(key, state.steps), len(tensors))
             new: list[Factors] = []
-            for one, qs, x in zip(keys, state.factors, tensors, strict=True):
-                in_turn = tuple(after(q, new[-1][0]) for q in qs) if new else qs
-                new.append(self._fitted(one, in_turn, x))
+            for leaf_key, qs, x in zip(keys, state.factors, tensors, strict=True):
+                ordered = tuple(after(q, new[-1][0]) for q in qs) if new else qs
+                new.append(self._fit(leaf_key, ordered, x))
             return tuple(new)
 
         annealed = jnp.exp(-self.anneal * (steps - self.anneal_from))
-        due = state.waited + 1 >= 1 / jnp.clip(annealed, self.min_probability, 1.0)
+        due = state.steps_since_fit + 1 >= 1 / jnp.clip(annealed, self.min_probability, 1.0)
         factors = jax.lax.cond(due, fit, lambda: state.factors)
 
         def direction(qs: Factors, x: Array) -> Array:
-            white = along_axes(transposed(qs), along_axes(qs, x))
+            white = apply_along_axes(transpose(qs), apply_along_axes(qs, x))
             return white / jnp.maximum(1.0, jnp.sqrt(jnp.mean(white**2)) / self.max_rms)
 
         directions = [
             direction(qs, x).reshape(leaf.shape)
             for qs, x, leaf in zip(factors, tensors, leaves, strict=True)
         ]
-        waited = jnp.where(due, 0, state.waited + 1)
+        steps_since_fit = jnp.where(due, 0, state.steps_since_fit + 1)
         return jax.tree.unflatten(structure, directions), KronState(
-            steps, waited, momentum, factors
+            steps, steps_since_fit, momentum, factors
         )
 
-    def _fitted(self, key: Array, qs: Factors, x: Array) -> Factors:
+    def _fit(self, key: Array, qs: Factors, x: Array) -> Factors:
         balance_key, noise_key = jax.random.split(key)
         if len(qs) > 1:
-            sizes = jnp.stack([jnp.max(jnp.abs(q)) for q in qs])
-            even = jnp.exp(jnp.mean(jnp.log(sizes))) / sizes
+            maxima = jnp.stack([jnp.max(jnp.abs(q)) for q in qs])
+            ratios = jnp.exp(jnp.mean(jnp.log(maxima))) / maxima
             due = jax.random.bernoulli(balance_key, 0.01)
-            qs = tuple(q * jnp.where(due, ratio, 1.0) for q, ratio in zip(qs, even, strict=True))
+            qs = tuple(q * jnp.where(due, ratio, 1.0) for q, ratio in zip(qs, ratios, strict=True))
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
         size = jnp.mean(jnp.abs(x))
         damping = math.sqrt(jnp.finfo(jnp.float32).eps) * size
-        new = fitted(qs, x + damping * noise, noise, self.rate)
-        return tuple(jnp.where(size > 0, one, q) for one, q in zip(new, qs, strict=True))
+        new = fit_factors(qs, x + damping * noise, noise, self.rate)
+        return tuple(jnp.where(size > 0, fitted, q) for fitted, q in zip(new, qs, strict=True))
 
 
 def _is_adam(part: Any) -> bool:
@@ -343,38 +349,44 @@ def _is_adam(part: Any) -> bool:
 
 
 def erfi(x: Array | float) -> Array:
-    """The imaginary error function of x, within -9 and 9 so that it is finite in float32."""
+    """Computes the imaginary error function of x clipped to [-9, 9], where float32 is finite."""
     x = jnp.clip(x, -9.0, 9.0)
     return 2 / math.sqrt(math.pi) * jnp.exp(x**2) * jax.scipy.special.dawsn(x)
 
 
-def fitted(qs: Factors, g: Array, v: Array, rate: Array | float) -> Factors:
-    """The factors of a preconditioner after a step towards one that whitens.
+def fit_factors(qs: Factors, g: Array, v: Array, rate: Array | float) -> Factors:
+    """Makes one gradient step of a preconditioner's factors towards whitening.
 
     Args:
       qs: the factors before.
-      g: a gradient.
-      v: normal noise of its shape.
+      g: the gradient to whiten.
+      v: normal noise of the shape of `g`.
       rate: the step size, relative to the factors.
     """
-    a, b = along_axes(qs, g), along_axes(transposed(qs), v, inverse=True)
+    a, b = apply_along_axes(qs, g), apply_along_axes(transpose(qs), v, inverse=True)
 
     def step(axis: int, q: Array) -> Array:
-        one, other = gram(a, axis, q.ndim), gram(b, axis, q.ndim)
-        bound = norm_bound(one + other)
-        share = rate * (one - other) / jnp.maximum(bound, jnp.finfo(q.dtype).tiny)
-        return q - (jnp.triu(share) @ q if q.ndim > 1 else share * q)
+        aa, bb = gram(a, axis, q.ndim), gram(b, axis, q.ndim)
+        bound = norm_bound(aa + bb)
+        change = rate * (aa - bb) / jnp.maximum(bound, jnp.finfo(q.dtype).tiny)
+        return q - (jnp.triu(change) @ q if q.ndim > 1 else change * q)
 
     return tuple(step(axis, q) for axis, q in enumerate(qs))
 
 
-def transposed(qs: Sequence[Array]) -> Factors:
-    """Each factor's transpose."""
+def transpose(qs: Sequence[Array]) -> Factors:
+    """Transposes each factor."""
     return tuple(q.T for q in qs)
 
 
-def along_axes(qs: Sequence[Array], x: Array, inverse: bool = False) -> Array:
-    """Applies to each axis of `x` its matrix of `qs`, or the inverse of lower triangular ones."""
+def apply_along_axes(qs: Sequence[Array], x: Array, inverse: bool = False) -> Array:
+    """Multiplies each axis of `x` by its matrix in `qs`.
+
+    Args:
+      qs: a matrix [n, n] or a diagonal [n] for each axis.
+      x: the tensor.
+      inverse: whether to multiply by the inverses; matrices must then be lower triangular.
+    """
     for axis, q in enumerate(qs):
         columns = jnp.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
         if q.ndim == 1:
@@ -383,26 +395,27 @@ def along_axes(qs: Sequence[Array], x: Array, inverse: bool = False) -> Array:
             columns = jax.scipy.linalg.solve_triangular(q, columns, lower=True)
         else:
             columns = q @ columns
-        rest = [n for i, n in enumerate(x.shape) if i != axis]
-        x = jnp.moveaxis(columns.reshape(x.shape[axis], *rest), 0, axis)
+        other_sizes = [n for i, n in enumerate(x.shape) if i != axis]
+        x = jnp.moveaxis(columns.reshape(x.shape[axis], *other_sizes), 0, axis)
     return x
 
 
 def gram(x: Array, axis: int, ndim: int) -> Array:
-    """The inner products of the slices of `x` at `axis` [n, n]; their squares alone if `ndim` 1."""
+    """Computes inner products of slices of `x` along `axis` [n, n]; if `ndim` is 1, squares [n]."""
     slices = jnp.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
     return slices @ slices.T if ndim > 1 else jnp.sum(slices**2, axis=1)
 
 
 def norm_bound(matrix: Array) -> Array:
-    """A lower bound of the spectral norm of a symmetric matrix; of a diagonal one it is exact.
+    """Computes a lower bound of the spectral norm of a symmetric matrix [n, n].
 
-    Of Li: two steps of power iteration, from the unit vector whose column is the longest.
+    As in Li's code: two steps of power iteration, from the unit vector of the longest column. For
+    a diagonal [n] the norm is exact.
     """
-    greatest = jnp.max(jnp.abs(matrix))
+    largest = jnp.max(jnp.abs(matrix))
     if matrix.ndim == 1:
-        return greatest
-    unit = matrix / jnp.where(greatest > 0, greatest, 1.0)
-    x = unit @ unit[:, jnp.argmax(jnp.sum(unit**2, axis=0))]
+        return largest
+    scaled = matrix / jnp.where(largest > 0, largest, 1.0)
+    x = scaled @ scaled[:, jnp.argmax(jnp.sum(scaled**2, axis=0))]
     length = jnp.linalg.norm(x)
-    return greatest * jnp.linalg.norm(unit @ (x / jnp.where(length > 0, length, 1.0)))
+    return largest * jnp.linalg.norm(scaled @ (x / jnp.where(length > 0, length, 1.0)))

@@ -1,4 +1,4 @@
-"""Loading, comparing and drawing the results of runs.
+"""Loading, comparing and plotting the results of runs.
 
 ```python
 from plasticity import results
@@ -9,62 +9,24 @@ results.save(results.overview(frame), "figures/overview")
 ```
 """
 
-from plasticity.results.comparisons import (
-    aggregates,
-    correlations,
-    end_of_rounds,
-    interquartile_mean,
-    linear_model,
-    metric_points,
-    paired_tests,
-    performance_profiles,
-    probability_of_improvement,
-    scores,
-    t_tests,
-)
-from plasticity.results.plots import (
-    METRIC_NAMES,
-    STYLE,
-    STYLES,
-    LineStyle,
-    curve,
-    learning_curve,
-    line_styles,
-    lines_by_round,
-    overview,
-    save,
-)
-from plasticity.results.shift_plots import (
-    correlation_figure,
-    intervals_figure,
-    learning_figure,
-    levels_figure,
-    profiles_figure,
-    rounds_figure,
-    warm_start_figure,
-)
-from plasticity.results.statistics import (
-    Interval,
-    bin_by_steps,
-    bootstrap_mean,
-    by_round,
-    difference,
-    divergences,
-    summary,
-    t_interval,
-)
-from plasticity.results.terminal import print_summary
+import warnings
+from typing import Any
+
+from plasticity.results import comparisons, loading, plots, shift_plots, statistics, terminal
+from plasticity.results.comparisons import *
+from plasticity.results.loading import *
+from plasticity.results.plots import *
+from plasticity.results.shift_plots import *
+from plasticity.results.statistics import *
+from plasticity.results.terminal import *
 from plasticity.storage.table import (
     COLUMNS,
     DTYPES,
     ResultsError,
     concat,
     empty,
-    label_by_config,
-    load,
     read,
     sort_rows,
-    swept_keys,
     validate,
     write,
 )
@@ -72,51 +34,40 @@ from plasticity.storage.table import (
 __all__ = [
     "COLUMNS",
     "DTYPES",
-    "METRIC_NAMES",
-    "STYLE",
-    "STYLES",
-    "Interval",
-    "LineStyle",
     "ResultsError",
-    "aggregates",
-    "bin_by_steps",
-    "bootstrap_mean",
-    "by_round",
     "concat",
-    "correlation_figure",
-    "correlations",
-    "curve",
-    "difference",
-    "divergences",
     "empty",
-    "end_of_rounds",
-    "interquartile_mean",
-    "intervals_figure",
-    "label_by_config",
-    "learning_curve",
-    "learning_figure",
-    "levels_figure",
-    "line_styles",
-    "linear_model",
-    "lines_by_round",
-    "load",
-    "metric_points",
-    "overview",
-    "paired_tests",
-    "performance_profiles",
-    "print_summary",
-    "probability_of_improvement",
-    "profiles_figure",
     "read",
-    "rounds_figure",
-    "save",
-    "scores",
     "sort_rows",
-    "summary",
-    "swept_keys",
-    "t_interval",
-    "t_tests",
     "validate",
-    "warm_start_figure",
     "write",
 ]
+__all__ += comparisons.__all__
+__all__ += loading.__all__
+__all__ += plots.__all__
+__all__ += shift_plots.__all__
+__all__ += statistics.__all__
+__all__ += terminal.__all__
+
+# Names before version 0.2, which work for one release.
+_RENAMED = {
+    "by_stretch": "bin_by_steps",
+    "ordered": "sort_rows",
+    "student": "t_interval",
+    "tell_apart": "label_by_config",
+    "tidy": "validate",
+    "varying": "swept_keys",
+    "warm_start_figure": "baseline_figure",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(
+            f"plasticity.results.{name} is now called {new}; the old name works until 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return globals()[new]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

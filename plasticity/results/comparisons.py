@@ -1,17 +1,17 @@
-"""Comparisons of interventions over several shifts, as studies of plasticity loss report them.
+"""Statistical comparisons of interventions over several shifts.
 
 ```python
-scores = results.scores(frame, "train_return")           # one number a seed
+scores = results.scores(frame, "train_return")           # one number per seed
 results.paired_tests(scores, against="reset_all")        # by shift, corrected for their number
 results.aggregates(scores)                               # interquartile means over shifts
 ```
 
 A *score* is one number for each env, shift, intervention and seed; the seed is the unit of
 replication. The aggregates are those of Agarwal et al. (2021, "Deep Reinforcement Learning at the
-Edge of the Statistical Precipice"), with shifts for their tasks. Their package rliable (1.2) does
-not work beside pandas 3; what is here gives the same numbers. Its intervals are wider: a seed has
-the same first round under each shift, so that the bootstrap draws whole seeds, while theirs draws
-those of each task for itself.
+Edge of the Statistical Precipice"), with shifts in place of tasks. Their package rliable (1.2) does
+not work beside pandas 3; this module computes the same point estimates. Intervals are wider
+here: a seed has the same first round under each shift, so that the bootstrap resamples whole seeds,
+while theirs resamples the runs of each task independently.
 """
 
 import warnings
@@ -26,25 +26,39 @@ import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
 from plasticity.results.statistics import (
-    SETTING,
+    BASELINE,
+    CONDITION,
+    CONTROL,
     Interval,
     by_round,
-    divergence_notes,
-    order,
-    shared_seeds,
+    intervention_order,
     t_interval,
-    warn_of,
+    warn_about_seeds,
 )
 from plasticity.storage.table import ResultsError
 
+__all__ = [
+    "aggregates",
+    "correlations",
+    "end_of_rounds",
+    "interquartile_mean",
+    "linear_model",
+    "metric_points",
+    "paired_tests",
+    "performance_profiles",
+    "probability_of_improvement",
+    "scores",
+    "t_tests",
+]
+
 T = TypeVar("T")
 
-_OF_SEED = [*SETTING, "intervention", "seed"]
+_SEED_KEYS = [*CONDITION, "intervention", "seed"]
 _RESAMPLES = 10_000
 
 
 def end_of_rounds(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.DataFrame:
-    """A metric at the end of each round, and by how much it has changed since the first.
+    """Computes a metric at the end of each round, and its change since the end of the first.
 
     Args:
       frame: a results table.
@@ -53,8 +67,7 @@ def end_of_rounds(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.Da
 
     Returns:
       Columns env, shift, intervention, seed, round, value and change, where change is the value
-      less that of the same seed at the end of round 1: the study's normalised return. Runs that
-      share a seed are averaged.
+      minus that of the same seed at the end of round 1. Runs that share a seed are averaged.
 
     Warns:
       UserWarning: seeds diverged, and are NaN from there on; or runs share a seed.
@@ -62,12 +75,12 @@ def end_of_rounds(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.Da
     Raises:
       ResultsError: the table has no such metric or layer.
     """
-    warn_of([*shared_seeds(frame), *divergence_notes(frame)])
+    warn_about_seeds(frame)
     values = by_round(frame, metric, layer, "last")
-    keys = [*_OF_SEED, "round"]
+    keys = [*_SEED_KEYS, "round"]
     ends = values.groupby(keys)["value"].mean(skipna=False).reset_index()
-    first = ends[ends["round"] == 1].set_index(_OF_SEED)["value"]
-    start = first.reindex(pd.MultiIndex.from_frame(ends[_OF_SEED])).to_numpy()
+    first = ends[ends["round"] == 1].set_index(_SEED_KEYS)["value"]
+    start = first.reindex(pd.MultiIndex.from_frame(ends[_SEED_KEYS])).to_numpy()
     return ends.assign(change=ends["value"] - start)
 
 
@@ -79,21 +92,21 @@ def scores(
     rounds: Sequence[int] | None = None,
     normalized: bool = True,
 ) -> pd.DataFrame:
-    """One number for each seed: a metric at the ends of rounds, averaged over them.
+    """Computes one number for each seed: a metric at the ends of rounds, averaged over rounds.
 
     Args:
       frame: a results table.
       metric: such as `"train_return"`.
       layer: `"all"` for the aggregate over layers, or the name of one.
       rounds: which rounds; all that any run has if not given. `[10]` is the end of the tenth.
-      normalized: whether to take the change since the end of round 1, or the value itself.
+      normalized: whether to average the change since the end of round 1, or the value itself.
 
     Returns:
       Columns env, shift, intervention, seed and score. NaN for a seed without a value in each of
       the rounds.
 
     Warns:
-      UserWarning: as `end_of_rounds`.
+      UserWarning: see `end_of_rounds`.
 
     Raises:
       ResultsError: the table has no such metric or layer, or no seed has all the rounds.
@@ -101,85 +114,85 @@ def scores(
     ends = end_of_rounds(frame, metric, layer)
     wanted = sorted(ends["round"].unique() if rounds is None else set(rounds))
     column = "change" if normalized else "value"
-    wide = ends.pivot(index=_OF_SEED, columns="round", values=column).reindex(columns=wanted)
-    found = wide.mean(axis=1, skipna=False).rename("score").reset_index()
-    if found["score"].isna().all():
+    wide = ends.pivot(index=_SEED_KEYS, columns="round", values=column).reindex(columns=wanted)
+    table = wide.mean(axis=1, skipna=False).rename("score").reset_index()
+    if table["score"].isna().all():
         asked = ", ".join(map(str, wanted)) or "none"
         raise ResultsError(f"rounds {asked}: no seed has a value in each; expected rounds reached")
-    return found
+    return table
 
 
-def t_tests(scores: pd.DataFrame, against: str = "reset_all") -> pd.DataFrame:
-    """Student's t-test of each intervention against one, seeds unpaired, as the study has it.
+def t_tests(scores: pd.DataFrame, against: str = CONTROL) -> pd.DataFrame:
+    """Computes an unpaired t-test (Student's) over seeds of each intervention against one.
 
     Args:
-      scores: as `scores` gives them.
-      against: the intervention that all others are tested against.
+      scores: as returned by `scores`.
+      against: the intervention that all others are tested against; by default `reset_all`.
 
     Returns:
       A row for each env, shift and other intervention: difference (of means, the intervention's
-      less that of `against`), t, df, and p (two-sided, of one test alone).
+      minus that of `against`), t, df, and p (two-sided, not corrected for the number of tests).
 
     Raises:
-      ResultsError: `against` is not there, or nothing else is.
+      ResultsError: the table lacks `against`, or has nothing else.
     """
 
-    def test(own: pd.Series, other: pd.Series) -> dict[str, float]:
-        left, right = own.dropna(), other.dropna()
-        answer = _quietly(scipy.stats.ttest_ind, left, right)
-        freedom = max(len(left) + len(right) - 2, 0)
+    def test(sample: pd.Series, reference: pd.Series) -> dict[str, float]:
+        left, right = sample.dropna(), reference.dropna()
+        result = _without_warnings(scipy.stats.ttest_ind, left, right)
+        df = max(len(left) + len(right) - 2, 0)
         difference = left.mean() - right.mean()
-        return {"difference": difference, "t": answer.statistic, "df": freedom, "p": answer.pvalue}
+        return {"difference": difference, "t": result.statistic, "df": df, "p": result.pvalue}
 
-    return _each_against(scores, against, test)
+    return _test_each(scores, against, test)
 
 
 def paired_tests(
-    scores: pd.DataFrame, against: str = "reset_all", correction: str = "holm"
+    scores: pd.DataFrame, against: str = CONTROL, correction: str = "holm"
 ) -> pd.DataFrame:
-    """A t-test over seeds of each intervention's differences from one, within seeds.
+    """Computes a paired t-test over seeds of each intervention against one.
 
-    Seeds share levels, permutations and first weights, so that pairing takes their spread out.
+    Equal seeds share levels, permutations and initial weights; pairing removes that variance.
 
     Args:
-      scores: as `scores` gives them.
-      against: the intervention that all others are tested against.
-      correction: for the number of tests in an env and shift, as statsmodels' `multipletests`
-        calls it: Holm's (1979), which needs no independence of the tests.
+      scores: as returned by `scores`.
+      against: the intervention that all others are tested against; by default `reset_all`.
+      correction: for the number of tests in an env and shift, a method of statsmodels'
+        `multipletests`: by default Holm's (1979), which needs no independence of the tests.
 
     Returns:
       A row for each env, shift and other intervention: seeds (that both have), difference (its
-      mean), low and high (Student's 95 % interval), t, df, p and p_corrected. t and p are NaN
-      where fewer than two seeds are shared, or all differences are equal.
+      mean), low and high (95 % t-interval), t, df, p and p_corrected. t and p are NaN if fewer
+      than two seeds are shared, or all differences are equal.
 
     Raises:
-      ResultsError: `against` is not there, or nothing else is.
+      ResultsError: the table lacks `against`, or has nothing else.
     """
 
-    def test(own: pd.Series, other: pd.Series) -> dict[str, float]:
-        differences = (own - other).dropna()
+    def test(sample: pd.Series, reference: pd.Series) -> dict[str, float]:
+        differences = (sample - reference).dropna()
         interval = t_interval(differences)
         varies = differences.nunique() > 1
-        answer = _quietly(scipy.stats.ttest_1samp, differences if varies else [], 0.0)
+        result = _without_warnings(scipy.stats.ttest_1samp, differences if varies else [], 0.0)
         return {
             "seeds": len(differences),
             "difference": interval.mean,
             "low": interval.low,
             "high": interval.high,
-            "t": answer.statistic,
+            "t": result.statistic,
             "df": max(len(differences) - 1, 0),
-            "p": answer.pvalue,
+            "p": result.pvalue,
         }
 
-    table = _each_against(scores, against, test)
+    table = _test_each(scores, against, test)
     corrected = pd.Series(np.nan, table.index)
-    for _, rows in table[np.isfinite(table["p"].astype(float))].groupby(SETTING):
+    for _, rows in table[np.isfinite(table["p"].astype(float))].groupby(CONDITION):
         corrected[rows.index] = multipletests(rows["p"], method=correction)[1]
     return table.assign(p_corrected=corrected)
 
 
 def interquartile_mean(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
-    """The mean without the lowest and the highest quarter of the values, over all axes."""
+    """Computes the interquartile mean (IQM): the mean of the middle half of the values."""
     return np.asarray(scipy.stats.trim_mean(values, 0.25, axis=axis))
 
 
@@ -189,13 +202,14 @@ def aggregates(
     confidence: float = 0.95,
     resamples: int = _RESAMPLES,
 ) -> pd.DataFrame:
-    """One number for each intervention over all shifts, with its bootstrap interval over seeds.
+    """Aggregates the scores of each intervention over all shifts, with a bootstrap interval.
 
     Args:
-      scores: as `scores` gives them, of one env; every shift with the same seeds.
-      statistic: of an array [S * H] of S seeds and H shifts, with an argument `axis`.
-      confidence: of the interval.
-      resamples: how many.
+      scores: as returned by `scores`, of one env; every shift with the same seeds.
+      statistic: of an array [S * H] of S seeds and H shifts, with an argument `axis`; the IQM by
+        default.
+      confidence: the nominal coverage of the interval.
+      resamples: the number of bootstrap resamples of seeds.
 
     Returns:
       A row for each intervention, in order: intervention, value, low, high, seeds, shifts.
@@ -204,8 +218,8 @@ def aggregates(
       ResultsError: an intervention lacks a seed in one of its shifts.
     """
     rows = []
-    for name, matrix in matrices(scores).items():
-        interval = _over_seeds(
+    for name, matrix in score_matrices(scores).items():
+        interval = _bootstrap_seeds(
             lambda samples: statistic(samples[0].reshape(len(samples[0]), -1), axis=1),
             [matrix],
             confidence,
@@ -217,28 +231,32 @@ def aggregates(
 
 def probability_of_improvement(
     scores: pd.DataFrame,
-    against: str = "warm_start",
+    against: str = BASELINE,
     confidence: float = 0.95,
     resamples: int = _RESAMPLES,
 ) -> pd.DataFrame:
-    """How likely a seed of each intervention is to exceed one of another, in a shift at random.
+    """Computes each intervention's probability of improvement over one.
 
-    The mean over shifts of the Mann-Whitney statistic over pairs of seeds, ties counting half.
+    The probability that a random seed of the intervention exceeds a random seed of the other, under
+    a random shift: the mean over shifts of the Mann-Whitney U statistic, divided by the number of
+    pairs of seeds; ties count half.
 
     Args:
-      scores: as `scores` gives them, of one env.
-      against: the other one.
-      confidence: of the bootstrap interval, in which two with the same seeds keep their pairs.
-      resamples: how many.
+      scores: as returned by `scores`, of one env.
+      against: the other intervention; by default `warm_start`, the name of runs without
+        interventions.
+      confidence: the nominal coverage of the bootstrap interval. If the two have the same seeds,
+        these are resampled in pairs.
+      resamples: the number of bootstrap resamples of seeds.
 
     Returns:
       A row for each other intervention: intervention, value, low, high.
 
     Raises:
-      ResultsError: `against` is not there, or an intervention lacks a seed in one of the shifts.
+      ResultsError: the table lacks `against`, or an intervention lacks a seed in one of the shifts.
     """
-    each = matrices(scores)
-    other = _named(each, against)
+    matrices = score_matrices(scores)
+    reference = _get(matrices, against)
 
     def exceeds(samples: Sequence[np.ndarray]) -> np.ndarray:
         left, right = samples  # [R, S, H], [R, S', H]
@@ -246,8 +264,8 @@ def probability_of_improvement(
         return np.mean((1 + difference) / 2, axis=(1, 2, 3))
 
     rows = [
-        (name, *_over_seeds(exceeds, [matrix, other], confidence, resamples))
-        for name, matrix in each.items()
+        (name, *_bootstrap_seeds(exceeds, [matrix, reference], confidence, resamples))
+        for name, matrix in matrices.items()
         if name != against
     ]
     return pd.DataFrame(rows, columns=["intervention", "value", "low", "high"])
@@ -259,13 +277,15 @@ def performance_profiles(
     confidence: float = 0.95,
     resamples: int = 2_000,
 ) -> pd.DataFrame:
-    """The share of runs whose score exceeds each threshold (Dolan & More, 2002).
+    """Computes performance profiles: the fraction of runs above each threshold.
+
+    Dolan & More (2002), as used by Agarwal et al. (2021).
 
     Args:
-      scores: as `scores` gives them, of one env.
+      scores: as returned by `scores`, of one env.
       thresholds: [K].
-      confidence: of the bootstrap interval, for each threshold alone.
-      resamples: how many.
+      confidence: the nominal pointwise coverage of the bootstrap interval.
+      resamples: the number of bootstrap resamples of seeds.
 
     Returns:
       A row for each intervention and threshold: intervention, threshold, value, low, high.
@@ -274,23 +294,24 @@ def performance_profiles(
       ResultsError: an intervention lacks a seed in one of its shifts.
     """
     rows = []
-    for name, matrix in matrices(scores).items():
+    for name, matrix in score_matrices(scores).items():
         for threshold in thresholds:
-            interval = _over_seeds(partial(_exceed, threshold), [matrix], confidence, resamples)
+            fraction = partial(_fraction_above, threshold)
+            interval = _bootstrap_seeds(fraction, [matrix], confidence, resamples)
             rows.append((name, threshold, *interval))
     return pd.DataFrame(rows, columns=["intervention", "threshold", "value", "low", "high"])
 
 
 def metric_points(frame: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
-    """A point for each shift and intervention: the mean change of a return, and of each metric.
+    """Computes the mean change of a return and of each metric, for each shift and intervention.
 
-    As the study correlates them: each is taken at the ends of rounds, less its own at the end of
-    the first, and averaged over rounds, then over seeds.
+    Changes are at the ends of rounds since the end of the first, averaged over rounds and then over
+    seeds (see `scores`).
 
     Args:
       frame: a results table.
-      target: the return.
-      metrics: names, or `metric/layer` for a layer of one.
+      target: the metric to be explained, such as a return.
+      metrics: the explanatory metrics: names, or `metric/layer` for one layer.
 
     Returns:
       Columns env, shift, intervention, the target and each of the metrics.
@@ -302,21 +323,21 @@ def metric_points(frame: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     for name in (target, *metrics):
         metric, _, layer = name.partition("/")
         changes = scores(frame, metric, layer or "all")
-        columns[name] = changes.groupby([*SETTING, "intervention"])["score"].mean()
+        columns[name] = changes.groupby([*CONDITION, "intervention"])["score"].mean()
     return pd.DataFrame(columns).reset_index()
 
 
 def correlations(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
-    """Pearson's correlation of each metric with a return, over shifts and interventions.
+    """Computes Pearson's correlation of each metric with a return, over shifts and interventions.
 
     Args:
-      points: as `metric_points` gives them.
-      target: the return.
-      metrics: which.
+      points: as returned by `metric_points`.
+      target: the column of the return.
+      metrics: the columns to correlate with it.
 
     Returns:
-      A row for each metric: metric, points (how many), r, r_squared, p (two-sided), p_corrected
-      (Holm), slope and intercept of the least-squares line. NaN where a metric does not vary.
+      A row for each metric: metric, points (their number), r, r_squared, p (two-sided), p_corrected
+      (Holm), slope and intercept of the least-squares line. NaN if a metric does not vary.
     """
     rows = []
     for metric in metrics:
@@ -339,12 +360,12 @@ def correlations(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
 
 
 def linear_model(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
-    """The generalised linear model of a return on all metrics at once (Gaussian, identity link).
+    """Fits a generalized linear model of a return on all metrics (Gaussian, identity link).
 
     Args:
-      points: as `metric_points` gives them.
-      target: the return.
-      metrics: the regressors, in units of their standard deviations over the points, so that
+      points: as returned by `metric_points`.
+      target: the column of the return.
+      metrics: the columns of the regressors, which are standardized over the points, so that
         coefficients can be compared.
 
     Returns:
@@ -378,84 +399,85 @@ def linear_model(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     )
 
 
-def matrices(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The scores of each intervention, in order: rows are its seeds, columns all shifts.
+def score_matrices(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Pivots the scores of each intervention, in order: rows are its seeds, columns all shifts.
 
     Raises:
       ResultsError: there are several envs, or a seed without a score in one of the shifts.
     """
     if scores["env"].nunique() != 1:
-        found = ", ".join(sorted(scores["env"].unique())) or "none"
-        raise ResultsError(f"scores of one env are aggregated, not of {found}; select one")
+        envs = ", ".join(sorted(scores["env"].unique())) or "none"
+        raise ResultsError(f"scores are of {envs}; expected scores of one env: select one")
     shifts = sorted(scores["shift"].unique())
-    each: dict[str, pd.DataFrame] = {}
-    for name in order(scores):
-        own = scores[scores["intervention"] == name]
-        wide = own.pivot(index="seed", columns="shift", values="score").reindex(columns=shifts)
+    matrices: dict[str, pd.DataFrame] = {}
+    for name in intervention_order(scores):
+        rows = scores[scores["intervention"] == name]
+        wide = rows.pivot(index="seed", columns="shift", values="score").reindex(columns=shifts)
         if wide.isna().any(axis=None):
             seed, shift = wide.isna().stack().idxmax()
             raise ResultsError(
                 f"{name}: seed {seed} has no score under {shift}; expected one of each"
             )
-        each[name] = wide
-    return each
+        matrices[name] = wide
+    return matrices
 
 
-def _each_against(
+def _test_each(
     scores: pd.DataFrame, against: str, test: Callable[[pd.Series, pd.Series], dict[str, float]]
 ) -> pd.DataFrame:
-    """A row for each env, shift and intervention, with what `test` says of it and `against`."""
+    """Returns a row for each env, shift and intervention, tested against one by `test`."""
     rows = []
-    for keys, some in scores.groupby(SETTING, sort=False):
-        each = {name: own.set_index("seed")["score"] for name, own in some.groupby("intervention")}
-        other = _named(each, against)
-        for name in order(some):
+    for keys, group in scores.groupby(CONDITION, sort=False):
+        samples = {name: g.set_index("seed")["score"] for name, g in group.groupby("intervention")}
+        reference = _get(samples, against)
+        for name in intervention_order(group):
             if name != against:
-                setting = dict(zip(SETTING, keys, strict=True))
-                rows.append({**setting, "intervention": name, **test(each[name], other)})
+                condition = dict(zip(CONDITION, keys, strict=True))
+                rows.append({**condition, "intervention": name, **test(samples[name], reference)})
     if not rows:
-        raise ResultsError(f"nothing but {against} is in the table; expected what to compare it to")
+        raise ResultsError(f"nothing but {against} is in the table; expected another intervention")
     return pd.DataFrame(rows)
 
 
-def _named(each: Mapping[str, T], name: str) -> T:
-    if name not in each:
-        raise ResultsError(f"intervention {name}: not in the table; expected: {', '.join(each)}")
-    return each[name]
+def _get(by_name: Mapping[str, T], name: str) -> T:
+    if name not in by_name:
+        known = ", ".join(by_name)
+        raise ResultsError(f"intervention {name}: not in the table; expected: {known}")
+    return by_name[name]
 
 
-def _quietly(test: Callable[..., Any], *samples: Any) -> Any:
-    """A test whose result is NaN, and no warning, where there is too little to test."""
+def _without_warnings(test: Callable[..., Any], *samples: Any) -> Any:
+    """Runs a test; for too few samples its result is NaN, without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return test(*samples)
 
 
-def _exceed(threshold: float, samples: Sequence[np.ndarray]) -> np.ndarray:
-    """The share above a threshold of arrays [R, S, H], [R]."""
+def _fraction_above(threshold: float, samples: Sequence[np.ndarray]) -> np.ndarray:
+    """Computes the fraction of each array [S, H] of [R, S, H] above a threshold."""
     return np.mean(samples[0] > threshold, axis=(1, 2))
 
 
-def _over_seeds(
+def _bootstrap_seeds(
     statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
     frames: Sequence[pd.DataFrame],
     confidence: float,
     resamples: int,
 ) -> Interval:
-    """The percentile interval of a statistic of arrays [R, S, H], by resampling seeds.
+    """Computes the percentile bootstrap interval of a statistic of arrays [R, S, H] over seeds.
 
-    In each of R resamples S seeds are drawn with replacement, with all their shifts; the same
-    ones in each frame where all have the same seeds.
+    In each of R resamples, S seeds are drawn with replacement, with all their shifts; the same
+    seeds in each frame if all frames have the same seeds.
     """
     rng = np.random.default_rng(0)
     paired = all(frame.index.equals(frames[0].index) for frame in frames)
     draws: list[np.ndarray] = []
     for frame in frames:
-        again = paired and draws
-        draws.append(draws[0] if again else rng.integers(len(frame), size=(resamples, len(frame))))
+        reuse = paired and draws
+        draws.append(draws[0] if reuse else rng.integers(len(frame), size=(resamples, len(frame))))
     arrays = [frame.to_numpy() for frame in frames]
     value = float(statistic([array[None] for array in arrays])[0])
-    drawn = statistic([array[draw] for array, draw in zip(arrays, draws, strict=True)])
+    resampled = statistic([array[draw] for array, draw in zip(arrays, draws, strict=True)])
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(drawn, [tail, 100 - tail])
+    low, high = np.percentile(resampled, [tail, 100 - tail])
     return Interval(value, float(low), float(high))

@@ -1,14 +1,14 @@
-"""Figures of results: one line for each intervention, a band over seeds, and every seed.
+"""Plots of results: a mean line for each intervention, a confidence band, and every seed.
 
-Where a seed diverges its line ends, mean and band go on over the other seeds, and the legend and
-a warning tell.
+The line of a seed that diverges ends there; mean and band continue over the other seeds. The legend
+and a warning report it.
 
-The functions draw into the axes given, or into a new figure, and return what they drew into.
-Nothing is shown, and no figure stays registered with pyplot, so that a loop over many leaks none.
+The functions draw into the axes given, or into a new figure, and return the axes or figure. No
+figure is displayed or stays registered with pyplot, so that drawing many does not leak memory.
 """
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,20 +23,32 @@ from matplotlib.ticker import MaxNLocator
 from plasticity.results.statistics import (
     REFERENCES,
     RETURN,
+    base_name,
     bin_by_steps,
     bootstrap_mean,
     by_round,
-    divergence_notes,
     divergences,
-    kind_of,
-    one_setting,
-    order,
+    intervention_order,
     over_seeds,
     select,
-    shared_seeds,
-    warn_of,
+    single_condition,
+    warn_about_seeds,
 )
 from plasticity.storage.table import ResultsError, replacing
+
+__all__ = [
+    "LEARNING_CURVE_BINS",
+    "METRIC_NAMES",
+    "STYLE",
+    "STYLES",
+    "LineStyle",
+    "curve",
+    "learning_curve",
+    "line_styles",
+    "lines_by_round",
+    "overview",
+    "save",
+]
 
 STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
@@ -108,13 +120,13 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# A band is drawn for every point of a line, at a precision beyond what print can show.
+# Fewer than the default: a band has an interval at every point, and plots show few digits.
 BAND_RESAMPLES = 2_000
 
-# Into how many equal stretches a learning curve cuts training.
-STRETCHES = 40
+# The number of bins of a learning curve.
+LEARNING_CURVE_BINS = 40
 
-# The panels of the overview beside the return, those that the table has, and where they go.
+# The panels of the overview beside the return, where the table has them, and their layouts.
 PANELS = ("dead_units", "weight_norm", "effective_rank", "gradient_norm", "eval_test_return")
 LAYOUTS: Mapping[int, tuple[str, tuple[float, float]]] = MappingProxyType(
     {
@@ -129,26 +141,25 @@ LAYOUTS: Mapping[int, tuple[str, tuple[float, float]]] = MappingProxyType(
 
 
 class LineStyle(NamedTuple):
-    """How an intervention is drawn: told apart by colour, and without it too."""
+    """The line style of an intervention, distinct in color, and in print without color."""
 
     color: str
     linestyle: str | tuple[float, tuple[float, ...]]
     marker: str
 
 
-# Okabe & Ito (2008, "Color Universal Design"), without yellow, which is faint on white paper,
-# and with black and grey kept for the references.
+# Okabe & Ito (2008, "Color Universal Design"), without yellow, which is faint on white paper;
+# black and gray are reserved for the references.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = ("-", (0, (5, 1.2)), (0, (1, 1)))
 _MARKERS = ("o", "^", "D", "v", "P", "X")
 _SLOTS = tuple(
-    LineStyle(color, dash, _MARKERS[(i + turn) % len(_MARKERS)])
-    for turn, dash in enumerate(_DASHES)
+    LineStyle(color, dash, _MARKERS[(i + row) % len(_MARKERS)])
+    for row, dash in enumerate(_DASHES)
     for i, color in enumerate(_COLORS)
 )
 
-# The styles that never change: those of the study's methods. Add to these to fix the style of
-# one's own intervention.
+# Fixed styles by intervention. Add to these to fix the style of your own intervention.
 STYLES: dict[str, LineStyle] = {
     "warm_start": LineStyle("#222222", (0, (4, 1.5)), "s"),
     "reset_all": LineStyle("#858585", (0, (6, 1.5, 1, 1.5)), "d"),
@@ -166,30 +177,47 @@ STYLES: dict[str, LineStyle] = {
 }
 
 
-def line_styles(interventions: Iterable[str]) -> dict[str, LineStyle]:
-    """A style for each intervention, all of them different up to 18 besides the references.
+def line_styles(
+    interventions: Iterable[str], references: Sequence[str] = REFERENCES
+) -> dict[str, LineStyle]:
+    """Assigns a line style to each intervention, distinct for up to 18 besides the references.
 
-    Those in `STYLES` have theirs, and the references do so whatever settings their names carry,
-    where several of one kind differ by their markers. Any other has one that its name decides, so
-    that it is the same in every figure, unless another in this figure has that one already.
+    An intervention in `STYLES` has that style. A reference in `STYLES` has it whatever settings its
+    name has; several with different settings differ in their markers. The style of any other
+    intervention is determined by a hash of its name, so that it is the same in every figure, unless
+    it is already taken in this one.
+
+    Args:
+      interventions: the names.
+      references: base names of the references; by default `warm_start` and `reset_all`.
     """
     names = sorted(set(interventions))
     styles = {name: STYLES[name] for name in names if name in STYLES}
-    for kind in REFERENCES:
-        for i, name in enumerate(name for name in names if kind_of(name) == kind):
-            markers = (STYLES[kind].marker, *_MARKERS)
-            styles[name] = STYLES[kind]._replace(marker=markers[i % len(markers)])
+    for reference in references:
+        if reference not in STYLES:
+            continue
+        for i, name in enumerate(name for name in names if base_name(name) == reference):
+            markers = (STYLES[reference].marker, *_MARKERS)
+            styles[name] = STYLES[reference]._replace(marker=markers[i % len(markers)])
     for name in names:
         if name not in styles:
             start = zlib.crc32(name.encode()) % len(_COLORS)
-            turned = [
-                _SLOTS[turn + (start + i) % len(_COLORS)]
-                for turn in range(0, len(_SLOTS), len(_COLORS))
+            candidates = [
+                _SLOTS[row + (start + i) % len(_COLORS)]
+                for row in range(0, len(_SLOTS), len(_COLORS))
                 for i in range(len(_COLORS))
             ]
             taken = set(styles.values())
-            styles[name] = next((slot for slot in turned if slot not in taken), turned[0])
+            styles[name] = next((slot for slot in candidates if slot not in taken), candidates[0])
     return styles
+
+
+def marker_face(style: LineStyle) -> str:
+    """Returns the face color of a style's markers in scatter plots.
+
+    Colors recur with other dashes: markers without lines are then distinguished by being hollow.
+    """
+    return style.color if style.linestyle == "-" or style.color not in _COLORS else "none"
 
 
 def lines_by_round(
@@ -201,17 +229,20 @@ def lines_by_round(
     *,
     confidence: float = 0.95,
     seeds: bool = True,
+    references: Sequence[str] = REFERENCES,
 ) -> Axes:
-    """Draws a metric by round: mean over seeds, bootstrap interval, and each seed.
+    """Plots a metric by round: mean over seeds, bootstrap interval, and each seed.
 
     Args:
       frame: a results table of one env and shift.
-      metric: what to draw.
+      metric: the metric to plot.
       layer: `"all"` for the aggregate over layers, or the name of one.
-      ax: where to draw; in a new figure, which has a legend too, if not given.
-      how: a round's value, the `"mean"` or the `"last"` of its rows.
+      ax: the axes to draw into; a new figure with a legend if not given.
+      how: the value of a round: `"mean"` or `"last"` of its rows.
       confidence: of the band, see `bootstrap_mean`. A single seed has no band.
       seeds: whether to draw each seed, as a thin line.
+      references: interventions drawn on top of the others, in their style of `STYLES` whatever
+        settings their names have; by default `warm_start` and `reset_all`.
 
     Returns:
       The axes.
@@ -222,12 +253,12 @@ def lines_by_round(
     Raises:
       ResultsError: the table holds several envs or shifts, or lacks the metric or layer.
     """
-    one_setting(frame)
+    single_condition(frame)
     values = by_round(frame, metric, layer, how)
-    warn_of([*shared_seeds(frame), *divergence_notes(frame)])
+    warn_about_seeds(frame)
     with plt.rc_context(STYLE):
         axes = new_figure((6.0, 4.4)).add_subplot() if ax is None else ax
-        _draw(axes, frame, values, "round", confidence, seeds)
+        _draw(axes, frame, values, "round", confidence, seeds, references)
         _finish_rounds(axes, metric, layer)
         if ax is None:
             _legend(axes, frame, confidence, seeds)
@@ -242,18 +273,21 @@ def curve(
     *,
     confidence: float = 0.95,
     seeds: bool = True,
+    references: Sequence[str] = REFERENCES,
 ) -> Axes:
-    """Draws a metric by PPO update, as `lines_by_round` does, with a dotted line at each shift.
+    """Plots a metric by update, like `lines_by_round`, with a dotted vertical line at each shift.
 
-    A shift is taken to happen after the last update logged in a round.
+    A shift is assumed to happen after the last update logged in a round.
 
     Args:
       frame: a results table of one env and shift.
-      metric: what to draw.
+      metric: the metric to plot.
       layer: `"all"` for the aggregate over layers, or the name of one.
-      ax: where to draw; in a new figure, which has a legend too, if not given.
+      ax: the axes to draw into; a new figure with a legend if not given.
       confidence: of the band, see `bootstrap_mean`.
       seeds: whether to draw each seed, as a thin line.
+      references: interventions drawn on top of the others, in their style of `STYLES` whatever
+        settings their names have; by default `warm_start` and `reset_all`.
 
     Returns:
       The axes.
@@ -264,21 +298,14 @@ def curve(
     Raises:
       ResultsError: the table holds several envs or shifts, or lacks the metric or layer.
     """
-    one_setting(frame)
+    single_condition(frame)
     values = select(frame, metric, layer)
-    warn_of([*shared_seeds(frame), *divergence_notes(frame)])
+    warn_about_seeds(frame)
     with plt.rc_context(STYLE):
         axes = new_figure((9.0, 4.4)).add_subplot() if ax is None else ax
-        for interpolation in frame.groupby("round")["update"].max().sort_index().iloc[:-1]:
-            axes.axvline(
-                interpolation,
-                color="#BBBBBB",
-                linewidth=0.8,
-                linestyle=":",
-                zorder=0,
-                label="_shift",
-            )
-        _draw(axes, frame, values, "update", confidence, seeds)
+        for update in frame.groupby("round")["update"].max().sort_index().iloc[:-1]:
+            axes.axvline(update, color="#BBBBBB", lw=0.8, ls=":", zorder=0, label="_shift")
+        _draw(axes, frame, values, "update", confidence, seeds, references)
         axes.set(xlabel="PPO updates", ylabel=_label(metric, layer))
         finish(axes)
         if ax is None:
@@ -294,20 +321,22 @@ def learning_curve(
     *,
     confidence: float = 0.95,
     seeds: bool = True,
+    references: Sequence[str] = REFERENCES,
 ) -> Axes:
-    """Draws a metric by environment step, as `lines_by_round` does, of lives that nothing divides.
+    """Plots a metric by environment step, like `lines_by_round`, for training without rounds.
 
-    Training is cut into 40 equal stretches, and a point is what `bin_by_steps` makes of one:
-    episodes of different seeds do not end at the same updates. Where none of a seed's ended, mean
-    and band are over the others.
+    Training is divided into 40 equal bins by `bin_by_steps`, for episodes of different seeds do not
+    end at the same updates. A seed without an episode that ended in a bin is left out there.
 
     Args:
       frame: a results table of one env and shift.
-      metric: what to draw.
+      metric: the metric to plot.
       layer: `"all"` for the aggregate over layers, or the name of one.
-      ax: where to draw; in a new figure, which has a legend too, if not given.
+      ax: the axes to draw into; a new figure with a legend if not given.
       confidence: of the band, see `bootstrap_mean`.
       seeds: whether to draw each seed, as a thin line.
+      references: interventions drawn on top of the others, in their style of `STYLES` whatever
+        settings their names have; by default `warm_start` and `reset_all`.
 
     Returns:
       The axes.
@@ -318,12 +347,12 @@ def learning_curve(
     Raises:
       ResultsError: the table holds several envs or shifts, or lacks the metric or layer.
     """
-    one_setting(frame)
-    values = bin_by_steps(frame, metric, STRETCHES, layer)
-    warn_of([*shared_seeds(frame), *divergence_notes(frame)])
+    single_condition(frame)
+    values = bin_by_steps(frame, metric, LEARNING_CURVE_BINS, layer)
+    warn_about_seeds(frame)
     with plt.rc_context(STYLE):
         axes = new_figure((6.0, 4.4)).add_subplot() if ax is None else ax
-        _draw(axes, frame, values, "env_steps", confidence, seeds)
+        _draw(axes, frame, values, "env_steps", confidence, seeds, references)
         axes.set(xlabel="Environment steps", ylabel=_label(metric, layer))
         finish(axes)
         if ax is None:
@@ -331,17 +360,20 @@ def learning_curve(
     return axes
 
 
-def overview(frame: pd.DataFrame) -> Figure:
-    """The figure of an experiment: training return by round, and what goes with its loss.
+def overview(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Figure:
+    """Plots an experiment: the training return by round, and metrics of plasticity beside it.
 
-    A large panel of the training return, and a small one of each metric of `PANELS` that the
-    table has, with one legend. The title names env and shift, the seeds, and what is drawn.
+    There is a large panel for the training return, and a small one for each of dead units, weight
+    norm, effective rank, gradient norm and test return that the table has, with one legend. The
+    title names env, shift and the number of seeds.
 
     Args:
       frame: a results table of one env and shift.
+      references: interventions drawn on top of the others, in their style of `STYLES` whatever
+        settings their names have; by default `warm_start` and `reset_all`.
 
     Returns:
-      The figure; a notebook displays it.
+      The figure, which notebooks display.
 
     Warns:
       UserWarning: seeds diverged, or runs share a seed.
@@ -349,9 +381,9 @@ def overview(frame: pd.DataFrame) -> Figure:
     Raises:
       ResultsError: the table holds several envs or shifts, or no training return.
     """
-    env, shift = one_setting(frame)
+    env, shift = single_condition(frame)
     select(frame, RETURN)
-    warn_of([*shared_seeds(frame), *divergence_notes(frame)])
+    warn_about_seeds(frame)
     known = set(frame.loc[frame["layer"] == "all", "metric"])
     metrics = [RETURN, *(name for name in PANELS if name in known)]
     mosaic, size = LAYOUTS[len(metrics) - 1]
@@ -360,13 +392,13 @@ def overview(frame: pd.DataFrame) -> Figure:
         panels = figure.subplot_mosaic(mosaic)
         for letter, metric in zip(sorted(panels), metrics, strict=True):
             ax = panels[letter]
-            _draw(ax, frame, by_round(frame, metric), "round")
+            _draw(ax, frame, by_round(frame, metric), "round", references=references)
             _finish_rounds(ax, metric)
             if letter != "A":
                 for line in ax.lines:
                     line.set(linewidth=0.75 * line.get_linewidth(), markersize=3.2)
-            place = ax.get_subplotspec()
-            if letter != "A" and place is not None and not place.is_last_row():
+            spec = ax.get_subplotspec()
+            if letter != "A" and spec is not None and not spec.is_last_row():
                 ax.set_xlabel("")
         figure.align_ylabels()
         figure.suptitle(f"{readable(env)}, shift: {readable(shift)}, {count_seeds(frame)}")
@@ -375,20 +407,20 @@ def overview(frame: pd.DataFrame) -> Figure:
 
 
 def save(figure: Figure | Axes, path_without_suffix: str | Path) -> tuple[Path, Path]:
-    """Writes a figure as PNG (200 dots per inch) and as SVG; each file appears whole.
+    """Saves a figure as PNG (200 dots per inch) and as SVG, each written atomically.
 
-    The same figure makes the same files whenever it is saved: no date, no random names.
+    Output is reproducible: the files contain no date and no random identifiers.
 
     Args:
       figure: the figure, or axes of it.
-      path_without_suffix: such as `figures/overview`; its folder is created if need be.
+      path_without_suffix: such as `figures/overview`; its folder is created if necessary.
 
     Returns:
       The two paths.
     """
     whole = _figure(figure) if isinstance(figure, Axes) else figure
     base = Path(path_without_suffix)
-    # Not `with_suffix`, which takes the end of `rate_0.1` for one.
+    # Not `with_suffix`, which would replace the end of `rate_0.1`.
     paths = base.with_name(f"{base.name}.png"), base.with_name(f"{base.name}.svg")
     with plt.rc_context(STYLE):
         with replacing(paths[0]) as temporary:
@@ -405,22 +437,24 @@ def _draw(
     at: str,
     confidence: float = 0.95,
     seeds: bool = True,
+    references: Sequence[str] = REFERENCES,
 ) -> None:
-    """Draws lines, bands and seeds of all interventions in values of frame, by the column `at`."""
-    styles, labels = line_styles(order(frame)), _labels(frame)
-    for depth, name in enumerate(order(values)):  # The references above the others.
+    """Draws lines, bands and seeds of all interventions, against the column `at` of the values."""
+    styles, labels = line_styles(frame["intervention"].unique(), references), _labels(frame)
+    # The references are drawn above the others.
+    for depth, name in enumerate(intervention_order(values, references)):
         style = styles[name]
         matrix = over_seeds(values[values["intervention"] == name], at)
-        # The more seeds, the fainter each, so that together they stay in the background.
-        faint = float(np.clip(1.6 / len(matrix), 0.12, 0.45))
+        # Lines are fainter the more seeds there are, so that together they stay in the background.
+        alpha = float(np.clip(1.6 / len(matrix), 0.12, 0.45))
         for seed, row in matrix.iterrows() if seeds else ():
-            present = row.dropna()
+            points = row.dropna()
             ax.plot(
-                present.index,
-                present,
+                points.index,
+                points,
                 color=style.color,
                 linewidth=0.7,
-                alpha=faint,
+                alpha=alpha,
                 zorder=2,
                 label=f"_{name} seed {seed}",
             )
@@ -452,9 +486,9 @@ def _draw(
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
-    """A figure that a notebook displays when it is a cell's value, and only then.
+    """Creates a figure that a notebook displays only as the value of a cell.
 
-    Through pyplot, which is what teaches the notebook to display figures, and then let go of.
+    It is created by pyplot, which registers the notebook's display hooks, and then closed there.
     """
     figure = plt.figure(figsize=size)
     plt.close(figure)
@@ -462,7 +496,7 @@ def new_figure(size: tuple[float, float]) -> Figure:
 
 
 def _figure(ax: Axes) -> Figure:
-    """The figure of axes, whole even where they are in a part of it."""
+    """Returns the root figure of axes, also if they are in a subfigure."""
     figure = ax.get_figure(root=True)
     if figure is None:
         raise ResultsError("the axes were removed from their figure; expected axes of a figure")
@@ -470,35 +504,35 @@ def _figure(ax: Axes) -> Figure:
 
 
 def finish(ax: Axes) -> None:
-    """Fixes what matplotlib would otherwise look up when it draws, outside of the style."""
+    """Sets ticks and grid, which would otherwise be taken from the style in force when drawing."""
     ax.tick_params(labelsize=8, width=0.8, length=3, color="#222222")
     ax.grid(True, axis="y", color="#E6E6E6", linewidth=0.6)
     ax.set_axisbelow(True)
 
 
 def _finish_rounds(ax: Axes, metric: str, layer: str = "all") -> None:
-    """Names the axes of a metric by round, and finishes them."""
+    """Labels and finishes the axes of a metric by round."""
     ax.set(xlabel="Round", ylabel=_label(metric, layer))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     finish(ax)
 
 
 def _legend(ax: Axes, frame: pd.DataFrame, confidence: float = 0.95, seeds: bool = True) -> None:
-    """Adds the legend of the axes below all axes of the figure, titled with what is drawn."""
+    """Adds a legend below all axes of the figure; its title explains lines and bands."""
     title = count = count_seeds(frame)
     if count != "1 seed":
         title = f"Mean over {count}, with {100 * confidence:g} % bootstrap interval (band)"
         title += " and each seed (thin)" if seeds else ""
     handles, labels = ax.get_legend_handles_labels()
     figure = _figure(ax)
-    # About what an entry takes, in inches: the line and gaps around it, and the letters.
+    # The approximate width of an entry in inches: the line and its margins, and the letters.
     entry = 0.6 + 0.06 * max(map(len, labels))
     columns = max(1, min(len(labels), int(figure.get_figwidth() / entry)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)
 
 
 def _labels(frame: pd.DataFrame) -> dict[str, str]:
-    """What the legend calls each intervention: `warm start (1 of 4 diverged)`."""
+    """Returns the legend's label of each intervention: `warm start (1 of 4 diverged)`."""
     seeds = frame.groupby("intervention")["seed"].nunique()
     diverged = divergences(frame).groupby("intervention")["seed"].nunique()
     notes = {name: f" ({count} of {seeds[name]} diverged)" for name, count in diverged.items()}
@@ -506,19 +540,19 @@ def _labels(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def _label(metric: str, layer: str) -> str:
-    """The name of a metric, with its unit, for an axis."""
+    """Returns the axis label of a metric, with its unit."""
     name = METRIC_NAMES.get(metric, readable(metric).capitalize())
     return name if layer == "all" else f"{name}, {readable(layer)}"
 
 
 def readable(name: str) -> str:
-    """`layer_norm+l2_norm` -> `layer norm + l2 norm`; settings after it stay as they are."""
-    kind, space, settings = name.partition(" ")
-    return kind.replace("_", " ").replace("+", " + ") + space + settings
+    """Formats `layer_norm+l2_norm` as `layer norm + l2 norm`, and leaves settings as they are."""
+    base, space, settings = name.partition(" ")
+    return base.replace("_", " ").replace("+", " + ") + space + settings
 
 
 def count_seeds(frame: pd.DataFrame) -> str:
-    """`4 seeds`, or `3 to 4 seeds` where interventions differ."""
+    """Formats the number of seeds: `4 seeds`, or `3 to 4 seeds` if interventions differ."""
     counts = frame.groupby("intervention")["seed"].nunique()
-    few, many = int(counts.min()), int(counts.max())
-    return f"{few} to {many} seeds" if few < many else f"{many} seed{'s' * (many > 1)}"
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low} to {high} seeds" if low < high else f"{high} seed{'s' * (high > 1)}"

@@ -1,12 +1,11 @@
-"""The figures of a study: several shifts side by side, every method of it.
+"""Figures of experiments with several shifts, side by side.
 
-Each function takes a data frame and returns a figure. What it shows, as numbers, is what
-`values_by_round`, `scores` or `metric_points` gave it, or rows of the results table.
+Each function takes a data frame and returns a figure: a results table, or the values returned by
+`scores`, `metric_points` or `performance_profiles`.
 """
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -25,41 +24,58 @@ from plasticity.results.plots import (
     learning_curve,
     line_styles,
     lines_by_round,
+    marker_face,
     new_figure,
     readable,
 )
-from plasticity.results.statistics import REFERENCES, SHIFTS, bootstrap_mean, order
+from plasticity.results.statistics import (
+    BASELINE,
+    CONTROL,
+    REFERENCES,
+    bootstrap_mean,
+    intervention_order,
+)
 from plasticity.storage.table import ResultsError
 
-# Methods that share a column where all are shown by round. Any other has a column of its own kind.
-FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "At shifts": ("reset_final", "plasticity_injection", "shrink_perturb"),
-        "While learning": ("soft_shrink_perturb", "regenerative_l2", "l2_norm", "redo"),
-        "Architecture": ("layer_norm", "crelu"),
-        "Both": ("soft_shrink_perturb+layer_norm", "regenerative_l2+layer_norm"),
-    }
-)
+__all__ = [
+    "baseline_figure",
+    "correlation_figure",
+    "intervals_figure",
+    "learning_figure",
+    "levels_figure",
+    "profiles_figure",
+    "rounds_figure",
+]
 
 
-def warm_start_figure(frame: pd.DataFrame) -> Figure:
-    """The baseline against the upper control: train and test return, by update and by round.
+def baseline_figure(
+    frame: pd.DataFrame,
+    baseline: str = BASELINE,
+    control: str = CONTROL,
+    *,
+    shifts: Sequence[str] | None = None,
+) -> Figure:
+    """Plots the baseline and the upper control: train and test return, by update and by round.
 
     Args:
-      frame: a results table of one env and any number of shifts, which are its columns. The test
-        return is left out where the table has none.
+      frame: a results table of one env. The test return is left out if the table has none.
+      baseline: the name of the baseline; by default `warm_start`, that of runs without
+        interventions.
+      control: the name of the upper control; by default `reset_all`.
+      shifts: the columns of panels; all shifts, sorted, if not given.
 
     Returns:
       The figure, with every seed as a thin line.
 
     Raises:
-      ResultsError: neither `warm_start` nor `reset_all` is there.
+      ResultsError: the table has neither of the two.
     """
-    pair = frame[frame["intervention"].isin(REFERENCES)]
+    references = (baseline, control)
+    pair = frame[frame["intervention"].isin(references)]
     if pair.empty:
-        raise ResultsError(f"none of {', '.join(REFERENCES)} is in the table")
+        raise ResultsError(f"none of {', '.join(references)} is in the table")
     known = [m for m in ("train_return", "eval_test_return") if (pair["metric"] == m).any()]
-    shifts = shifts_of(pair)
+    shifts = _shifts(pair, shifts)
     rows = [(metric, by) for by in ("update", "round") for metric in known]
     with plt.rc_context(STYLE):
         figure = new_figure((3.3 * len(shifts) + 0.4, 2.1 * len(rows) + 0.9))
@@ -68,43 +84,47 @@ def warm_start_figure(frame: pd.DataFrame) -> Figure:
             for shift, ax in zip(shifts, line, strict=True):
                 part = pair[pair["shift"] == shift]
                 if by == "update":
-                    curve(part, metric, ax=ax)
+                    curve(part, metric, ax=ax, references=references)
                 else:
-                    lines_by_round(part, metric, ax=ax, how="last")
+                    lines_by_round(part, metric, ax=ax, how="last", references=references)
                     ax.set_xlabel("Round (its end)")
         _title_columns(axes, shifts)
         figure.legend(
             *axes[0, 0].get_legend_handles_labels(),
             loc="outside lower center",
             ncols=2,
-            title=_of_bands(pair),
+            title=_legend_title(pair),
         )
     return figure
 
 
 def correlation_figure(
-    points: pd.DataFrame, metrics: Sequence[str], targets: Sequence[str] = ("train_return",)
+    points: pd.DataFrame,
+    metrics: Sequence[str],
+    targets: Sequence[str] = ("train_return",),
+    *,
+    shifts: Sequence[str] | None = None,
+    references: Sequence[str] = REFERENCES,
 ) -> Figure:
-    """How the change of each metric goes with that of each return, over shifts and methods.
+    """Plots the change of each return against the change of each metric, with correlations.
 
     Args:
-      points: a row for each shift and intervention, as `metric_points` gives them, with columns
+      points: a row for each shift and intervention, as returned by `metric_points`, with columns
         for all metrics and targets.
       metrics: the columns of panels.
       targets: the rows of panels.
+      shifts: in the order of their markers; all, sorted, if not given.
+      references: interventions that come first in the legend; by default `warm_start` and
+        `reset_all`.
 
     Returns:
-      The figure: a point for each method and shift, the shifts by their markers, and the
-      least-squares line with its R squared and p, in bold if that is below 0.05 when corrected for
-      the number of metrics.
+      The figure: a point for each intervention and shift, with a marker for each shift, and the
+      least-squares line with its R squared and p, in bold if the latter is below 0.05 when
+      corrected for the number of metrics.
     """
-    names = order(points)
-    styles, shifts = line_styles(names), shifts_of(points)
-    # Colours come again with other dashes; without lines, they do as rings.
-    faces = {
-        name: style.color if style.linestyle == "-" or name in REFERENCES else "none"
-        for name, style in styles.items()
-    }
+    names, shifts = intervention_order(points, references), _shifts(points, shifts)
+    styles = line_styles(names, references)
+    faces = {name: marker_face(style) for name, style in styles.items()}
     marks = dict(zip(shifts, "osD^vPX", strict=False))
     with plt.rc_context(STYLE):
         figure = new_figure((2.3 * len(metrics) + 0.4, 2.4 * len(targets) + 1.5))
@@ -112,23 +132,23 @@ def correlation_figure(
         for target, line in zip(targets, axes, strict=True):
             table = correlations(points, target, metrics).set_index("metric")
             for metric, ax in zip(metrics, line, strict=True):
-                for (shift, name), some in points.groupby(["shift", "intervention"]):
+                for (shift, name), point in points.groupby(["shift", "intervention"]):
                     ax.plot(
-                        some[metric],
-                        some[target],
+                        point[metric],
+                        point[target],
                         marks.get(shift, "o"),
                         color=styles[name].color,
                         markerfacecolor=faces[name],
                         markersize=4.5,
                         label=f"_{name} {shift}",
                     )
-                found = table.loc[metric]
+                fit = table.loc[metric]
                 x = np.array([points[metric].min(), points[metric].max()])
-                ax.plot(x, found["intercept"] + found["slope"] * x, "--", color="#555555", lw=1)
-                p = f"p = {found['p']:.3f}" if found["p"] >= 0.001 else "p < 0.001"
+                ax.plot(x, fit["intercept"] + fit["slope"] * x, "--", color="#555555", lw=1)
+                p = f"p = {fit['p']:.3f}" if fit["p"] >= 0.001 else "p < 0.001"
                 ax.set_title(
-                    f"R² = {found['r_squared']:.2f}, {p}" if found["p"] >= 0 else "too few points",
-                    fontweight="bold" if found["p_corrected"] < 0.05 else "normal",
+                    f"R² = {fit['r_squared']:.2f}, {p}" if fit["p"] >= 0 else "too few points",
+                    fontweight="bold" if fit["p_corrected"] < 0.05 else "normal",
                 )
                 finish(ax)
                 if target == targets[-1]:
@@ -162,82 +182,108 @@ def correlation_figure(
     return figure
 
 
-def intervals_figure(scores: pd.DataFrame) -> Figure:
-    """What every method comes to: a mean, its 95 % bootstrap interval, and every seed.
+def intervals_figure(
+    scores: pd.DataFrame,
+    *,
+    shifts: Sequence[str] | None = None,
+    baseline: str = BASELINE,
+    control: str = CONTROL,
+) -> Figure:
+    """Plots the score of every intervention: mean, 95 % bootstrap interval, and every seed.
 
     Args:
-      scores: as `scores` gives them, with a column `metric` besides, whose values are the rows of
-        panels; the columns are shifts.
+      scores: as returned by `scores`, with a column `metric` besides, whose values are the rows of
+        panels.
+      shifts: the columns of panels; all shifts, sorted, if not given.
+      baseline: the intervention in the first line; by default `warm_start`.
+      control: the upper control, in the second line; by default `reset_all`.
 
     Returns:
-      The figure, with lines at zero and at the mean of the upper control.
+      The figure, with vertical lines at zero and at the mean of the control.
     """
-    names = order(scores)
-    styles, shifts, metrics = line_styles(names), shifts_of(scores), list(scores["metric"].unique())
+    references = (baseline, control)
+    names, shifts = intervention_order(scores, references), _shifts(scores, shifts)
+    styles, metrics = line_styles(names, references), list(scores["metric"].unique())
     height = 0.22 * len(names) + 0.6
     with plt.rc_context(STYLE):
         figure = new_figure((2.6 * len(shifts) + 1.8, height * len(metrics) + 0.5))
         axes = figure.subplots(len(metrics), len(shifts), squeeze=False, sharey=True, sharex="row")
         for metric, line in zip(metrics, axes, strict=True):
             for shift, ax in zip(shifts, line, strict=True):
-                here = scores[(scores["metric"] == metric) & (scores["shift"] == shift)]
+                panel = scores[(scores["metric"] == metric) & (scores["shift"] == shift)]
                 ax.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0, label="_zero")
-                control = here.loc[here["intervention"] == REFERENCES[1], "score"].mean()
-                if np.isfinite(control):
-                    ax.axvline(control, color="#858585", lw=0.8, ls=":", zorder=0, label="_control")
-                for place, name in enumerate(names):
-                    own = here.loc[here["intervention"] == name, "score"].dropna()
-                    if own.empty:
+                level = panel.loc[panel["intervention"] == control, "score"].mean()
+                if np.isfinite(level):
+                    ax.axvline(level, color="#858585", lw=0.8, ls=":", zorder=0, label="_control")
+                for y, name in enumerate(names):
+                    values = panel.loc[panel["intervention"] == name, "score"].dropna()
+                    if values.empty:
                         continue
-                    mean, low, high = bootstrap_mean(own)
+                    mean, low, high = bootstrap_mean(values)
                     color = styles[name].color
-                    seeds = np.full(len(own), place)
-                    ax.plot(own, seeds, "|", color=color, alpha=0.45, ms=6, label=f"_{name} seeds")
-                    ax.plot([low, high], [place, place], color=color, lw=3, alpha=0.5)
-                    ax.plot(mean, place, styles[name].marker, color=color, mec="white", ms=6)
+                    ys = np.full(len(values), y)
+                    ax.plot(values, ys, "|", color=color, alpha=0.45, ms=6, label=f"_{name} seeds")
+                    ax.plot([low, high], [y, y], color=color, lw=3, alpha=0.5)
+                    ax.plot(mean, y, styles[name].marker, color=color, mec="white", ms=6)
                 ax.set_yticks(range(len(names)), [readable(name) for name in names])
                 finish(ax)
                 ax.set_xlabel(f"Change of {_name(metric).lower()}")
         axes[0, 0].invert_yaxis()  # Shared by all.
         _title_columns(axes, shifts)
-        seeds_of = count_seeds(scores.dropna())
+        seeds = count_seeds(scores.dropna())
         figure.suptitle(
-            f"Mean (marker), 95 % bootstrap interval (bar), {seeds_of} (ticks); dotted: reset all",
+            f"Mean (marker), 95 % bootstrap interval (bar), {seeds} (ticks); "
+            f"dotted: {readable(control)}",
             fontsize=9,
             fontweight="normal",
         )
     return figure
 
 
-def rounds_figure(frame: pd.DataFrame, metric: str, layer: str = "all") -> Figure:
-    """A metric at the end of each round for every method, a column for each of `FAMILIES`.
+def rounds_figure(
+    frame: pd.DataFrame,
+    metric: str,
+    layer: str = "all",
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    shifts: Sequence[str] | None = None,
+    references: Sequence[str] = REFERENCES,
+) -> Figure:
+    """Plots a metric at the end of each round for every intervention.
 
     Args:
-      frame: a results table of one env; its shifts are the rows.
-      metric: which.
+      frame: a results table of one env.
+      metric: the metric to plot.
       layer: `"all"` for the aggregate over layers, or the name of one.
+      groups: the columns of panels: the interventions of each, by its title. Interventions in no
+        group have a column of their own; without groups all are in one column.
+      shifts: the rows of panels; all shifts, sorted, if not given.
+      references: interventions that are in every panel; by default `warm_start` and `reset_all`.
 
     Returns:
-      The figure; the two references are in every panel.
+      The figure.
 
     Raises:
       ResultsError: the table lacks the metric or layer.
     """
-    shifts, names = shifts_of(frame), order(frame)
-    families = [(title, [n for n in some if n in names]) for title, some in FAMILIES.items()]
-    known = {*REFERENCES, *(name for some in FAMILIES.values() for name in some)}
-    families.append(("Others", [name for name in names if name not in known]))
-    shown = [(title, some) for title, some in families if some] or [("", [])]
+    shifts, names = _shifts(frame, shifts), intervention_order(frame, references)
+    groups = groups or {}
+    columns = [(title, [n for n in group if n in names]) for title, group in groups.items()]
+    grouped = {*references, *(name for group in groups.values() for name in group)}
+    rest = [name for name in names if name not in grouped]
+    columns.append(("Others" if groups else "", rest))
+    columns = [(title, group) for title, group in columns if group] or [("", [])]
     with plt.rc_context(STYLE):
-        figure = new_figure((2.5 * len(shown) + 0.5, 2.2 * len(shifts) + 1.3))
-        axes = figure.subplots(len(shifts), len(shown), squeeze=False, sharey="row", sharex=True)
+        figure = new_figure((2.5 * len(columns) + 0.5, 2.2 * len(shifts) + 1.3))
+        axes = figure.subplots(len(shifts), len(columns), squeeze=False, sharey="row", sharex=True)
         legend: dict[str, Line2D] = {}
         for shift, line in zip(shifts, axes, strict=True):
-            for (title, some), ax in zip(shown, line, strict=True):
-                wanted = (frame["shift"] == shift) & frame["intervention"].isin(
-                    [*REFERENCES, *some]
+            for (title, group), ax in zip(columns, line, strict=True):
+                panel = frame["intervention"].isin([*references, *group])
+                panel &= frame["shift"] == shift
+                lines_by_round(
+                    frame[panel], metric, layer, ax=ax, how="last", references=references
                 )
-                lines_by_round(frame[wanted], metric, layer, ax=ax, how="last")
                 handles, labels = ax.get_legend_handles_labels()
                 legend |= dict(zip(labels, handles, strict=True))
                 if ax is not line[0]:
@@ -252,17 +298,17 @@ def rounds_figure(frame: pd.DataFrame, metric: str, layer: str = "all") -> Figur
             list(legend),
             loc="outside lower center",
             ncols=min(5, len(legend)),
-            title=_of_bands(frame),
+            title=_legend_title(frame),
         )
     return figure
 
 
 def learning_figure(frame: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """Learning curves: metrics by environment step, a panel for each, every method in it.
+    """Plots learning curves of every intervention: a panel for each metric, by environment step.
 
     Args:
       frame: a results table of one env and shift.
-      metrics: which.
+      metrics: the panels.
 
     Returns:
       The figure, with every seed as a thin line.
@@ -279,36 +325,42 @@ def learning_figure(frame: pd.DataFrame, metrics: Sequence[str]) -> Figure:
             *axes[0].get_legend_handles_labels(),
             loc="outside lower center",
             ncols=3,
-            title=_of_bands(frame),
+            title=_legend_title(frame),
         )
     return figure
 
 
 def profiles_figure(profiles: pd.DataFrame, score: str = "Score") -> Figure:
-    """Performance profiles: the share of runs above each score, with bootstrap bands.
+    """Plots performance profiles: the fraction of runs above each score, with bootstrap bands.
 
     Args:
-      profiles: as `performance_profiles` gives them.
-      score: what the score is, for the axis.
+      profiles: as returned by `performance_profiles`.
+      score: the label of the score's axis.
 
     Returns:
       The figure.
     """
-    names = order(profiles)
+    names = intervention_order(profiles)
     styles = line_styles(names)
     with plt.rc_context(STYLE):
         figure = new_figure((7, 4.8))
         ax: Axes = figure.add_subplot()
         for name in names:
-            own = profiles[profiles["intervention"] == name]
+            profile = profiles[profiles["intervention"] == name]
             style = styles[name]
-            x = own["threshold"]
+            x = profile["threshold"]
             ax.fill_between(
-                x, own["low"], own["high"], color=style.color, alpha=0.07, lw=0, label=f"_{name}"
+                x,
+                profile["low"],
+                profile["high"],
+                color=style.color,
+                alpha=0.07,
+                lw=0,
+                label=f"_{name}",
             )
             ax.plot(
                 x,
-                own["value"],
+                profile["value"],
                 color=style.color,
                 linestyle=style.linestyle,
                 marker=style.marker,
@@ -324,10 +376,10 @@ def profiles_figure(profiles: pd.DataFrame, score: str = "Score") -> Figure:
 def levels_figure(
     levels: Sequence[tuple[np.ndarray, np.ndarray]], start: tuple[int, int]
 ) -> Figure:
-    """Levels of a gridworld, as pictures.
+    """Draws levels of a gridworld.
 
     Args:
-      levels: of each, walls [H, W] and objects [H, W]: 1 a gem, -1 a pit.
+      levels: walls [H, W] and objects [H, W] of each level; objects are 1 (gem), -1 (pit) or 0.
       start: row and column of the agent.
 
     Returns:
@@ -359,10 +411,10 @@ def levels_figure(
     return figure
 
 
-def shifts_of(frame: pd.DataFrame) -> list[str]:
-    """The shifts of a table: those of the study first and in its order, then any other."""
-    found = set(frame["shift"].unique())
-    return [*(s for s in SHIFTS if s in found), *sorted(found.difference(SHIFTS))]
+def _shifts(frame: pd.DataFrame, shifts: Sequence[str] | None) -> list[str]:
+    """Returns the shifts given that a table has, or all of them, sorted."""
+    known = set(frame["shift"].unique())
+    return sorted(known) if shifts is None else [shift for shift in shifts if shift in known]
 
 
 def _name(metric: str) -> str:
@@ -380,7 +432,7 @@ def _title_columns(axes: np.ndarray, shifts: Sequence[str]) -> None:
             ax.set_ylabel("")
 
 
-def _of_bands(frame: pd.DataFrame) -> str:
+def _legend_title(frame: pd.DataFrame) -> str:
     return (
         f"Mean over {count_seeds(frame)}, with 95 % bootstrap interval (band) and each seed (thin)"
     )

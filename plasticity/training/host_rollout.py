@@ -82,10 +82,10 @@ def _observe(
     The noise depends on the stream and the step.
     """
     if state.task.noise is None:
-        return jax.vmap(state.task.view)(observation)
+        return jax.vmap(state.task.transform_obs)(observation)
     key = jax.random.fold_in(key_for(run.seed, Stream.OBSERVATION_NOISE, state.update), stream)
     noise = jax.random.normal(jax.random.fold_in(key, step), observation.shape)
-    return jax.vmap(state.task.view)(observation, noise)
+    return jax.vmap(state.task.transform_obs)(observation, noise)
 
 
 def _act(run: Run, state: RunState, observation: Array, stream: Array, step: Array) -> PolicyStep:
@@ -239,8 +239,8 @@ class HostWorker:
         )
         episode_return = self._episode_return
         count, return_sum = np.zeros((2, len(episode_return)), np.float32)
-        for counted, done in steps:
-            episode_return += counted
+        for reward, done in steps:
+            episode_return += reward
             count += done.sum(axis=1)
             return_sum += (episode_return * done).sum(axis=1)
             episode_return[done] = 0.0
@@ -274,7 +274,7 @@ class HostWorker:
                 value = self._compiled(_value, shared=1)
                 values, _ = value(self._runs, self.state, step.observation, t)
             truncation_values.append(values)
-            counts.append((step.counted, step.done))
+            counts.append((step.unclipped_reward, step.done))
         stacked = TimeStep(
             *(jnp.asarray(np.stack(each, axis=1)) for each in zip(*time_steps, strict=True))
         )
@@ -296,7 +296,7 @@ class HostWorker:
             )
             yield act.action
             step, observation = self._eval_envs.step(act.action)
-            episode_return += step.counted * running
+            episode_return += step.unclipped_reward * running
             running &= ~step.done
             if not running.any():
                 break

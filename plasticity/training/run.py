@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from plasticity.agents import PPO, Agent, IntrinsicModule, NoIntrinsic
-from plasticity.envs.base import LEVELS_PER_SEED, MAX_SEED, Env, Levels, Task
+from plasticity.envs.base import Env
+from plasticity.envs.task import LEVELS_PER_SEED, MAX_SEED, Levels, Task
 from plasticity.interventions import Interventions
 from plasticity.networks import ActorCritic, Network
 from plasticity.probes import Probes

@@ -10,18 +10,18 @@ import time
 
 import pandas as pd
 import pytest
-from helpers import ROOT
-from test_fused import SMALL, tables
+from helpers import ROOT, SMALL, tables
 
 from plasticity import results
+from plasticity.training import sweep
 
 LINE = f"-m {SMALL} intervention=warm_start,l2_norm seed=0,1"
 
 
 def inner(**settings):
-    """The override by which each group is a job of `shared.InTurn`."""
+    """The override by which each group is a job of `helpers.InTurn`."""
     given = "".join(f", {key}: {value}" for key, value in settings.items())
-    return f"'+hydra.launcher.inner={{_target_: shared.InTurn{given}}}'"
+    return f"'+hydra.launcher.inner={{_target_: helpers.InTurn{given}}}'"
 
 
 def test_each_group_is_a_job_that_trains_it_as_here(shell, tmp_path, capsys):
@@ -64,7 +64,7 @@ def test_what_goes_wrong_in_a_job_comes_back_by_folder(shell, tmp_path, capsys, 
         return real(jobs, *args, **kwargs)
 
     real = sweep.train_jobs
-    monkeypatch.setattr(fused, "train_jobs", failing)
+    monkeypatch.setattr(sweep, "train_jobs", failing)
     assert shell(f"{LINE} out=sweep {inner()}") == 2
     error = capsys.readouterr().err
     assert "sweep/0_warm_start: no space left" in error
@@ -81,16 +81,16 @@ def test_a_launcher_that_is_not_installed_is_one_line(shell, capsys, name, monke
         monkeypatch.delitem(launchers, there, raising=False)
     assert shell(f"{LINE} hydra/launcher=fused_{name}") == 2
     assert capsys.readouterr().err == (
-        f"error: hydra/launcher: needs the extra: pip install 'plasticity[{name}]'\n"
+        f"error: hydra/launcher: needs the extra: pip install 'plasticity-rl[{name}]'\n"
     )
 
 
 def test_a_job_that_its_scheduler_warns_is_requeued_and_goes_on(tmp_path):
     """submitit for real, with its own stand-in for SLURM: a warning in the middle of training."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra slurm")
-    sweep = tmp_path / "sweep"
+    folder = tmp_path / "sweep"
     line = (
-        f"-m {SMALL} seed=0,1 schedule.rounds=30 schedule.updates_per_round=8 out={sweep} "
+        f"-m {SMALL} seed=0,1 schedule.rounds=30 schedule.updates_per_round=8 out={folder} "
         "+hydra/launcher@hydra.launcher.inner=submitit_local"
     )
     caller = subprocess.Popen(
@@ -101,21 +101,21 @@ def test_a_job_that_its_scheduler_warns_is_requeued_and_goes_on(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    table = sweep / "0_warm_start" / "metrics.parquet"
+    table = folder / "0_warm_start" / "metrics.parquet"
     while not table.exists():
         assert caller.poll() is None, caller.stdout.read()
         time.sleep(0.05)
-    (controller,) = (int(at.name) for at in (sweep / ".submitit").iterdir() if at.name.isdigit())
+    (controller,) = (int(at.name) for at in (folder / ".submitit").iterdir() if at.name.isdigit())
     tasks = subprocess.run(["pgrep", "-P", str(controller)], capture_output=True, text=True)
     os.kill(int(tasks.stdout), signal.SIGUSR2)
     output, _ = caller.communicate(timeout=300)
     assert caller.returncode == 0, output
     for name in ("0_warm_start", "1_warm_start"):
-        meta = json.loads((sweep / name / "meta.json").read_text())
+        meta = json.loads((folder / name / "meta.json").read_text())
         assert meta["status"] == "finished"
         first, second = (session["from_update"] for session in meta["sessions"])
         assert first == 0 < second
-        frame = results.read(sweep / name / "metrics.parquet")
+        frame = results.read(folder / name / "metrics.parquet")
         assert not frame.duplicated(["update", "metric", "layer"]).any()
         logged = frame[frame.metric == "policy_loss"]["update"]
         assert list(logged) == list(range(2, 30 * 8 + 1, 2))

@@ -9,8 +9,7 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, TINY
-from test_readme import write_examples
+from helpers import ROOT, TINY, write_examples
 
 from plasticity import load_params, results
 from plasticity.cli import report
@@ -162,7 +161,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    said = f"interrupted; the same command goes on with what is in {tmp_path}/run"
+    said = f"interrupted; the same command resumes from {tmp_path}/run"
     assert error.strip().splitlines()[-1] == said
     assert "Traceback" not in error
     meta = json.loads((tmp_path / "run/meta.json").read_text())

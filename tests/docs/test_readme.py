@@ -4,26 +4,18 @@ import json
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import ROOT, write_examples
 from omegaconf import OmegaConf
 
 from experiments.juliani_ash_2024.reproduce import markdown
 from plasticity import results
 from plasticity.cli.command import runs_of
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^python -m experiments\.train (.*)$", README, flags=re.MULTILINE)
-
-
-def write_examples(folder):
-    """The classes of one's own that README shows, as files of the names it gives them."""
-    for name, code in re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", README, re.DOTALL):
-        (folder / name).write_text(code)
-        assert len(code.splitlines()) <= 25
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line != "--help"])
@@ -72,7 +64,7 @@ def test_the_numbers_are_those_of_the_shipped_tables():
 
 def test_the_verdicts_are_those_of_the_shipped_study():
     """Would catch docs that rules or results have moved away from, and results shipped in part."""
-    frame = results.load(ROOT / "docs/study/cpu")
+    frame = results.load(ROOT / "docs/study/small")
     claims, returns, effects = markdown(frame)
     study = (ROOT / "docs/study.md").read_text()
     assert claims in README
@@ -88,10 +80,10 @@ def test_the_coefficients_are_those_that_were_chosen():
         found = pd.read_csv(path)
         key = found.columns[0].rpartition(".")[2]
         (line,) = re.findall(rf"^\| `{path.stem}` {key} \|(.*?)\|(.*?)\|", study, re.MULTILINE)
-        told = dict(re.findall(r"(\S+) \*\*(\S+)\*\*", line[0]))
-        assert {float(x): y for x, y in told.items()} == {
+        values = dict(re.findall(r"(\S+) \*\*(\S+)\*\*", line[0]))
+        assert {float(x): y for x, y in values.items()} == {
             row[0]: f"{row[1]:.2f}" for row in found.itertuples(index=False)
         }
-        chosen = OmegaConf.load(ROOT / f"configs/intervention/cpu/{path.stem}.yaml")
+        chosen = OmegaConf.load(ROOT / f"configs/intervention/small/{path.stem}.yaml")
         assert float(line[1]) == found.iloc[0, 0]
         assert chosen[path.stem][key] == found.iloc[0, 0]

@@ -8,7 +8,8 @@ import pytest
 
 from plasticity.cli.command import runs_of
 from plasticity.envs.cartpole import CartPole, CartPoleState
-from plasticity.training.trainer import JaxTrainer, stack
+from plasticity.training.run import stack
+from plasticity.training.trainer import JaxTrainer
 
 ENV = CartPole()
 TASK = ENV.task(0)
@@ -104,10 +105,10 @@ def test_ppo_learns_cartpole_on_every_seed(optimized):
     runs = runs_of("experiment=cartpole")
     assert [run.seed for run in runs] == [0, 1, 2, 3, 4]
     together = JaxTrainer(stack(runs))
-    together.advance(runs[0].schedule.updates_per_round - 100)
+    together.train_updates(runs[0].schedule.updates_per_round - 100)
     returns = []
     for updates in (0, 50, 50):
-        together.advance(updates)
+        together.train_updates(updates)
         returns.append(np.asarray(together.evaluate()["eval_train_return"]["all"]))
     # At a constant learning rate the policy of a seed falters now and then.
     assert np.median(returns, axis=0).min() >= 475, returns

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from plasticity.envs.base import MAX_SEED
 from plasticity.envs.gather import Gather, Level
+from plasticity.envs.task import MAX_SEED
 
 IDS = 3000
 ENV = Gather(levels=5)

@@ -10,7 +10,7 @@ from helpers import same
 
 import plasticity as pl
 from plasticity.envs import CartPole, Games, Gather, Gymnax, Navix, Sequence
-from plasticity.envs.base import Levels, Task
+from plasticity.envs.task import Levels, Task
 from plasticity.struct import SettingError, to_config
 from plasticity.training.run import check_run
 
@@ -192,7 +192,7 @@ def test_a_life_that_goes_from_game_to_game():
         "network": {"hidden": [8]},
         "agent": {"num_envs": 4, "num_steps": 20, "minibatch_size": 20},
         "probes": {},
-        "schedule": {"rounds": 3, "updates": 4, "log_every": 4, "eval_episodes": 20},
+        "schedule": {"rounds": 3, "updates_per_round": 4, "log_every": 4, "eval_episodes": 20},
         "seed": [0, 1],
     }
     runs = pl.from_config(config)
@@ -232,5 +232,5 @@ def test_what_cannot_be_played(run, message):
 def test_a_package_that_is_missing(monkeypatch):
     """Would catch a traceback in place of what to install."""
     monkeypatch.setitem(__import__("sys").modules, "gymnax", None)
-    with pytest.raises(SettingError, match=r"env='gymnax': .*plasticity\[envs\]"):
+    with pytest.raises(SettingError, match=r"env='gymnax': .*plasticity-rl\[envs\]"):
         Gymnax("Anything").check()

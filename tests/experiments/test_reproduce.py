@@ -12,9 +12,9 @@ from matplotlib.colors import to_hex
 
 from experiments.juliani_ash_2024 import claims
 from experiments.juliani_ash_2024.figures import RETURNS, figures, metrics_of, returns, tables
-from experiments.juliani_ash_2024.pack import ship
+from experiments.juliani_ash_2024.pack import pack
 from experiments.juliani_ash_2024.reproduce import SIZES, main, markdown
-from experiments.juliani_ash_2024.tune import choice, tell
+from experiments.juliani_ash_2024.tune import rank_settings, write_choice
 from plasticity import results
 from plasticity.cli.command import CONFIG, CONFIGS
 
@@ -194,12 +194,12 @@ def test_a_seed_that_diverged_leaves_its_parts_undecided():
 def test_within_a_shift_correlations_are_over_methods():
     """Would catch a sign that is turned, or an interval over methods in place of seeds."""
     parts = claims.evaluate_claims(STUDY)[1]
-    within = parts[(parts["claim"] == "C6") & parts["afterthought"]]
+    within = parts[(parts["claim"] == "C6") & parts["post_hoc"]]
     assert len(within) == 9
     assert (within["effect"] > 0.99).all()
     assert within["low"].min() > 0.98
     assert within["high"].max() <= 1
-    assert not parts[parts["claim"] != "C6"]["afterthought"].any()
+    assert not parts[parts["claim"] != "C6"]["post_hoc"].any()
 
 
 def test_returns_are_not_changes():
@@ -456,7 +456,8 @@ def test_the_tables_are_complete():
 @pytest.mark.filterwarnings("default")
 def test_one_command_trains_draws_and_judges(shell, tmp_path, capsys):
     """Of two methods under one shift: the path is the same, and a part is enough to look at."""
-    size = "schedule.updates_per_round=2 agent.num_envs=4 agent.minibatch_size=100 network.hidden=[8,8]"
+    size = "schedule.updates_per_round=2 agent.num_envs=4 agent.minibatch_size=100"
+    size += " network.hidden=[8,8]"
     line = f"smoke {size} shift=permute intervention=warm_start,reset_all out=out"
     assert shell(line, entry=main) == 0
     told = capsys.readouterr()
@@ -472,26 +473,26 @@ def test_one_command_trains_draws_and_judges(shell, tmp_path, capsys):
     assert set(judged["verdict"]) <= {"not run", "undecided"}
 
     # Packed, it says the same, and where it came from.
-    ship([folder], tmp_path / "packed")
+    pack([folder], tmp_path / "packed")
     packed = results.load(tmp_path / "packed")
     pd.testing.assert_frame_equal(
         claims.evaluate_claims(packed)[1], claims.evaluate_claims(results.load(folder))[1]
     )
     provenance = json.loads((tmp_path / "packed/provenance.json").read_text())
     assert set(provenance["runs"]) == {"out/0_warm_start", "out/1_reset_all"}
-    assert provenance["config"]["schedule"]["updates"] == 2
+    assert provenance["config"]["schedule"]["updates_per_round"] == 2
     shutil.copytree(folder, tmp_path / "again")
     with pytest.raises(results.ResultsError, match="another run of this method and seed"):
-        ship([folder, tmp_path / "again"], tmp_path / "packed")
+        pack([folder, tmp_path / "again"], tmp_path / "packed")
     shutil.rmtree(tmp_path / "again/0_warm_start")
     meta = tmp_path / "again/1_reset_all/meta.json"
     meta.write_text(meta.read_text().replace('"finished"', '"interrupted"'))
     with pytest.raises(results.ResultsError, match="again: holds no finished run"):
-        ship([tmp_path / "again"], tmp_path / "packed")
+        pack([tmp_path / "again"], tmp_path / "packed")
 
     for words, told in {
-        "cpuu": "must be a folder of results, or one of coinrun_cpu, ",
-        "cpu --markdown": "must be a folder",
+        "smal": "must be a folder of results, or one of coinrun_small, ",
+        "small --markdown": "must be a folder",
         "out seed=[0]": "must be folders, too; overrides go with a size",
     }.items():
         assert shell(words, entry=main) == 2
@@ -545,7 +546,7 @@ def test_what_is_packed_has_the_whole_learning_curves(tmp_path):
         session = {"wall_seconds": 1.0, "device": ["cpu"], "machine": "here"}
         meta = {"status": "finished", "commit": "c", "sessions": [session], "versions": {}}
         (folder / "meta.json").write_text(json.dumps(meta | {"trained_together": 4}))
-    ship([tmp_path / "from"], tmp_path / "to")
+    pack([tmp_path / "from"], tmp_path / "to")
     packed = results.load(tmp_path / "to")
     assert len(packed) == len(MONTEZUMA)
     assert list(claims.evaluate_claims(packed)[1]["verdict"]) == ["holds", "holds"]
@@ -584,11 +585,11 @@ def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path, cap
             folder / "metrics.parquet",
         )
         (folder / "config.yaml").write_text(f"intervention:\n  l2_norm:\n    decay: {rate}\n")
-    found = choice(tmp_path)
+    found = rank_settings(tmp_path)
     # The first round does not count, nor does a fall from it.
     assert list(found["intervention.l2_norm.decay"]) == [0.2, 0.3, 0.1]
     assert list(found["value"]) == [3, 2, 1]
-    tell(tmp_path)
+    write_choice(tmp_path)
     assert "chosen: intervention.l2_norm.decay=0.2" in capsys.readouterr().out
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "choice.csv"), found, check_dtype=False)
     ruined = STUDY[(STUDY["metric"] == "train_return") & (STUDY["intervention"] == "l2_norm")]
@@ -598,8 +599,8 @@ def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path, cap
         tmp_path / "1_l2_norm/metrics.parquet",
     )
     with pytest.warns(UserWarning, match="diverged"):
-        assert list(choice(tmp_path)["intervention.l2_norm.decay"]) == [0.3, 0.1, 0.2]
+        assert list(rank_settings(tmp_path)["intervention.l2_norm.decay"]) == [0.3, 0.1, 0.2]
     shutil.rmtree(tmp_path / "1_l2_norm")
     shutil.rmtree(tmp_path / "2_l2_norm")
     with pytest.raises(results.ResultsError, match="no setting varies"):
-        choice(tmp_path)
+        rank_settings(tmp_path)

@@ -1,4 +1,4 @@
-"""Norms, reparametrised weights and activations, against their equations."""
+"""Norms, reparametrized weights and activations, against their equations."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 from helpers import Void, same
+from intervention_helpers import rollout_of
 from scipy.special import erf, expit
 
 from plasticity.interventions import (
     GELU,
-    Batch,
     LeakyReLU,
     Rational,
     ReDo,
@@ -54,7 +54,7 @@ EQUATIONS = {
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
-def test_activations(tiny_run, name):
+def test_activations_match_their_equations(tiny_run, name):
     """Would catch another slope, an approximation (of GELU), or a name that is not its class's."""
     part, equation = EQUATIONS[name]
     assert chain(part).name == name
@@ -73,7 +73,7 @@ def rational(a, b, x):
 
 
 @pytest.fixture(scope="module")
-def learnt(tiny_run):
+def learned(tiny_run):
     """A rational network whose two activations have been given coefficients of their own."""
     context, params = tools(tiny_run, Rational())
     rng = np.random.default_rng(1)
@@ -84,9 +84,9 @@ def learnt(tiny_run):
     return context, params
 
 
-def test_rational_is_its_equation(learnt):
+def test_rational_matches_its_equation(learned):
     """Would catch powers off by one, one absolute value for the sum, or one set for all layers."""
-    context, params = learnt
+    context, params = learned
     output = context.apply(params, SEEN)
     for i in range(2):
         own = params["torso"][f"activation_{i}"]
@@ -107,9 +107,9 @@ def test_rational_begins_near_leaky_relu(tiny_run):
     same({name: params["torso"][name] for name in relu["torso"]}, relu["torso"])
 
 
-def test_every_coefficient_of_a_rational_learns(learnt):
+def test_rational_trains_every_coefficient(learned):
     """Would catch a gradient that stops at the absolute values, or that is not a number at 0."""
-    context, params = learnt
+    context, params = learned
     gradient = jax.grad(lambda p, x: jnp.sum(jnp.square(context.apply(p, x).value)))
     some, none = jax.jit(lambda: (gradient(params, SEEN), gradient(params, 0 * SEEN)))()
     for i in range(2):
@@ -117,7 +117,7 @@ def test_every_coefficient_of_a_rational_learns(learnt):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(none))
 
 
-def test_a_rationals_coefficients_belong_to_no_unit(tiny_run):
+def test_rational_coefficients_belong_to_no_unit(tiny_run):
     """Would catch coefficients taken for weights into units: of as many units, or recycled."""
     context, params = tools(tiny_run, Rational(), ReDo())
     assert {"activation_0", "activation_1"} < set(by_layer(params))
@@ -125,8 +125,8 @@ def test_a_rationals_coefficients_belong_to_no_unit(tiny_run):
         assert not any("activation" in name for path in paths.incoming for name in path)
     changed = jax.tree.map(lambda x: x + 1, params)
     train_state = TrainState(changed, context.optimizer.init(changed))
-    due = context._replace(rollout=Batch(SEEN, *[None] * 4))
-    after = jax.jit(lambda: ReDo(1e9).after_update((), train_state, due)[1].params)()
+    rollout = rollout_of(SEEN)
+    after = jax.jit(lambda: ReDo(1e9).after_update((), train_state, rollout, context)[1].params)()
     for i in range(2):
         same(after["torso"][f"activation_{i}"], changed["torso"][f"activation_{i}"])
     assert np.all(after["policy"]["kernel"] == 0)
@@ -151,14 +151,14 @@ def test_rms_norm_divides_by_the_root_mean_square(tiny_run):
 
 
 @pytest.fixture(scope="module")
-def reparametrised(tiny_run):
-    """A network with weight normalisation, and one of equal draws without."""
+def reparametrized(tiny_run):
+    """A network with weight normalization, and one of equal draws without."""
     return tools(tiny_run, WeightNormalization()), tools(tiny_run)
 
 
-def test_weight_normalization_changes_nothing_at_first(reparametrised):
+def test_weight_normalization_changes_nothing_at_first(reparametrized):
     """Would catch lengths of 1, which would replace the scale of the initial weights."""
-    (context, params), (plain_context, plain) = reparametrised
+    (context, params), (plain_context, plain) = reparametrized
     lengths = {f"hidden_{i}": params["torso"][f"hidden_{i}"]["scale"] for i in range(2)}
     for name, length in lengths.items():
         kernel = plain["torso"][name]["kernel"]
@@ -170,9 +170,9 @@ def test_weight_normalization_changes_nothing_at_first(reparametrised):
     same(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_weight_normalization_is_its_equation(reparametrised):
+def test_weight_normalization_matches_its_equation(reparametrized):
     """Would catch a norm of rows or of the whole matrix, and a bias that is scaled as well."""
-    (context, params), (plain_context, plain) = reparametrised
+    (context, params), (plain_context, plain) = reparametrized
     changed, known = (jax.tree.map(np.array, tree) for tree in (params, plain))
     rng = np.random.default_rng(2)
     for i in range(2):
@@ -186,12 +186,12 @@ def test_weight_normalization_is_its_equation(reparametrised):
     same(context.apply(changed, SEEN), plain_context.apply(known, SEEN), rtol=1e-4, atol=1e-5)
 
 
-def test_weight_normalization_learns_in_directions(reparametrised):
+def test_weight_normalization_learns_in_directions(reparametrized):
     """The paper's equation 3: g and v get the gradient's parts along v and across it.
 
     Would catch a norm through which no gradient flows, and NaN for a unit without weights.
     """
-    (context, params), (plain_context, plain) = reparametrised
+    (context, params), (plain_context, plain) = reparametrized
     params, plain = (jax.tree.map(np.array, tree) for tree in (params, plain))
     params["torso"]["hidden_0"]["kernel"][:, 3] = plain["torso"]["hidden_0"]["kernel"][:, 3] = 0
 
@@ -211,15 +211,16 @@ def test_weight_normalization_learns_in_directions(reparametrised):
         np.testing.assert_allclose(own["kernel"][:, unit], across, rtol=1e-3, atol=1e-4)
 
 
-def test_a_unit_is_recycled_with_its_length(tiny_run):
+def test_redo_redraws_the_scale_of_weight_normalization(tiny_run):
     """Would catch a recycled unit that keeps its old length, or the moments of it."""
     context, params = tools(tiny_run, WeightNormalization(), ReDo())
     layer = params["torso"]["hidden_0"]
     layer["scale"][5] = 100
     layer["bias"][5] = -1e6  # never active
     opt_state = jax.tree.map(lambda x: x + 1, context.optimizer.init(params))
-    due = context._replace(rollout=Batch(SEEN, *[None] * 4))
-    after = jax.jit(lambda: ReDo(0.0).after_update((), TrainState(params, opt_state), due)[1])()
+    rollout = rollout_of(SEEN)
+    train_state = TrainState(params, opt_state)
+    after = jax.jit(lambda: ReDo(0.0).after_update((), train_state, rollout, context)[1])()
     new, fresh = (
         after.params["torso"]["hidden_0"],
         context.init_params(context.key)["torso"]["hidden_0"],

@@ -1,4 +1,4 @@
-"""Each intervention against its equation, and lives under them: stacked, shifted, diverging."""
+"""Each intervention against its equation, and chains of them: stacked, shifted, diverging."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 from helpers import Void, same
+from intervention_helpers import rollout_of, step_of
 from scipy import stats
 
-from plasticity.agents import PPO, ppo
+from plasticity.agents import PPO
 from plasticity.interventions import (
-    Batch,
     CReLU,
     FourierFeatures,
     Intervention,
@@ -31,6 +31,7 @@ from plasticity.networks import Network
 from plasticity.struct import SettingError
 from plasticity.training import loop, trainer
 from plasticity.training.placement import Placement
+from plasticity.training.run import stack
 
 METHODS = {
     "warm_start": Interventions(),
@@ -57,12 +58,7 @@ def shifted(part, params, context):
     return jax.device_get(train_state.params)
 
 
-def seen_in(observations):
-    """A rollout of which nothing but the observations is looked at."""
-    return Batch(observations, *[None] * 4)
-
-
-def test_names():
+def test_interventions_are_named_after_their_class():
     """Would catch a method that goes by another name in the table."""
     assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
 
@@ -102,7 +98,7 @@ def test_shrink_perturb(context, old, shrink, perturb):
         same(new, shifted(ResetAll(), old, context))
 
 
-def test_soft_shrink_perturb_is_its_recursion(context, old):
+def test_soft_shrink_perturb_matches_its_recursion(context, old):
     """Would catch one fresh network for all steps, or a rate applied to one share alone."""
     rate, steps, runs = 0.1, 12, 300
     part = SoftShrinkPerturb(rate)
@@ -111,7 +107,7 @@ def test_soft_shrink_perturb_is_its_recursion(context, old):
         params = old
         for i in range(steps):
             own = context._replace(key=jax.random.fold_in(key, i))
-            _, train_state = part.after_step((), TrainState(params, None), own)
+            _, train_state = part.after_step((), TrainState(params, None), None, own)
             params = train_state.params
         return params["torso"]["hidden_0"]["kernel"]
 
@@ -126,9 +122,11 @@ def test_soft_shrink_perturb_is_its_recursion(context, old):
 
 
 def test_soft_shrink_perturb_keeps_the_moments(context, old):
-    """Would catch an optimiser begun anew at every gradient step."""
+    """Would catch an optimizer that is reset at every gradient step."""
     opt_state = context.optimizer.init(old)
-    _, train_state = SoftShrinkPerturb(0.1).after_step((), TrainState(old, opt_state), context)
+    _, train_state = SoftShrinkPerturb(0.1).after_step(
+        (), TrainState(old, opt_state), None, context
+    )
     assert train_state.opt_state is opt_state
 
 
@@ -137,7 +135,7 @@ def test_regenerative_l2_pulls_with_constant_force(context, old):
     part = RegenerativeL2(0.03)
     start = context.init_params(context.key)
     state = part.init(TrainState(start, None), context)
-    value_and_grad = jax.jit(jax.value_and_grad(lambda p: part.loss(state, p, context)))
+    value_and_grad = jax.jit(jax.value_and_grad(lambda p: part.penalty(state, p, context)))
     value, pull = value_and_grad(start)
     assert float(value) == 0
     assert all(np.all(x == 0) for x in jax.tree.leaves(pull))
@@ -155,7 +153,7 @@ def test_regenerative_w2_sees_each_tensors_values_and_not_their_places(context, 
     part = RegenerativeW2(0.03)
     start = context.init_params(context.key)
     state = part.init(TrainState(start, None), context)
-    value_and_grad = jax.jit(jax.value_and_grad(lambda p: part.loss(state, p, context)))
+    value_and_grad = jax.jit(jax.value_and_grad(lambda p: part.penalty(state, p, context)))
 
     shuffled = jax.tree.map(lambda x: jax.random.permutation(context.key, x.ravel()), start)
     shuffled = jax.tree.map(lambda x, like: x.reshape(like.shape), shuffled, start)
@@ -211,7 +209,7 @@ def test_crelu_is_both_sides_of_relu_at_half_the_width():
 
 @pytest.fixture(scope="module")
 def recycled(context):
-    """A learner with units that are dead, dormant and alive, before and after ReDo was due."""
+    """A train state with units that are dead, dormant and alive, before and after ReDo was due."""
     before = context.init_params(jax.random.key(3))
     torso = jax.tree.map(np.array, before["torso"])
     torso["hidden_0"]["bias"][[2, 5]] = -50  # never active
@@ -226,8 +224,8 @@ def recycled(context):
 
     @jax.jit
     def at(update):
-        moment = context._replace(update=update, rollout=seen_in(seen))
-        return ReDo(0.02, 10).after_update((), train_state, moment)[1]
+        now = context._replace(update=update)
+        return ReDo(0.02, 10).after_update((), train_state, rollout_of(seen), now)[1]
 
     return train_state, at, seen
 
@@ -273,8 +271,9 @@ def test_redo_recycles_dormant_units_and_touches_no_other(context, recycled):
 def test_redo_of_dead_units_changes_no_output(context, recycled):
     """What the dead did not say is not missed: only with tau = 0, which takes no other."""
     train_state, _, seen = recycled
-    due = context._replace(update=jnp.int32(9), rollout=seen_in(seen))
-    after = jax.jit(lambda: ReDo(0.0, 10).after_update((), train_state, due)[1])()
+    due = context._replace(update=jnp.int32(9))
+    rollout = rollout_of(seen)
+    after = jax.jit(lambda: ReDo(0.0, 10).after_update((), train_state, rollout, due)[1])()
     assert not np.array_equal(
         after.params["policy"]["kernel"], train_state.params["policy"]["kernel"]
     )
@@ -291,8 +290,9 @@ def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
         leaf[..., 5] = 0
     seen = np.ones((4, 6), np.float32)
     train_state = TrainState(params, context.optimizer.init(params))
-    due = context._replace(rollout=seen_in(seen), key=jax.random.key(1))
-    after = jax.jit(lambda: ReDo(0.0, 10).after_update((), train_state, due)[1].params)()
+    due = context._replace(key=jax.random.key(1))
+    rollout = rollout_of(seen)
+    after = jax.jit(lambda: ReDo(0.0, 10).after_update((), train_state, rollout, due)[1].params)()
     kernel = np.asarray(after["torso"]["hidden_1"]["kernel"])
     assert np.all(kernel[[5, 13]] == 0)
     same(
@@ -301,15 +301,15 @@ def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
     assert np.all(after["torso"]["hidden_0"]["kernel"][:, 5] != 0)
 
 
-def test_l2_norm_is_adamw(old):
+def test_l2_norm_equals_adamw(old):
     """Would catch decay through Adam's moments, clipped, or without the learning rate."""
     spec = PPO(learning_rate=0.01, adam_eps=1e-5, max_grad_norm=0.5)
-    built = L2Norm(0.2).optimizer(ppo.optimizer(spec, jax.random.key(0))).build()
+    built = L2Norm(0.2).optimizer(spec.optimizer(jax.random.key(0))).build()
     adamw = optax.chain(
         optax.clip_by_global_norm(0.5), optax.adamw(0.01, eps=1e-5, weight_decay=0.2)
     )
 
-    def train(transformation):
+    def train_with(transformation):
         params, state = old, transformation.init(old)
         for i in range(5):
             gradient = jax.tree.map(lambda x: jnp.sin(40 * x + i), params)  # noqa: B023
@@ -317,7 +317,7 @@ def test_l2_norm_is_adamw(old):
             params = optax.apply_updates(params, change)
         return params
 
-    ours, theirs = jax.jit(lambda: (train(built), train(adamw)))()
+    ours, theirs = jax.jit(lambda: (train_with(built), train_with(adamw)))()
     same(ours, theirs, rtol=1e-6, atol=1e-7)
     # Where there is no gradient, the decay alone: theta (1 - learning rate * decay).
     zero = jax.tree.map(jnp.zeros_like, old)
@@ -325,7 +325,7 @@ def test_l2_norm_is_adamw(old):
     same(change, jax.tree.map(lambda x: -0.01 * 0.2 * x, old), rtol=1e-5)
 
 
-def test_layer_norm_normalises_before_the_activation():
+def test_layer_norm_normalizes_before_the_activation():
     """Would catch a norm over the batch, after the activation, or in one layer alone."""
     network = chain(LayerNorm()).network(Network(hidden=(64, 32), activation="tanh"))
     assert network == Network(hidden=(64, 32), activation="tanh", norm="layer_norm")
@@ -351,7 +351,7 @@ class Add(Intervention):
     def on_shift(self, state, train_state, context):
         return state, train_state._replace(params=train_state.params + 1)
 
-    def after_step(self, state, train_state, context):
+    def after_step(self, state, train_state, step, context):
         return state, train_state._replace(params=train_state.params + 2)
 
 
@@ -364,10 +364,11 @@ class Double(Intervention):
     def on_shift(self, state, train_state, context):
         return state + 1, train_state._replace(params=2 * train_state.params)
 
-    after_update = on_shift
+    def after_update(self, state, train_state, rollout, context):
+        return self.on_shift(state, train_state, context)
 
 
-def test_chain_acts_in_the_order_written(context):
+def test_chain_calls_hooks_in_order(context):
     """Would catch parts in another order, a hook called for another, or states mixed up."""
     for parts, known in (((Add(), Double()), 8.0), ((Double(), Add()), 7.0)):
         both = chain(*parts)
@@ -376,8 +377,10 @@ def test_chain_acts_in_the_order_written(context):
         state, after = both.on_shift(state, train_state, context)
         assert float(after.params) == known
         assert [float(x) for x in jax.tree.leaves(state)] == [1.0]
-        assert float(both.after_step(state, train_state, context)[1].params) == 5
-        assert float(both.after_update(state, train_state, context)[1].params) == 6
+        assert float(both.after_step(state, train_state, step_of(), context)[1].params) == 5
+        assert (
+            float(both.after_update(state, train_state, rollout_of(None), context)[1].params) == 6
+        )
 
 
 class Collect(Intervention):
@@ -389,14 +392,14 @@ class Collect(Intervention):
         )
 
 
-def test_every_part_has_a_key_of_its_own(context):
+def test_chain_gives_each_part_a_different_key(context):
     """Would catch two parts that draw the same numbers."""
     three = chain(Collect(), Collect(), Collect())
     _, train_state = three.on_shift(((), (), ()), TrainState([], None), context)
     assert len({float(x) for x in train_state.params}) == 3
 
 
-def test_every_optimizer_begins_anew_at_a_shift(tiny_run):
+def test_start_round_resets_every_optimizer(tiny_run):
     """Would catch moments that survive a boundary, or theta_0 forgotten there."""
     for method in METHODS.values():
         run = tiny_run(env=Void(), intervention=method)
@@ -431,14 +434,14 @@ COEFFICIENTS = [
 ]  # fmt: skip
 
 
-def live(runs):
+def train(runs, mode="batch"):
     """Two updates, a shift and an update of a stack of runs, and the episodes' returns."""
-    placement = Placement((jax.local_devices()[0],), "batch")
+    placement = Placement((jax.local_devices()[0],), mode)
     together = trainer.JaxTrainer(runs, placement=placement)
-    first = together.advance(2)
+    first = together.train_updates(2)
     middle = jax.device_get(together.state)
-    together.next_round()
-    last = together.advance(1)
+    together.start_round()
+    last = together.train_updates(1)
     return jax.device_get((middle, together.state, first, last))
 
 
@@ -453,7 +456,7 @@ def stacked(tiny_run):
         )
         for i, changed in enumerate(COEFFICIENTS)
     ]
-    return runs, live(stack(runs))
+    return runs, train(stack(runs))
 
 
 def one_of(stack, i):
@@ -461,15 +464,13 @@ def one_of(stack, i):
     return jax.tree.map(lambda x: x[i], stack)
 
 
-@pytest.mark.parametrize("i", range(len(COEFFICIENTS)))
-def test_a_run_is_the_same_alone(stacked, i):
+def test_chain_in_a_stack_equals_each_run_alone(stacked):
     """Would catch a coefficient that is not batched, or a run that takes another's randomness."""
     runs, together = stacked
-    alone = live(stack([runs[i]]))
-    same(one_of(together, i), one_of(alone, 0), rtol=2e-3, atol=2e-5)
+    same(together, train(stack(runs), "loop"), rtol=2e-3, atol=2e-5)
 
 
-def test_every_coefficient_counts(stacked):
+def test_chain_uses_every_coefficient(stacked):
     """Would catch a coefficient that the program does not read."""
     _, (_, state, _, _) = stacked
     weights = np.asarray(state.train_state.params["torso"]["hidden_1"]["kernel"])
@@ -477,11 +478,11 @@ def test_every_coefficient_counts(stacked):
         assert np.abs(weights[i] - weights[j]).max() > 1e-5
 
 
-def test_a_diverging_neighbour_is_alone_with_it(stacked):
+def test_chain_of_a_diverging_run_does_not_affect_others(stacked):
     """Would catch NaNs that spread along the stack, or divergence that goes unnoticed."""
     runs, together = stacked
-    wild = runs[2].replace(agent=runs[2].agent.replace(learning_rate=1e30))
-    outcome = live(stack([*runs[:2], wild, *runs[3:]]))
+    diverging = runs[2].replace(agent=runs[2].agent.replace(learning_rate=1e30))
+    outcome = train(stack([*runs[:2], diverging, *runs[3:]]))
     for i in (0, 1, 3, 4, 5):
         same(one_of(outcome, i), one_of(together, i))
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(one_of(outcome, i)))

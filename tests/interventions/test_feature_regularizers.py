@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Void, same
+from intervention_helpers import batch_of, rollout_of, step_of
 
 from plasticity.interventions import (
-    Batch,
     ChurnReduction,
     InFeR,
     ProximalFeatures,
@@ -43,21 +43,19 @@ def moment(tiny_run, part, shared):
     context = loop.make_context(run, jnp.int32(0), jnp.int32(0))
     now, before = (jax.jit(context.init_params)(jax.random.key(i)) for i in (1, 2))
     # All that was met in the rollout is one and the same, and not in the minibatch.
-    rollout = Batch(jnp.tile(ELSEWHERE, (30, 1)), *[None] * 4)
-    minibatch = Batch(SEEN, *[None] * 4)
-    seen = context._replace(rollout=rollout, rollout_params=before, minibatch=minibatch)
-    return now, before, seen
+    rollout = rollout_of(jnp.tile(ELSEWHERE, (30, 1)), before)
+    return now, before, rollout, context
 
 
-def pull(part, state, params, seen):
-    """The loss and its gradient."""
+def loss_of(part, state, params, rollout, context):
+    """The loss term of the method on the minibatch."""
+    output = context.apply(params, SEEN)
+    return part.loss(state, params, output, batch_of(SEEN), rollout, context)
 
-    def loss(params):
-        return part.loss(
-            state, params, seen._replace(output=seen.apply(params, seen.minibatch.observation))
-        )
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+def pull(part, state, params, rollout, context):
+    """The loss term and its gradient."""
+    return jax.jit(jax.value_and_grad(lambda p: loss_of(part, state, p, rollout, context)))(params)
 
 
 def untouched(force, names):
@@ -68,9 +66,9 @@ def untouched(force, names):
 def test_infer_regresses_to_multiples_of_the_first_outputs(tiny_run, shared):
     """Would catch a mean over heads, targets that move, or heads that are not trained."""
     part = InFeR(0.2, 5.0, heads=4)
-    now, start, seen = moment(tiny_run, part, shared)
-    state = part.init(TrainState(start, None), seen)
-    loss, force = pull(part, state, now, seen)
+    now, start, rollout, context = moment(tiny_run, part, shared)
+    state = part.init(TrainState(start, None), context)
+    loss, force = pull(part, state, now, rollout, context)
 
     outputs, targets = (
         Net.linear(params["infer"], Net(params, SEEN).post[1]) for params in (now, start)
@@ -82,14 +80,15 @@ def test_infer_regresses_to_multiples_of_the_first_outputs(tiny_run, shared):
     for leaf in jax.tree.leaves((force["torso"], force["infer"])):
         assert np.any(leaf)
     # The targets are outputs of the lifetime's first network, whatever hooks have passed.
-    same(part.on_shift(state, TrainState(now, None), seen)[0], start)
+    same(part.on_shift(state, TrainState(now, None), context)[0], start)
 
 
 def test_infer_with_a_scale_of_one_begins_at_its_target(tiny_run):
     """Would catch targets from other heads or another torso than those it began with."""
     part = InFeR(0.2, 1.0)
-    start, _, seen = moment(tiny_run, part, True)
-    loss, force = pull(part, part.init(TrainState(start, None), seen), start, seen)
+    start, _, rollout, context = moment(tiny_run, part, True)
+    state = part.init(TrainState(start, None), context)
+    loss, force = pull(part, state, start, rollout, context)
     assert float(loss) < 1e-12
     same(force, jax.tree.map(np.zeros_like, force), atol=1e-6)
 
@@ -97,7 +96,7 @@ def test_infer_with_a_scale_of_one_begins_at_its_target(tiny_run):
 def test_infer_draws_its_heads_like_a_linear_layer_and_leaves_the_network_alone(tiny_run, context):
     """Would catch another distribution, one draw for all, or a network drawn otherwise."""
     part = InFeR(heads=40)
-    now, other, _ = moment(tiny_run, part, True)
+    now, other, _, _ = moment(tiny_run, part, True)
     assert {name: x.shape for name, x in now["infer"].items()} == {"kernel": (8, 40), "bias": (40,)}
     for x in now["infer"].values():
         assert 0.95 / np.sqrt(8) < np.abs(x).max() <= 1 / np.sqrt(8)
@@ -111,8 +110,8 @@ def test_infer_draws_its_heads_like_a_linear_layer_and_leaves_the_network_alone(
 def test_proximal_features_are_near_those_of_the_rollout(tiny_run, shared, layers):
     """Would catch activations for preactivations, a sum, another batch, or the value's torso."""
     part = ProximalFeatures(0.3, layers)
-    now, before, seen = moment(tiny_run, part, shared)
-    loss, force = pull(part, (), now, seen)
+    now, before, rollout, context = moment(tiny_run, part, shared)
+    loss, force = pull(part, (), now, rollout, context)
     pairs = list(zip(Net(now, SEEN).pre, Net(before, SEEN).pre, strict=True))
     ways = [a - b for a, b in (pairs if layers == "all" else pairs[1:])]
     expected = sum(np.sum(way**2) for way in ways) / sum(way.size for way in ways)
@@ -120,7 +119,7 @@ def test_proximal_features_are_near_those_of_the_rollout(tiny_run, shared, layer
     assert untouched(force, {"policy", "value", "value_torso"} & set(force))
     assert np.any(force["torso"]["hidden_0"]["kernel"])
 
-    loss, force = pull(part, (), before, seen)
+    loss, force = pull(part, (), before, rollout, context)
     assert float(loss) < 1e-12
     same(force, jax.tree.map(np.zeros_like, force), atol=1e-6)
 
@@ -134,20 +133,20 @@ def answer(params, seen):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_churn_is_measured_from_one_step_before_and_elsewhere(tiny_run, shared):
+def test_churn_reduction_compares_with_the_previous_step_on_other_data(tiny_run, shared):
     """Would catch the minibatch as reference, the divergence the other way, or terms exchanged."""
     part = ChurnReduction(3.0, 0.7)
-    now, before, seen = moment(tiny_run, part, shared)
-    state = part.init(TrainState(before, None), seen)
-    loss, force = pull(part, state, now, seen)
+    now, before, rollout, context = moment(tiny_run, part, shared)
+    state = part.init(TrainState(before, None), context)
+    loss, force = pull(part, state, now, rollout, context)
     assert float(loss) == 0  # there has been no step before
     assert untouched(force, force)
 
     state, train_state = part.after_step(
-        state, TrainState(now, None), seen._replace(prev_params=before)
+        state, TrainState(now, None), step_of(prev_params=before), context
     )
     assert train_state.params is now
-    loss, force = pull(part, state, now, seen)
+    loss, force = pull(part, state, now, rollout, context)
     log_now, value_now = answer(now, ELSEWHERE[None])
     log_before, value_before = answer(before, ELSEWHERE[None])
     kl = np.sum(np.exp(log_before) * (log_before - log_now))
@@ -157,7 +156,7 @@ def test_churn_is_measured_from_one_step_before_and_elsewhere(tiny_run, shared):
 
     # The authors' cross-entropy has another value and the same gradient.
     def cross_entropy(params):
-        output, old = (seen.apply(p, ELSEWHERE[None]) for p in (params, before))
+        output, old = (context.apply(p, ELSEWHERE[None]) for p in (params, before))
         log = jnp.log(jax.nn.softmax(output.policy.logits))
         entropy = -jnp.sum(jax.nn.softmax(old.policy.logits) * log)
         return 3 * entropy + 0.7 * jnp.sum((output.value - old.value) ** 2)
@@ -165,18 +164,20 @@ def test_churn_is_measured_from_one_step_before_and_elsewhere(tiny_run, shared):
     same(force, jax.jit(jax.grad(cross_entropy))(now), rtol=1e-3, atol=1e-5)
 
     # A new round begins without a past.
-    state, _ = part.on_shift(state, train_state, seen)
-    assert float(pull(part, state, now, seen)[0]) == 0
+    state, _ = part.on_shift(state, train_state, context)
+    assert float(pull(part, state, now, rollout, context)[0]) == 0
 
 
-def test_churns_reference_is_drawn_anew_from_the_rollout(tiny_run):
+def test_churn_reduction_draws_its_reference_from_the_rollout(tiny_run):
     """Would catch one reference for all steps, part of the rollout left out, or another size."""
     part = ChurnReduction(0.0, 1.0)
-    now, before, seen = moment(tiny_run, part, True)
+    now, before, rollout, context = moment(tiny_run, part, True)
     many = np.random.default_rng(2).normal(size=(12, 6)).astype(np.float32)
-    seen = seen._replace(rollout=seen.rollout._replace(observation=jnp.array(many)))
-    state, _ = part.after_step((), TrainState(now, None), seen._replace(prev_params=before))
-    losses = jax.jit(jax.vmap(lambda key: part.loss(state, now, seen._replace(key=key))))
+    rollout = rollout_of(jnp.array(many), before)
+    state, _ = part.after_step((), TrainState(now, None), step_of(prev_params=before), context)
+    losses = jax.jit(
+        jax.vmap(lambda key: loss_of(part, state, now, rollout, context._replace(key=key)))
+    )
     found = np.asarray(losses(jax.random.split(jax.random.key(0), 2000)), float)
     each = (answer(now, many)[1] - answer(before, many)[1]) ** 2
     # Means of seven independent draws of the twelve.

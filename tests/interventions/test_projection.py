@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import Void, same
+from intervention_helpers import step_of
 
 from plasticity.interventions import (
     CReLU,
@@ -65,7 +66,7 @@ def test_nap_projects_each_layer_to_its_first_norm(projecting):
     moved = jax.tree.map(lambda x: x + rng.normal(size=x.shape), params)
     opt_state = context.optimizer.init(moved)
     same_state, after = NormalizeAndProject().after_step(
-        state, TrainState(moved, opt_state), context
+        state, TrainState(moved, opt_state), step_of(), context
     )
     assert same_state is state
     assert after.opt_state is opt_state
@@ -89,7 +90,7 @@ def test_nap_keeps_norms_over_a_hundred_steps(projecting):
             noisy, train_state.opt_state, train_state.params
         )
         train_state = TrainState(optax.apply_updates(train_state.params, updates), opt_state)
-        return NormalizeAndProject().after_step(state, train_state, context)[1], None
+        return NormalizeAndProject().after_step(state, train_state, step_of(), context)[1], None
 
     @jax.jit
     def train(params):
@@ -112,11 +113,11 @@ def test_nap_changes_no_function_but_of_the_last_layers_scale(projecting):
     for torso in ("torso", "value_torso"):
         for i in range(2):
             grown[torso][f"hidden_{i}"]["kernel"] *= 1.7
-    _, after = NormalizeAndProject().after_step(state, TrainState(grown, None), context)
+    _, after = NormalizeAndProject().after_step(state, TrainState(grown, None), step_of(), context)
     same(after.params, params, rtol=1e-6, atol=1e-7)
     apply = jax.jit(context.apply)
     one, other = apply(grown, SEEN), apply(params, SEEN)
-    # Up to the normalisation's epsilon, as far as it counts against the smallest variance.
+    # Up to the normalization's epsilon, as far as it counts against the smallest variance.
     same((one.policy.logits, one.value), (other.policy.logits, other.value), rtol=1e-2, atol=1e-3)
 
 
@@ -127,7 +128,7 @@ def test_nap_takes_the_norm_of_the_lifetimes_beginning(tiny_run):
     train_state = TrainState(params, context.optimizer.init(params))
     state, shrunk = both.on_shift(both.init(train_state, context), train_state, context)
     assert length(shrunk.params["torso"]["hidden_0"]) < 0.2 * length(params["torso"]["hidden_0"])
-    _, after = both.after_step(state, shrunk, context)
+    _, after = both.after_step(state, shrunk, step_of(), context)
     same(after.params["torso"], params["torso"], rtol=1e-5, atol=1e-7)
 
 
@@ -135,7 +136,12 @@ def test_nap_leaves_zeros_at_zero(projecting):
     """Would catch a division by the norm of nothing."""
     context, params, state = projecting
     zeros = jax.tree.map(np.zeros_like, params)
-    same(NormalizeAndProject().after_step(state, TrainState(zeros, None), context)[1].params, zeros)
+    same(
+        NormalizeAndProject()
+        .after_step(state, TrainState(zeros, None), step_of(), context)[1]
+        .params,
+        zeros,
+    )
 
 
 def test_nap_with_a_root_mean_square(tiny_run):
@@ -143,7 +149,7 @@ def test_nap_with_a_root_mean_square(tiny_run):
     context, params = tools(tiny_run, RMSNorm(), NormalizeAndProject())
     state = NormalizeAndProject().init(TrainState(params, None), context)
     twice = jax.tree.map(lambda x: 2 * x, params)
-    _, after = NormalizeAndProject().after_step(state, TrainState(twice, None), context)
+    _, after = NormalizeAndProject().after_step(state, TrainState(twice, None), step_of(), context)
     same(after.params["torso"], params["torso"], rtol=1e-6)
 
 
@@ -160,7 +166,9 @@ def test_weight_clipping_clips_to_the_initial_bound(tiny_run, kappa):
     wild = jax.tree.map(lambda x: 2 * rng.normal(size=x.shape), params)
     opt_state = context.optimizer.init(params)
     clip = jax.jit(
-        lambda kappa: WeightClipping(kappa).after_step((), TrainState(wild, opt_state), context)[1]
+        lambda kappa: WeightClipping(kappa).after_step(
+            (), TrainState(wild, opt_state), step_of(), context
+        )[1]
     )
     after = clip(kappa)  # traced, as in a sweep
     same(after.opt_state, opt_state)
@@ -178,4 +186,8 @@ def test_weight_clipping_leaves_fresh_weights_alone(tiny_run):
     for parts in ((), (CReLU(),), (WeightNormalization(),)):
         context, params = tools(tiny_run, *parts)
         train_state = TrainState(params, None)
-        same(WeightClipping(1.0).after_step((), train_state, context)[1].params, params, rtol=1e-6)
+        same(
+            WeightClipping(1.0).after_step((), train_state, step_of(), context)[1].params,
+            params,
+            rtol=1e-6,
+        )

@@ -1,4 +1,4 @@
-"""Each regulariser of the weights against its equation, in NumPy."""
+"""Each regularizer of the weights against its equation, in NumPy."""
 
 from types import SimpleNamespace
 
@@ -38,7 +38,7 @@ def drawn(tiny_run, *interventions, **network):
 
 def pull(part, state, params):
     """The loss and its gradient."""
-    return jax.jit(jax.value_and_grad(lambda p: part.loss(state, p, PLAIN)))(params)
+    return jax.jit(jax.value_and_grad(lambda p: part.penalty(state, p, PLAIN)))(params)
 
 
 KNOWN = {"a": jnp.array([3.0, 1.0, 2.0]), "b": {"c": jnp.array([[-1.0]])}}
@@ -54,7 +54,7 @@ START = {"a": jnp.array([1.0, 2.0, 5.0]), "b": {"c": jnp.array([[3.0]])}}
         (Wasserstein(0.5), 0.5 * (0 + 0 + 4 + 16), [-2, 0, 0], -4),
     ],
 )
-def test_squared_distances_of_known_numbers(part, value, a, c):
+def test_squared_penalties_of_known_numbers(part, value, a, c):
     """Would catch a half, a mean, a root, sorting across tensors, or forces left sorted."""
     state = part.init(TrainState(START, None), PLAIN)
     loss, force = pull(part, state, KNOWN)
@@ -63,18 +63,23 @@ def test_squared_distances_of_known_numbers(part, value, a, c):
 
 
 @pytest.mark.parametrize("part", [L2Init(0.3), Wasserstein(0.3)])
-def test_distances_begin_at_zero_and_keep_their_origin(context, old, part):
+def test_distance_penalties_start_at_zero_and_keep_their_origin(context, old, part):
     """Would catch a gradient of NaN where it began, or an origin that moves with the weights."""
     start = context.init_params(context.key)
     state = part.init(TrainState(start, None), context)
     loss, force = pull(part, state, start)
     assert float(loss) == 0
     assert all(np.all(x == 0) for x in jax.tree.leaves(force))
-    for hook in (part.after_step, part.after_update, part.on_shift):
-        same(hook(state, TrainState(old, None), context)[0], state)
+    train_state = TrainState(old, None)
+    for hook, arguments in (
+        (part.after_step, (None, context)),
+        (part.after_update, (None, context)),
+        (part.on_shift, (context,)),
+    ):
+        same(hook(state, train_state, *arguments)[0], state)
 
 
-def test_wasserstein_sees_no_order_and_is_never_above_l2_init(context, old):
+def test_wasserstein_ignores_order_and_is_at_most_l2_init(context, old):
     """Would catch a tensor compared place by place, or against one that is not sorted."""
     start = context.init_params(context.key)
     turned = jax.tree.map(lambda x: jnp.flip(x.reshape(-1)).reshape(x.shape), start)
@@ -84,10 +89,10 @@ def test_wasserstein_sees_no_order_and_is_never_above_l2_init(context, old):
     def both(params):
         return [float(pull(p, s, params)[0]) for p, s in zip(parts, states, strict=True)]
 
-    sort_rows, placed = both(turned)
-    assert sort_rows == 0 < placed
-    sort_rows, placed = both(old)
-    assert 0 < sort_rows < placed
+    in_order, placed = both(turned)
+    assert in_order == 0 < placed
+    in_order, placed = both(old)
+    assert 0 < in_order < placed
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -161,13 +166,15 @@ def test_spectral_regularization_against_singular_value_decomposition(spectral, 
             np.testing.assert_allclose(found[name]["kernel"], 0.5 * its, rtol=0.02, atol=2e-3)
 
 
-def test_spectral_regularization_follows_weights_that_move(spectral):
+def test_spectral_regularization_tracks_changing_weights(spectral):
     """Would catch vectors that stay as they were, or that change their shapes."""
     params, state = spectral
     part = SpectralRegularization(1.0)
     kernel = params["torso"]["hidden_1"]["kernel"]
     way = np.outer(np.cos(np.arange(16)), np.sin(np.arange(8))).astype(np.float32)
-    step = jax.jit(lambda state, params: part.after_step(state, TrainState(params, None), PLAIN)[0])
+    step = jax.jit(
+        lambda state, params: part.after_step(state, TrainState(params, None), None, PLAIN)[0]
+    )
     for i in range(60):
         at = kernel + min(i, 40) / 40 * way
         torso = {**params["torso"], "hidden_1": {**params["torso"]["hidden_1"], "kernel": at}}
@@ -180,7 +187,7 @@ def test_spectral_regularization_follows_weights_that_move(spectral):
 
 
 @pytest.mark.parametrize("power", [2, 3])
-def test_spectral_regularization_of_nothing(spectral, power):
+def test_spectral_regularization_of_zero_weights(spectral, power):
     """Would catch NaN where a kernel or a bias is zero, and a vector that is lost there."""
     params, state = spectral
     nothing = jax.tree.map(np.zeros_like, params)
@@ -188,12 +195,12 @@ def test_spectral_regularization_of_nothing(spectral, power):
     loss, force = pull(part, state, nothing)
     assert float(loss) == 2 * 2 + 2 + 2 * (16 + 8)  # kernels, heads, scales: each is 1 away
     assert all(np.all(x == 0) for x in jax.tree.leaves(force))
-    same(part.after_step(state, TrainState(nothing, None), PLAIN)[0], state)
+    same(part.after_step(state, TrainState(nothing, None), None, PLAIN)[0], state)
 
 
 @pytest.mark.parametrize("part", [Parseval(), SpectralRegularization()])
-def test_what_counts_is_what_the_network_computes_with(tiny_run, part):
-    """Would catch a penalty on weights whose length says nothing, under weight normalisation."""
+def test_spectral_penalties_use_effective_params(tiny_run, part):
+    """Would catch a penalty on weights whose length says nothing, under weight normalization."""
     context, params = drawn(tiny_run, WeightNormalization())
     longer = jax.tree.map(np.array, params)
     longer["torso"]["hidden_0"]["kernel"] *= 10
@@ -202,7 +209,7 @@ def test_what_counts_is_what_the_network_computes_with(tiny_run, part):
     def terms():
         train_state = TrainState(params, None)
         state = part.init(train_state, context)
-        return [part.loss(state, each, context) for each in (params, longer)]
+        return [part.penalty(state, each, context) for each in (params, longer)]
 
     one, other = terms()
     assert float(one) > 0

@@ -1,4 +1,4 @@
-"""Resets of weights and of the optimiser, the hare and the tortoise, plasticity injection."""
+"""Resets of weights and of the optimizer, the hare and the tortoise, plasticity injection."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 from helpers import Void, same
+from intervention_helpers import rollout_of, step_of
 
 from plasticity.interventions import (
-    Batch,
     CReLU,
     HareTortoise,
     PlasticityInjection,
@@ -31,7 +31,7 @@ SEEN = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
 
 
 def worn(params, context):
-    """A learner of these parameters whose moments, and Adam's count, are all one."""
+    """A train state of these parameters whose moments, and Adam's count, are all one."""
     opt_state = jax.tree.map(lambda x: x + 1, context.optimizer.init(params))
     return TrainState(params, opt_state)
 
@@ -61,7 +61,7 @@ def check_redrawn(before, after, fresh, entries):
     assert optax.tree.get(after.opt_state, "count") == 1
 
 
-def test_resets_at_a_shift_see_to_the_moments(context, old):
+def test_resets_at_a_shift_reset_moments(context, old):
     """Would catch moments of weights that are gone, or a torso that loses its own."""
     before = worn(old, context)
     _, after = ResetAll().on_shift((), before, context)
@@ -84,7 +84,7 @@ LAST = {
 
 @pytest.fixture(scope="module")
 def apart(tiny_run):
-    """The tools for a network with two normalised layers in each of two torsos."""
+    """The tools for a network with two normalized layers in each of two torsos."""
     network = Network(hidden=(16, 8), norm="layer_norm", shared=False)
     return tools(tiny_run(env=Void(), network=network))
 
@@ -96,7 +96,9 @@ def test_reset_layers_counts_from_the_heads(apart, last):
 
     @jax.jit
     def at(update, every):
-        return ResetLayers(last, every).after_update((), before, apart._replace(update=update))[1]
+        return ResetLayers(last, every).after_update(
+            (), before, None, apart._replace(update=update)
+        )[1]
 
     check_redrawn(before, at(9, 5), apart.init_params(apart.key), LAST[last])
     check_redrawn(before, at(0, 1), apart.init_params(apart.key), LAST[last])
@@ -109,7 +111,7 @@ def test_reset_layers_works_under_crelu(tiny_run):
     """Would catch counting that relies on widths or on a shared torso's shape."""
     context = tools(tiny_run(env=Void(), intervention=chain(CReLU())))
     before = worn(context.init_params(jax.random.key(1)), context)
-    after = jax.jit(lambda: ResetLayers(2, 1).after_update((), before, context)[1])()
+    after = jax.jit(lambda: ResetLayers(2, 1).after_update((), before, None, context)[1])()
     entries = [("policy",), ("value",), ("torso", "hidden_1")]
     check_redrawn(before, after, context.init_params(context.key), entries)
 
@@ -122,7 +124,7 @@ def test_reset_optimizer_keeps_to_its_interval(context, old):
     @jax.vmap
     def at(every, update):
         moment = context._replace(update=update)
-        return ResetOptimizer(every).after_update((), before, moment)[1]
+        return ResetOptimizer(every).after_update((), before, None, moment)[1]
 
     every, update = (x.ravel() for x in np.meshgrid([0, 1, 3], np.arange(7), indexing="ij"))
     after = at(every, update)
@@ -142,7 +144,7 @@ def test_reset_optimizer_keeps_to_its_interval(context, old):
         same(shifted.opt_state, anew)
 
 
-def test_adam_begins_with_the_learning_rate_after_its_reset(tiny_run):
+def test_reset_optimizer_makes_the_first_step_the_learning_rate(tiny_run):
     """Would catch a count that is kept: the first step would then be some three times as long."""
     run = tiny_run(env=Void())
     context = tools(run)
@@ -151,7 +153,7 @@ def test_adam_begins_with_the_learning_rate_after_its_reset(tiny_run):
     @jax.jit
     def first_step():
         gradient = jax.tree.map(lambda x: 1e-3 * jnp.sign(x), params)
-        _, (_, opt_state) = ResetOptimizer(1).after_update((), worn(params, context), context)
+        _, (_, opt_state) = ResetOptimizer(1).after_update((), worn(params, context), None, context)
         return context.optimizer.update(gradient, opt_state, params)[0]
 
     rate = run.agent.learning_rate
@@ -159,7 +161,7 @@ def test_adam_begins_with_the_learning_rate_after_its_reset(tiny_run):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])
-def test_hare_tortoise_is_its_recursion(context, decay):
+def test_hare_tortoise_matches_its_recursion(context, decay):
     """Would catch the two exchanged, an average begun at zero, or a reset of the tortoise.
 
     Against the equations, in plain loops: seven updates of three steps, a return after every third.
@@ -175,10 +177,10 @@ def test_hare_tortoise_is_its_recursion(context, decay):
             for step in range(3):
                 moved = jax.tree.map(lambda x: x + 0.1 * (update + step), train_state.params)  # noqa: B023
                 state, train_state = part.after_step(
-                    state, train_state._replace(params=moved), context
+                    state, train_state._replace(params=moved), None, context
                 )
             moment = context._replace(update=jnp.int32(update))
-            state, train_state = part.after_update(state, train_state, moment)
+            state, train_state = part.after_update(state, train_state, None, moment)
             if update == 4:
                 state, train_state = part.on_shift(state, train_state, context)
             seen.append(train_state.params["torso"]["hidden_0"]["kernel"])
@@ -220,7 +222,7 @@ def answer(params, seen):
     return features, out
 
 
-def learnt(params, key):
+def learned(params, key):
     """The parameters as after some training: all but the copies have moved."""
     keys = iter(jax.random.split(key, 99))
     moved = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), params)
@@ -242,7 +244,7 @@ def injected(injectable):
             context = injectable._replace(key=jax.random.key(50 + i))
             _, after = part.on_shift((), life[-1], context)
             life.append(after)
-            life.append(worn(learnt(after.params, jax.random.key(i)), context))
+            life.append(worn(learned(after.params, jax.random.key(i)), context))
         return life, [injectable.apply(train_state.params, SEEN) for train_state in life]
 
     return jax.device_get(live())
@@ -257,7 +259,7 @@ def test_injection_changes_no_output(injected):
     assert not np.allclose(outputs[2].policy.logits, outputs[1].policy.logits)
 
 
-def test_injected_network_is_old_and_new_less_the_copy(injected):
+def test_injection_computes_old_plus_new_minus_copy(injected):
     """Would catch a sign, a bias left out, or a head of the other torso's features."""
     for train_state, output in zip(*injected, strict=True):
         _, out = answer(train_state.params, SEEN)
@@ -265,8 +267,8 @@ def test_injected_network_is_old_and_new_less_the_copy(injected):
         np.testing.assert_allclose(output.value, out["value"][:, 0], rtol=1e-4, atol=1e-5)
 
 
-def test_injections_fold(injected, injectable):
-    """Would catch learnt weights lost, or one draw for every injection; the torso is left alone."""
+def test_injection_merges_earlier_ones(injected, injectable):
+    """Would catch learned weights lost, one draw for all injections, or a changed torso."""
     life, _ = injected
     for before, after, i in ((0, 1, 0), (2, 3, 1)):
         one, other = life[before].params, life[after].params
@@ -288,7 +290,7 @@ def test_injections_fold(injected, injectable):
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_what_trains_under_injection(injectable, injected, freeze):
+def test_injection_gradients(injectable, injected, freeze):
     """Would catch a copy that learns, a new head that does before its time, or a torso's gradient.
 
     Of the sum of all outputs times known numbers, whose gradient for a head is features' times
@@ -336,14 +338,14 @@ def test_what_trains_under_injection(injectable, injected, freeze):
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_what_is_frozen_stays_whatever_moves_it(injectable, injected, freeze):
+def test_injection_restores_frozen_parameters(injectable, injected, freeze):
     """Would catch a copy that a penalty erodes, to which Adam gives steps of full length."""
     life, _ = injected
     part = PlasticityInjection(freeze)
     for train_state, in_use in ((life[0], False), (life[2], True)):
         moved = jax.tree.map(lambda x: x + 1.0, train_state.params)
-        context = injectable._replace(prev_params=train_state.params)
-        _, after = part.after_step((), TrainState(moved, train_state.opt_state), context)
+        step = step_of(prev_params=train_state.params)
+        _, after = part.after_step((), TrainState(moved, train_state.opt_state), step, injectable)
         for head in HEADS:
             frozen = {"copy"} | ({"kernel", "bias"} if in_use and freeze else set())
             frozen |= set() if in_use else {"new"}
@@ -353,7 +355,7 @@ def test_what_is_frozen_stays_whatever_moves_it(injectable, injected, freeze):
             same(after.params[torso], moved[torso])
 
 
-def test_frozen_injection_is_a_baseline_with_fresh_moments(injectable):
+def test_injection_frozen_equals_baseline_with_reset_moments(injectable):
     """Would catch a frozen head that moves, or clipping that counts a gradient twice."""
     start = worn(injectable.init_params(jax.random.key(1)), injectable)
 
@@ -387,7 +389,7 @@ def test_frozen_injection_is_a_baseline_with_fresh_moments(injectable):
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_nothing_is_different_before_the_first_injection(tiny_run, freeze):
+def test_injection_has_no_effect_before_the_first_shift(tiny_run, freeze):
     """Would catch a head that learns, or counts in clipping, before it is in use; to the bit."""
 
     def first_round(run):
@@ -405,7 +407,7 @@ def test_nothing_is_different_before_the_first_injection(tiny_run, freeze):
     same(sums, expected)
 
 
-def test_redo_recycles_what_is_injected(injectable, injected):
+def test_redo_recycles_injected_heads(injectable, injected):
     """Would catch a unit that is cut off from the old head and still speaks through the new."""
     train_state = injected[0][2]
     after = jax.jit(
@@ -421,6 +423,6 @@ def test_redo_recycles_what_is_injected(injectable, injected):
     prefixes = [(head, *inner) for head in led for inner in ((), ("new",), ("copy",))]
     assert set(found["hidden_1"].outgoing) == {(*prefix, "kernel") for prefix in prefixes}
     assert found["hidden_0"].outgoing == (("torso", "hidden_1", "kernel"),)
-    due = injectable._replace(update=jnp.int32(9), rollout=Batch(SEEN, *[None] * 4))
-    _, recycled = jax.jit(lambda: ReDo(0.5).after_update((), train_state, due))()
+    due, rollout = injectable._replace(update=jnp.int32(9)), rollout_of(SEEN)
+    _, recycled = jax.jit(lambda: ReDo(0.5).after_update((), train_state, rollout, due))()
     assert jax.tree.structure(recycled) == jax.tree.structure(train_state)

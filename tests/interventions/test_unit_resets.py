@@ -1,4 +1,4 @@
-"""Continual backpropagation, self-normalised resets and ReGraMa, each unit by unit."""
+"""Continual backpropagation, self-normalized resets and ReGraMa, each unit by unit."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import Void, same
+from intervention_helpers import step_of
 
 from plasticity.interventions import (
     ContinualBackprop,
@@ -16,7 +17,7 @@ from plasticity.interventions import (
     chain,
 )
 from plasticity.interventions.unit_resets import recycle
-from plasticity.networks import Network, Output
+from plasticity.networks import Network
 from plasticity.training import loop
 
 # The entries after each hidden layer, from the network's description.
@@ -67,23 +68,18 @@ def assert_recycled(after, before, fresh, chosen, **kwargs):
 
 
 def trained(context, seed=3):
-    """A learner whose optimiser remembers something everywhere."""
+    """A train state whose optimizer remembers something everywhere."""
     params = context.init_params(jax.random.key(seed))
     return TrainState(params, jax.tree.map(lambda x: x + 1, context.optimizer.init(params)))
 
 
-def saying(activations):
-    """The output of a network of which nothing but activations is looked at."""
-    return Output(None, None, activations, {})
-
-
 def stepper(part, context):
-    """The hook after a step, compiled: of state, learner, activations and key."""
+    """The hook after a step, compiled: of state, train state, activations and key."""
 
     @jax.jit
     def step(state, train_state, activations, key):
-        seen = context._replace(output=saying(activations), key=key)
-        return part.after_step(state, train_state, seen)
+        step = step_of(activations=activations)
+        return part.after_step(state, train_state, step, context._replace(key=key))
 
     return step
 
@@ -98,7 +94,7 @@ def widened(tiny_run):
 
 
 @pytest.mark.parametrize("kind", ["shared", "widened"])
-def test_continual_backprop_is_the_published_algorithm(context, widened, kind):
+def test_continual_backprop_matches_the_published_algorithm(context, widened, kind):
     """Would catch a wrong order, correction, age limit, share, or a head or a side forgotten."""
     tools, wiring, sides = (context, SHARED, 1) if kind == "shared" else (widened, SEPARATE, 2)
     rate, maturity, decay = 0.137, 3, 0.8
@@ -146,7 +142,7 @@ def test_continual_backprop_is_the_published_algorithm(context, widened, kind):
         for name in widths:
             np.testing.assert_array_equal(state[name].age, ages[name])
             np.testing.assert_allclose(state[name].utility, utilities[name], rtol=1e-4)
-            np.testing.assert_allclose(state[name].owed, owed[name], atol=1e-5)
+            np.testing.assert_allclose(state[name].num_to_replace, owed[name], atol=1e-5)
     assert replaced > 10
 
 
@@ -159,9 +155,9 @@ def test_continual_backprop_at_its_bounds(context):
     def ages(rate, maturity):
         part = ContinualBackprop(rate, maturity)
         state = part.init(train_state, context)
-        seen = context._replace(output=saying(silence))
         for _ in range(2):
-            state, after = part.after_step(state, train_state, seen)
+            step = step_of(activations=silence)
+            state, after = part.after_step(state, train_state, step, context)
         return {layer: state[layer].age for layer in state}, after.params
 
     for rate, maturity, known in (
@@ -184,10 +180,8 @@ def silences(part, context, fires):
     def live(train_state):
         def step(carry, fires):
             activations = {"hidden_0": jnp.where(fires, 1.0, -1.0)[None], "hidden_1": others}
-            state, train_state = part.after_step(
-                *carry, context._replace(output=saying(activations))
-            )
-            return (state, train_state), ~fires & (state["hidden_0"].silent == 0)
+            state, train_state = part.after_step(*carry, step_of(activations=activations), context)
+            return (state, train_state), ~fires & (state["hidden_0"].silent_steps == 0)
 
         return jax.lax.scan(step, (part.init(train_state, context), train_state), fires)
 
@@ -220,7 +214,7 @@ def test_self_normalized_resets_test_each_unit_by_its_own_past(context, firing, 
             if fires or reset:
                 past.append(silent)
                 silent = 0
-        assert state["hidden_0"].silent[unit] == silent
+        assert state["hidden_0"].silent_steps[unit] == silent
         assert state["hidden_0"].counts[unit].sum() == len(past)
     assert not resets[:, :2].any()  # those that never fired, and that always did
     assert resets.any() == (threshold > 0)
@@ -281,14 +275,12 @@ def gradients(context):
 
 
 def grama(part, context, train_state, gradients, update):
-    """The learner after an update with these minibatches, and the state left."""
+    """The train state after an update with these minibatches, and the state left."""
     state = part.init(train_state, context)
     for gradient in gradients:
-        state, same_learner = part.after_step(
-            state, train_state, context._replace(gradient=gradient)
-        )
-        assert same_learner is train_state
-    return part.after_update(state, train_state, context._replace(update=update))
+        state, unchanged = part.after_step(state, train_state, step_of(gradients=gradient), context)
+        assert unchanged is train_state
+    return part.after_update(state, train_state, None, context._replace(update=update))
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -331,19 +323,19 @@ def test_regrama_at_its_bounds(context, gradients):
         assert_recycled(outcome, train_state, fresh, everything)
 
 
-def test_recycling_in_a_stack_is_that_of_each(context):
+def test_recycle_in_a_stack_equals_each_alone(context):
     """Would catch a condition on all runs together, where each has units of its own to recycle."""
-    learners = jax.tree.map(lambda *x: jnp.stack(x), *(trained(context, i) for i in range(3)))
+    train_states = jax.tree.map(lambda *x: jnp.stack(x), *(trained(context, i) for i in range(3)))
     masks = {"hidden_0": np.zeros((3, 16), bool), "hidden_1": np.zeros((3, 8), bool)}
     masks["hidden_0"][0, 4] = masks["hidden_1"][2, :] = True  # and none in the second
 
     def one(train_state, chosen):
         return recycle(train_state, chosen, context)
 
-    together = jax.jit(jax.vmap(one))(learners, masks)
+    together = jax.jit(jax.vmap(one))(train_states, masks)
     alone = jax.jit(one)
     for i in range(3):
-        train_state, chosen = jax.tree.map(lambda x, i=i: x[i], (learners, masks))
+        train_state, chosen = jax.tree.map(lambda x, i=i: x[i], (train_states, masks))
         of_stack = jax.tree.map(lambda x, i=i: x[i], together)
         same(of_stack, alone(train_state, chosen))
         units = {layer: np.flatnonzero(mask) for layer, mask in chosen.items()}

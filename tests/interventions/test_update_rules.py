@@ -8,10 +8,11 @@ import pytest
 from helpers import Void, same
 from scipy import special
 
-from plasticity.agents import PPO, ppo
+from plasticity.agents import PPO
 from plasticity.interventions import (
     TRAC,
     UPGD,
+    Adam,
     AdamRel,
     EqualBetas,
     Kron,
@@ -21,8 +22,7 @@ from plasticity.interventions import (
     chain,
     reset_moments,
 )
-from plasticity.interventions.base import Adam
-from plasticity.interventions.update_rules import erfi, fitted, norm_bound
+from plasticity.interventions.update_rules import erfi, fit_factors, norm_bound
 from plasticity.struct import SettingError
 from plasticity.training import loop
 
@@ -48,7 +48,7 @@ def gradients(steps, mean=0.3):
 def rule(method, key=KEY, **agent):
     """PPO's update rule with the method, clipping so high that it does nothing."""
     agent = {"learning_rate": 0.01, "adam_eps": 1e-3, "max_grad_norm": 1e9, **agent}
-    return chain(*method).optimizer(ppo.optimizer(PPO(**agent), key)).build()
+    return chain(*method).optimizer(PPO(**agent).optimizer(key)).build()
 
 
 def train(built, steps, params=PARAMS, mean=0.3):
@@ -79,7 +79,7 @@ def adam(gradients, b1, b2, eps, counts=None):
     return directions
 
 
-def test_equal_betas_is_adam_with_one_beta():
+def test_equal_betas_equals_adam_with_one_beta():
     """Would catch one beta left as it was, PPO's epsilon lost, or a decay dropped with Adam."""
     path, _ = train(rule([L2Norm(0.2), EqualBetas(0.8)]), 8)
     for name, x in PARAMS.items():
@@ -107,26 +107,26 @@ def test_equal_betas_bounds_the_step():
     assert longest([]) > 0.02
 
 
-def test_two_methods_do_not_both_replace_adam():
+def test_replace_adam_refuses_a_second_method():
     """Would catch a method that another drops without a word, in either order."""
     for methods in ((Kron(), UPGD()), (UPGD(), Kron()), (Kron(), EqualBetas())):
         with pytest.raises(SettingError, match=rf"intervention='{type(methods[1]).__name__}'"):
             rule(methods)
     rule([EqualBetas(), UPGD()])
-    optimizer = EqualBetas(0.7).optimizer(ppo.optimizer(PPO(adam_eps=0.1), KEY))
+    optimizer = EqualBetas(0.7).optimizer(PPO(adam_eps=0.1).optimizer(KEY))
     assert optimizer.adam == Adam(0.7, 0.7, 0.1)
 
 
 @pytest.mark.parametrize("around", [(), (TRAC(),)])
-def test_adam_rel_forgets_the_time_and_not_the_moments(context, around):
+def test_adam_rel_resets_the_count_and_keeps_moments(context, around):
     """Would catch moments cleared too, or a count that goes on, or another count that does not."""
     method = chain(*around, AdamRel())
-    optimizer = ppo.optimizer(PPO(), KEY)
+    optimizer = PPO().optimizer(KEY)
     scheduled = (*optimizer.step, optax.scale_by_schedule(lambda count: 1.0 + 0 * count))
     built = method.optimizer(optimizer._replace(step=scheduled)).build()
     _, state = train(built, 3)
     _, train_state = method.after_update(
-        method.init(None, context), TrainState(PARAMS, state), context
+        method.init(None, context), TrainState(PARAMS, state), None, context
     )
     kinds = (optax.ScaleByAdamState, optax.ScaleByScheduleState)
     before, after = (
@@ -141,7 +141,7 @@ def test_adam_rel_forgets_the_time_and_not_the_moments(context, around):
     assert jax.tree.structure(train_state.opt_state) == jax.tree.structure(state)
 
 
-def test_adam_rel_is_adam_on_local_time(context):
+def test_adam_rel_equals_adam_on_local_time(context):
     """Against the equation: moments since the beginning, bias corrections since the last update."""
     built = rule([AdamRel()], adam_b1=0.7, adam_b2=0.9)
     params, state = PARAMS, built.init(PARAMS)
@@ -156,11 +156,11 @@ def test_adam_rel_is_adam_on_local_time(context):
         expected = {name: x - 0.01 * directions[name][i] for name, x in expected.items()}
         same(params, expected, rtol=1e-5, atol=1e-6)
         if i == 2:
-            _, train_state = AdamRel().after_update((), TrainState(params, state), context)
+            _, train_state = AdamRel().after_update((), TrainState(params, state), None, context)
             state = train_state.opt_state
 
 
-def test_erfi():
+def test_erfi_equals_scipy():
     """Would catch the factor by which the published JAX code is off, or an infinity."""
     x = np.linspace(-8.9, 8.9, 101)
     np.testing.assert_allclose(erfi(jnp.array(x)), special.erfi(x), rtol=2e-5)
@@ -202,7 +202,7 @@ def test_trac_scales_the_distance_from_its_reference():
     assert float(optax.tree.get(state, "scale")) == pytest.approx(scales[-1], rel=1e-3)
 
 
-def test_trac_goes_back_where_the_direction_was_wrong():
+def test_trac_returns_to_its_reference_after_a_wrong_direction():
     """Would catch a negative scale, which would train backwards."""
     built = TRAC(1e-2).optimizer(Optimizer((), (optax.identity(),), (optax.scale(-1.0),), KEY))
     built = built.build()
@@ -217,7 +217,7 @@ def test_trac_goes_back_where_the_direction_was_wrong():
     same(params, PARAMS, atol=1e-6)
 
 
-def test_trac_does_not_undo_what_others_do(context):
+def test_trac_keeps_changes_by_other_methods(context):
     """Would catch a reset that is pulled back, or a reference zeroed along with moments."""
     steps = 30
     optimizer = Optimizer((), (optax.identity(),), (optax.scale(-0.02),), KEY)
@@ -262,7 +262,7 @@ def test_upgd_protects_what_is_useful():
         np.testing.assert_allclose(flat(path[step]), params, rtol=1e-5, atol=1e-6)
 
 
-def test_upgd_without_utility_is_adam():
+def test_upgd_without_utility_equals_adam():
     """Would catch NaN or a flipped sign where no weight's utility is positive."""
     zero = jax.tree.map(np.zeros_like, PARAMS)
     path, _ = train(rule([UPGD(noise=0.0)]), 1, params=zero)
@@ -273,7 +273,7 @@ def test_upgd_without_utility_is_adam():
     same(change, jax.tree.map(lambda x: jnp.full_like(x, -0.02 / 1.001), one), rtol=1e-4)
 
 
-def test_upgd_perturbs_anew_at_every_step():
+def test_upgd_draws_new_noise_at_every_step():
     """Would catch noise of another size, the same at each step, in each tensor, or for each run."""
     params = {"a": jnp.zeros((50, 40)), "b": jnp.zeros((50, 40))}
     draws = {}
@@ -291,9 +291,9 @@ def test_upgd_perturbs_anew_at_every_step():
     assert np.abs(closeness).max() < 0.15
 
 
-def test_noise_is_of_each_method_alone():
+def test_optimizer_split_gives_different_keys():
     """Would catch one key for two that draw."""
-    optimizer = ppo.optimizer(PPO(), KEY)
+    optimizer = PPO().optimizer(KEY)
     first, own = optimizer.split()
     _, other = first.split()
     keys = {tuple(jax.random.key_data(key).tolist()) for key in (KEY, first.key, own, other)}
@@ -304,11 +304,11 @@ TRIANGLE = np.triu(np.array([[1.2, 0.3, -0.5], [0, 0.8, 0.4], [0, 0, 1.5]]))
 CORNER = np.array([[0.9, -0.2], [0, 1.1]])
 
 
-def test_kron_fits_by_its_equation():
+def test_kron_fit_matches_its_equation():
     """Against the Kronecker product as one matrix; would catch axes or a transpose exchanged."""
     random = np.random.default_rng(0)
     g, v = random.normal(size=(2, 3, 2))
-    new = fitted((jnp.array(TRIANGLE), jnp.array(CORNER)), jnp.array(g), jnp.array(v), 0.1)
+    new = fit_factors((jnp.array(TRIANGLE), jnp.array(CORNER)), jnp.array(g), jnp.array(v), 0.1)
     whole = np.kron(TRIANGLE, CORNER)
     a = (whole @ g.ravel()).reshape(3, 2)
     b = (np.linalg.inv(whole).T @ v.ravel()).reshape(3, 2)
@@ -325,7 +325,7 @@ def test_kron_fits_by_its_equation():
     diagonal = np.array([0.5, 2.0, 1.0])
     one, other = (diagonal * g[:, 0]) ** 2, (v[:, 0] / diagonal) ** 2
     np.testing.assert_allclose(
-        fitted((jnp.array(diagonal),), jnp.array(g[:, 0]), jnp.array(v[:, 0]), 0.1)[0],
+        fit_factors((jnp.array(diagonal),), jnp.array(g[:, 0]), jnp.array(v[:, 0]), 0.1)[0],
         diagonal * (1 - 0.1 * (one - other) / np.max(one + other)),
         rtol=1e-5,
     )
@@ -339,7 +339,7 @@ def test_kron_preconditions_momentum():
     held = optax.tree.set(
         state,
         factors=((jnp.array(bias),), (jnp.array(TRIANGLE), jnp.array(CORNER))),
-        waited=jnp.int32(-100),  # so that nothing is fitted meanwhile
+        steps_since_fit=jnp.int32(-100),  # so that nothing is fitted meanwhile
     )
     first, second = gradients(2)
     _, held = built.update(first, held, PARAMS)
@@ -424,7 +424,7 @@ def test_kron_without_gradients():
 
 
 @pytest.mark.parametrize("method", [EqualBetas(), TRAC(), UPGD(), Kron(), AdamRel()])
-def test_clearing_takes_moments_and_nothing_else(context, method):
+def test_reset_moments_resets_moments_only(context, method):
     """Would catch a preconditioner or a tuner cleared with a unit, or moments that are not."""
     built = rule([method])
     _, state = train(built, 3)
@@ -446,7 +446,7 @@ def test_clearing_takes_moments_and_nothing_else(context, method):
     assert found == {"TRAC": 3, "UPGD": 3, "Kron": 1}.get(type(method).__name__, 2)
 
 
-def test_every_rule_trains_and_keeps_its_types(tiny_run):
+def test_update_rules_keep_their_types(tiny_run):
     """Would catch a state that a scan or a shift refuses, in one precision or with two torsos."""
     run = tiny_run(env=Void(), intervention=chain(AdamRel(), EqualBetas(), UPGD(), TRAC()))
     for life in (run, run.replace(intervention=chain(Kron(), L2Norm(), TRAC()))):

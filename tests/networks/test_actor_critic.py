@@ -1,13 +1,12 @@
 """The network: how its weights are drawn, what it computes, and its layers' names and sizes."""
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import same
+from helpers import ROOT, same
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy import stats
@@ -25,8 +24,6 @@ from plasticity.networks.convolution import convolve
 from plasticity.networks.initializers import uniform
 from plasticity.networks.linalg import after
 from plasticity.struct import SettingError
-
-ROOT = Path(__file__).parents[1]
 
 OBSERVATION = (11, 11, 3)
 FAN_IN = {"hidden_0": 363, "hidden_1": 64, "policy": 48, "value": 48}

@@ -8,7 +8,7 @@ import scipy.stats
 from helpers import Tug, same
 
 from plasticity import PPO, Gymnax, Network, Permute, PermuteActions, Run, Schedule, Shifts
-from plasticity.agents.normalization import moments, returns
+from plasticity.agents.normalization import RewardScaler, RunningMeanStd
 from plasticity.envs.base import Levels, Task
 from plasticity.envs.task_wrapper import TaskWrapper
 from plasticity.networks import Categorical, Gaussian
@@ -68,12 +68,12 @@ def test_moments_are_those_of_all_batches():
     """Would catch a wrong merge: against NumPy's of everything at once."""
     batches = [RNG.normal(3.0, 2.0, size=(size, 4)).astype(np.float32) for size in (5, 1, 30)]
     known = np.concatenate(batches)
-    found = moments((4,))
+    found = RunningMeanStd.init((4,))
     for batch in batches:
         found = found.update(jnp.asarray(batch))
     np.testing.assert_allclose(found.mean, known.mean(axis=0), rtol=1e-3)
     np.testing.assert_allclose(found.variance, known.var(axis=0), rtol=1e-3)
-    scaled = np.asarray(found.normalized(known, 1.5))
+    scaled = np.asarray(found.normalize(known, 1.5))
     inner = np.abs(known - known.mean(axis=0)) < 1.4 * known.std(axis=0)
     unscaled = (known - known.mean(axis=0)) / known.std(axis=0)
     np.testing.assert_allclose(scaled[inner], unscaled[inner], atol=2e-3)
@@ -89,7 +89,7 @@ def test_returns_are_discounted_forwards_within_episodes():
         sums = 0.9 * sums + step_reward
         met.append(sums.copy())
         sums[step_ends] = 0
-    found = returns(3)
+    found = RewardScaler.init(3)
     for rollout, ended in zip(reward, ends, strict=True):
         found = found.update(jnp.asarray(rollout), jnp.asarray(~ended), 0.9)
     np.testing.assert_allclose(found.scale, np.std(met), rtol=1e-3)
@@ -107,11 +107,11 @@ def run_of(**changes):
             minibatch_size=40,
             num_epochs=4,
             learning_rate=1e-2,
-            entropy=0.0,
+            ent_coef=0.0,
             normalize_observations=True,
             normalize_rewards=True,
         ),
-        schedule=Schedule(rounds=1, updates=40, eval_episodes=8),
+        schedule=Schedule(rounds=1, updates_per_round=40, eval_episodes=8),
     )
     return run.replace(**changes)
 
@@ -132,9 +132,9 @@ def test_numbers_are_learnt():
     assert before < -4
     assert after > -1.5
     # Tug shows numbers around 100, with the deviation of a uniform one.
-    np.testing.assert_allclose(state.seen.mean, 100, atol=1)
-    np.testing.assert_allclose(np.sqrt(state.seen.variance), 20 / np.sqrt(12), rtol=0.1)
-    assert float(sums.episodes.returns / sums.episodes.ended) < after
+    np.testing.assert_allclose(state.obs_stats.mean, 100, atol=1)
+    np.testing.assert_allclose(np.sqrt(state.obs_stats.variance), 20 / np.sqrt(12), rtol=0.1)
+    assert float(sums.episodes.return_sum / sums.episodes.num_episodes) < after
 
 
 def test_scaled_rewards_are_the_agents_alone():
@@ -157,12 +157,12 @@ def test_shifts_of_numbers(shifts):
     """Would catch numbers taken for an index, or part of an action being repeated."""
     env, (shift,) = TaskWrapper(Tug()), shifts
     task = shift.begin(Task(Levels(0, 1, 1), {}), Tug(), jax.random.key(0))
-    if task.actions is not None:
-        task = task._replace(actions=jnp.array([1, 0]))
+    if task.action_permutation is not None:
+        task = task._replace(action_permutation=jnp.array([1, 0]))
     state = env.reset(task, jax.random.key(1))
     wanted = np.asarray(state.inner.wanted)
     action = jnp.array([0.5, -0.25])
-    met = np.array([-0.25, 0.5]) if task.actions is not None else np.zeros(2)
+    met = np.array([-0.25, 0.5]) if task.action_permutation is not None else np.zeros(2)
     reward = env.step(task, state, action, jax.random.key(2)).reward
     np.testing.assert_allclose(reward, -np.sum((met - wanted) ** 2), rtol=1e-5)
 
@@ -182,7 +182,7 @@ def test_permuted_numbers_are_seen(tiny_run):
     """Would catch a shift that does not go with actions that are numbers."""
     run = run_of(shift=Shifts.of(Permute(), PermuteActions()), schedule=Schedule(2, 1))
     state = jax.eval_shape(lambda run: loop.start_round(run, loop.init(run)), run)
-    assert state.task.actions.shape == (2,)
+    assert state.task.action_permutation.shape == (2,)
 
 
 @pytest.mark.parametrize("anew", [False, True])
@@ -197,8 +197,8 @@ def test_statistics_at_a_boundary(anew):
         return loop.init(run), state, loop.start_round(run, state)
 
     begun, before, after = live(run)
-    assert np.all(before.earned.sums != 0)
-    same(after.earned.sums, np.zeros(8))
+    assert np.all(before.reward_stats.sums != 0)
+    same(after.reward_stats.sums, np.zeros(8))
     kept = begun if anew else before
-    same(after.seen, kept.seen)
-    same(after.earned.moments, kept.earned.moments)
+    same(after.obs_stats, kept.obs_stats)
+    same(after.reward_stats.stats, kept.reward_stats.stats)

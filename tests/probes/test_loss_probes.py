@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probe_helpers import told, view_of
+from probe_helpers import measure, view_of
 
-from plasticity.agents import PPO, ppo
+from plasticity.agents import PPO
 from plasticity.interventions import Batch
 from plasticity.networks import Network
 from plasticity.probes import (
@@ -42,7 +42,7 @@ def losses(context):
     """PPO's loss of each transition."""
 
     def of(params, batch):
-        return ppo.terms(AGENT, context.apply(params, batch.observation), batch).total(AGENT)
+        return AGENT.per_sample_loss(context.apply(params, batch.observation), batch)
 
     return of
 
@@ -58,6 +58,7 @@ def seen(context, losses):
         observation=jnp.asarray(observation),
         action=jnp.asarray(action),
         log_prob=context.apply(params, observation).policy.log_prob(action),
+        value=jnp.zeros(COUNT),
         advantage=jnp.asarray(rng.normal(size=COUNT), jnp.float32),
         target=jnp.asarray(rng.normal(size=COUNT), jnp.float32),
     )
@@ -67,20 +68,20 @@ def seen(context, losses):
 @pytest.fixture(scope="module")
 def gradients(seen):
     """The gradient of each transition's loss, a tree of [COUNT, ...]."""
-    return jax.jit(lambda: jax.jacrev(seen.losses)(seen.params, seen.batch))()
+    return jax.jit(lambda: jax.jacrev(seen.per_sample_loss)(seen.params, seen.batch))()
 
 
 def test_nothing_changes_before_the_first_update(seen):
     """Would catch churn measured against anything but the parameters before the update."""
     for probe in (PolicyKL(), PolicyChurn(), ValueChurn()):
-        assert told(probe, seen) == {"all": 0.0}
+        assert measure(probe, seen) == {"all": 0.0}
 
 
 def test_critic_error(seen):
     """Would catch the mean square, the probe batch's values, or advantages for returns."""
     value = np.asarray(seen.apply(seen.params, seen.batch.observation).value)
     known = np.sqrt(np.mean((value - np.asarray(seen.batch.target)) ** 2))
-    assert told(CriticError(), seen) == pytest.approx({"all": known}, rel=1e-5)
+    assert measure(CriticError(), seen) == pytest.approx({"all": known}, rel=1e-5)
 
 
 def test_gradient_cosine(seen, gradients):
@@ -92,9 +93,9 @@ def test_gradient_cosine(seen, gradients):
         mean = flat(layer)[order].reshape(3, 4, -1).mean(axis=1)
         unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
         known[name] = (unit[0] @ unit[1] + unit[0] @ unit[2] + unit[1] @ unit[2]) / 3
-    assert told(GradientCosine(minibatches=3, size=4), seen) == pytest.approx(known, abs=1e-5)
+    assert measure(GradientCosine(minibatches=3, size=4), seen) == pytest.approx(known, abs=1e-5)
     # More than there are: as many minibatches, as large as can be.
-    assert told(GradientCosine(minibatches=3, size=64), seen) == pytest.approx(known, abs=1e-5)
+    assert measure(GradientCosine(minibatches=3, size=64), seen) == pytest.approx(known, abs=1e-5)
 
 
 def test_gradient_covariance_rank(seen, gradients):
@@ -102,7 +103,7 @@ def test_gradient_covariance_rank(seen, gradients):
     unit = flat(gradients)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     known = rank(np.linalg.eigvalsh(unit @ unit.T))
-    assert told(GradientCovarianceRank(), seen) == pytest.approx({"all": known}, rel=1e-4)
+    assert measure(GradientCovarianceRank(), seen) == pytest.approx({"all": known}, rel=1e-4)
 
 
 def test_known_gradients():
@@ -114,22 +115,22 @@ def test_known_gradients():
             params,
             None,
             lambda params, batch: batch.observation @ params["policy"]["kernel"],
-            Batch(jnp.asarray(rows), *[jnp.zeros(len(rows))] * 4),
+            Batch(jnp.asarray(rows), *[jnp.zeros(len(rows))] * 5),
         )
 
     cosine, covariance = GradientCosine(minibatches=3, size=1), GradientCovarianceRank()
     orthogonal = of(np.diag([1.0, 2.0, 3.0, 0.0])[:3])
-    assert told(covariance, orthogonal)["all"] == pytest.approx(3)
-    assert told(cosine, orthogonal) == pytest.approx({"policy": 0.0, "value": 0.0, "all": 0.0})
+    assert measure(covariance, orthogonal)["all"] == pytest.approx(3)
+    assert measure(cosine, orthogonal) == pytest.approx({"policy": 0.0, "value": 0.0, "all": 0.0})
     collinear = of(np.outer([1.0, 2, 3], [1, 0, -1, 1]))
-    assert told(covariance, collinear)["all"] == pytest.approx(1, abs=1e-4)
-    assert told(cosine, collinear)["all"] == pytest.approx(1)
+    assert measure(covariance, collinear)["all"] == pytest.approx(1, abs=1e-4)
+    assert measure(cosine, collinear)["all"] == pytest.approx(1)
     # Of the three pairs with one gradient of zero, one is left.
     opposite = of(np.array([[1.0, 0, 0, 0], [-5, 0, 0, 0], [0, 0, 0, 0]]))
-    assert told(covariance, opposite)["all"] == pytest.approx(1, abs=1e-4)
-    assert told(cosine, opposite)["all"] == pytest.approx(-1)
+    assert measure(covariance, opposite)["all"] == pytest.approx(1, abs=1e-4)
+    assert measure(cosine, opposite)["all"] == pytest.approx(-1)
     none = of(np.zeros((3, 4)))
-    assert told(covariance, none)["all"] == told(cosine, none)["all"] == 0.0
+    assert measure(covariance, none)["all"] == measure(cosine, none)["all"] == 0.0
 
 
 def test_ntk_rank(seen):
@@ -138,7 +139,7 @@ def test_ntk_rank(seen):
     @jax.jit
     def jacobians():
         def of(params):
-            output = seen.apply(params, seen.observations[:5])
+            output = seen.apply(params, seen.observation[:5])
             return output.policy.logits, output.value
 
         return jax.jacrev(of)(seen.params)
@@ -149,7 +150,7 @@ def test_ntk_rank(seen):
     kernels = {"policy": np.einsum("iap,jap->ij", logits, logits), "value": value @ value.T}
     kernels["all"] = kernels["policy"] + kernels["value"]
     known = {name: rank(np.linalg.eigvalsh(kernel)) for name, kernel in kernels.items()}
-    assert told(NTKRank(size=5), seen) == pytest.approx(known, rel=1e-4)
+    assert measure(NTKRank(size=5), seen) == pytest.approx(known, rel=1e-4)
 
 
 def quadratic(hessian):
@@ -161,7 +162,7 @@ def quadratic(hessian):
         return theta @ hessian @ theta / 2 + 0.0 * batch.advantage
 
     params = {"policy": jnp.ones(2), "torso": {"hidden_0": jnp.ones(len(hessian) - 2)}}
-    return view_of(params, None, losses, Batch(*[jnp.zeros(2)] * 5))
+    return view_of(params, None, losses, Batch(*[jnp.zeros(2)] * 6))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_hessian_of_known_eigenvalues(eigenvalues):
     """Would catch the largest magnitude for the largest, or a 0 where directions run out."""
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
     seen = quadratic(rotation * np.array(eigenvalues) @ rotation.T)
-    assert told(HessianEigenvalue(iterations=8), seen)["all"] == pytest.approx(
+    assert measure(HessianEigenvalue(iterations=8), seen)["all"] == pytest.approx(
         max(eigenvalues), abs=1e-4
     )
 
@@ -185,12 +186,12 @@ def test_hessian_of_ppos_loss(seen):
     def loss(vector):
         parts = jnp.split(vector, ends)
         shaped = [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
-        return jnp.mean(seen.losses(jax.tree.unflatten(tree, shaped), seen.batch))
+        return jnp.mean(seen.per_sample_loss(jax.tree.unflatten(tree, shaped), seen.batch))
 
     vector = jnp.concatenate([x.ravel() for x in leaves])
     hessian = np.asarray(jax.jit(jax.hessian(loss))(vector), float)
     known = np.linalg.eigvalsh((hessian + hessian.T) / 2)[-1]
-    assert told(HessianEigenvalue(), seen)["all"] == pytest.approx(known, rel=1e-3)
+    assert measure(HessianEigenvalue(), seen)["all"] == pytest.approx(known, rel=1e-3)
 
 
 def of_value(params, context, observation):
@@ -199,7 +200,7 @@ def of_value(params, context, observation):
         params,
         context.apply,
         lambda params, batch: context.apply(params, batch.observation).value,
-        Batch(jnp.asarray(observation), *[jnp.zeros(len(observation))] * 4),
+        Batch(jnp.asarray(observation), *[jnp.zeros(len(observation))] * 5),
     )
 
 
@@ -221,14 +222,14 @@ def test_gradient_dormant_units(context, seen, tau):
     assert dormant[0][:3].all()
     known = {"hidden_0": np.mean(dormant[0]), "hidden_1": np.mean(dormant[1])}
     known["all"] = np.mean(np.concatenate(dormant))
-    assert told(GradientDormantUnits(tau), of_value(params, context, x)) == pytest.approx(known)
+    assert measure(GradientDormantUnits(tau), of_value(params, context, x)) == pytest.approx(known)
 
 
 def test_without_gradient_every_unit_is_dormant(context, seen):
     """Would catch < for <=, or 0 / 0, in a layer that gets no gradient."""
     params = {**seen.params, "value": jax.tree.map(jnp.zeros_like, seen.params["value"])}
     none = of_value(params, context, seen.batch.observation)
-    assert told(GradientDormantUnits(), none) == {"hidden_0": 1.0, "hidden_1": 1.0, "all": 1.0}
+    assert measure(GradientDormantUnits(), none) == {"hidden_0": 1.0, "hidden_1": 1.0, "all": 1.0}
 
 
 def test_gradient_dormant_behind_layer_norm():
@@ -241,8 +242,8 @@ def test_gradient_dormant_behind_layer_norm():
     def losses(params, batch):
         return network.apply({"params": params}, batch.observation).value
 
-    seen = view_of(params, None, losses, Batch(jnp.asarray(x), *[jnp.zeros(COUNT)] * 4))
-    assert told(GradientDormantUnits(), seen) == {"hidden_0": 2 / 8, "all": 2 / 8}
+    seen = view_of(params, None, losses, Batch(jnp.asarray(x), *[jnp.zeros(COUNT)] * 5))
+    assert measure(GradientDormantUnits(), seen) == {"hidden_0": 2 / 8, "all": 2 / 8}
 
 
 def test_sampled_transitions_are_distinct(seen):

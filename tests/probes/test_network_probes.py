@@ -68,24 +68,24 @@ def view(*activations, params=PARAMS, initial=PARAMS, round_start=PARAMS):
         prev_params=params,
         round_params=round_start,
         initial_params=initial,
-        observations=jnp.zeros((batch, 1)),
+        observation=jnp.zeros((batch, 1)),
         key=jax.random.key(0),
         apply=lambda params, observations: output,
         effective_params=lambda params: params,
         init_params=None,
-        losses=None,
+        per_sample_loss=None,
         make_batch=None,
     )
 
 
-def told(probe, *activations, **kwargs):
+def measure(probe, *activations, **kwargs):
     """A probe's answer as plain numbers."""
     return {name: float(x) for name, x in probe(view(*activations, **kwargs)).items()}
 
 
 def test_dead_units_pool_all_units():
     """Would catch units counted dead for one zero, or layers averaged whatever their width."""
-    assert told(DeadUnits(), FIRST, LAST) == pytest.approx(
+    assert measure(DeadUnits(), FIRST, LAST) == pytest.approx(
         {"hidden_0": 1 / 4, "hidden_1": 1 / 2, "all": 2 / 6}
     )
 
@@ -93,14 +93,14 @@ def test_dead_units_pool_all_units():
 def test_negative_activations_are_alive():
     """Would catch a unit counted dead because it is not positive, as a tanh unit may be."""
     negative = -np.ones((3, 2))
-    assert told(DeadUnits(), negative)["all"] == 0
-    assert told(DormantUnits(), negative)["all"] == 0
-    assert told(InactiveFraction(), negative)["all"] == 0
+    assert measure(DeadUnits(), negative)["all"] == 0
+    assert measure(DormantUnits(), negative)["all"] == 0
+    assert measure(InactiveFraction(), negative)["all"] == 0
 
 
 def test_inactive_fraction():
     """Would catch a fraction of units where one of activations is meant."""
-    assert told(InactiveFraction(), FIRST, LAST) == pytest.approx(
+    assert measure(InactiveFraction(), FIRST, LAST) == pytest.approx(
         {"hidden_0": 6 / 12, "hidden_1": 4 / 6, "all": 10 / 18}
     )
 
@@ -131,32 +131,32 @@ def test_dormant_units(tau):
         dormant.append([a / mean <= tau for a in activity])
     known = {"hidden_0": np.mean(dormant[0]), "hidden_1": np.mean(dormant[1])}
     known["all"] = np.mean(dormant[0] + dormant[1])
-    assert told(DormantUnits(tau), signed, LAST) == pytest.approx(known)
+    assert measure(DormantUnits(tau), signed, LAST) == pytest.approx(known)
 
 
 def test_a_unit_at_the_threshold_is_dormant():
     """Would catch < for the paper's <=: a unit at tau times the mean exactly."""
     layer = np.array([[0.5, 1.5, 1.0]])
-    assert told(DormantUnits(0.5), layer)["all"] == pytest.approx(1 / 3)
+    assert measure(DormantUnits(0.5), layer)["all"] == pytest.approx(1 / 3)
 
 
 def test_a_layer_of_zeros_is_wholly_dead():
     """Would catch 0 / 0 where a whole layer has died."""
     zeros = np.zeros((3, 4))
     for probe in (DeadUnits(), DormantUnits(0.0), DormantUnits(), InactiveFraction()):
-        assert told(probe, zeros) == {"hidden_0": 1.0, "all": 1.0}
+        assert measure(probe, zeros) == {"hidden_0": 1.0, "all": 1.0}
     others = (SaturatedUnits(), SaturatedFraction(), FeatureNorm(), FeatureCosine())
     ranks = (EffectiveRank(), StableRank(), Srank(), ApproximateRank(), FeatureRank())
     for probe in (*ranks, *others):
-        assert told(probe, zeros) == {"hidden_0": 0.0, "all": 0.0}
+        assert measure(probe, zeros) == {"hidden_0": 0.0, "all": 0.0}
 
 
 def test_positions_of_a_channel_are_one_unit():
     """Would catch convolutional units counted by position: alive anywhere is alive."""
     image = np.zeros((2, 3, 3, 4))
     image[1, 2, 0, 1] = 1.0
-    assert told(DeadUnits(), image)["all"] == pytest.approx(3 / 4)
-    assert told(InactiveFraction(), image)["all"] == pytest.approx(71 / 72)
+    assert measure(DeadUnits(), image)["all"] == pytest.approx(3 / 4)
+    assert measure(InactiveFraction(), image)["all"] == pytest.approx(71 / 72)
 
 
 @settings(max_examples=8, deadline=None)
@@ -197,23 +197,23 @@ def test_ranks_of_known_matrices():
     known = np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
     sigma = view(features).singular_values["hidden_0"]
     np.testing.assert_allclose(sigma, [3, 1], atol=1e-6)
-    assert told(EffectiveRank(), features, np.eye(3)) == pytest.approx(
+    assert measure(EffectiveRank(), features, np.eye(3)) == pytest.approx(
         {"hidden_0": known, "hidden_1": 3.0, "all": (known + 3) / 2}, rel=1e-5
     )
-    assert told(EffectiveRank(), np.eye(4).reshape(2, 2, 4))["all"] == pytest.approx(4)
+    assert measure(EffectiveRank(), np.eye(4).reshape(2, 2, 4))["all"] == pytest.approx(4)
 
 
 def test_ranks_that_ask_for_a_share():
     """Would catch squares taken of the wrong one of the two, a share of the count, < for >=."""
     features = np.diag([8.0, 1.0, 1.0, 0.0])
-    share = {delta: told(Srank(delta), features)["all"] for delta in (0.01, 0.15, 0.25)}
+    share = {delta: measure(Srank(delta), features)["all"] for delta in (0.01, 0.15, 0.25)}
     assert share == {0.01: 3.0, 0.15: 2.0, 0.25: 1.0}
-    share = {x: told(ApproximateRank(x), features)["all"] for x in (0.96, 0.98, 0.99)}
+    share = {x: measure(ApproximateRank(x), features)["all"] for x in (0.96, 0.98, 0.99)}
     assert share == {0.96: 1.0, 0.98: 2.0, 0.99: 3.0}
-    assert told(Srank(0.5), np.eye(2))["all"] == 1.0
+    assert measure(Srank(0.5), np.eye(2))["all"] == 1.0
     # Where all of the weights are asked for, rounding must not ask for one more.
     assert float(leading(jnp.full(7, 0.1), 1.0)) <= 7
-    assert told(StableRank(), features, np.eye(4)) == pytest.approx(
+    assert measure(StableRank(), features, np.eye(4)) == pytest.approx(
         {"hidden_0": 66 / 64, "hidden_1": 4.0, "all": (66 / 64 + 4) / 2}
     )
 
@@ -222,18 +222,18 @@ def test_what_has_diverged_has_no_rank():
     """Would catch a count that a comparison with NaN has made look like a measurement."""
     nan = np.full((3, 4), np.nan)
     for probe in (EffectiveRank(), StableRank(), Srank(), ApproximateRank(), FeatureRank()):
-        assert np.isnan(told(probe, nan)["all"])
-    assert np.isnan(told(FeatureCosine(), nan)["all"])
+        assert np.isnan(measure(probe, nan)["all"])
+    assert np.isnan(measure(FeatureCosine(), nan)["all"])
 
 
 def test_feature_rank_depends_on_scale_and_not_on_repetition():
     """Would catch a threshold relative to the largest, a missing 1 / sqrt(B), or >= for >."""
     features = np.diag([4.0, 2.0, 1.0, 0.0])  # over sqrt(B) = 2: 2, 1, 1/2, 0
     for epsilon, rank in ((0.0, 3), (0.4, 3), (0.5, 2), (1.5, 1), (2.0, 0)):
-        assert told(FeatureRank(epsilon), features)["all"] == rank
-        assert told(FeatureRank(epsilon), np.tile(features, (4, 1)))["all"] == rank
-    assert told(FeatureRank(0.5), 10 * features)["all"] == 3
-    assert told(FeatureRank(0.5), features, np.eye(2)) == {
+        assert measure(FeatureRank(epsilon), features)["all"] == rank
+        assert measure(FeatureRank(epsilon), np.tile(features, (4, 1)))["all"] == rank
+    assert measure(FeatureRank(0.5), 10 * features)["all"] == 3
+    assert measure(FeatureRank(0.5), features, np.eye(2)) == {
         "hidden_0": 2.0,
         "hidden_1": 2.0,
         "all": 2.0,
@@ -244,10 +244,10 @@ def test_saturated_units():
     """Would catch a share of entries for one of units, the signed activation, or >= for >."""
     tanh = np.array([[0.995, -1.0, 0.99, 1.0], [-0.999, -0.992, 1.0, 0.0]])
     small = np.array([[0.1, 0.995], [0.0, 0.995]])
-    assert told(SaturatedUnits(), tanh, small) == pytest.approx(
+    assert measure(SaturatedUnits(), tanh, small) == pytest.approx(
         {"hidden_0": 2 / 4, "hidden_1": 1 / 2, "all": 3 / 6}
     )
-    assert told(SaturatedFraction(), tanh, small) == pytest.approx(
+    assert measure(SaturatedFraction(), tanh, small) == pytest.approx(
         {"hidden_0": 6 / 8, "hidden_1": 2 / 4, "all": 8 / 12}
     )
 
@@ -256,14 +256,14 @@ def test_what_is_unbounded_does_not_saturate():
     """Would catch large activations of ReLU called saturated, or one layer silencing another."""
     relu, tanh = np.array([[3.0, 0.0], [1.0, 0.5]]), np.ones((2, 2))
     for probe in (SaturatedUnits(), SaturatedFraction()):
-        assert told(probe, relu, tanh) == {"hidden_0": 0.0, "hidden_1": 1.0, "all": 0.5}
+        assert measure(probe, relu, tanh) == {"hidden_0": 0.0, "hidden_1": 1.0, "all": 0.5}
 
 
 def test_feature_norm():
     """Would catch the norm of the mean, or of the batch as one vector."""
     known = {"hidden_0": (5 + 0 + 1) / 3, "hidden_1": 2.0, "all": 2.0}
     features = np.array([[3.0, -4.0], [0, 0], [0, 1]])
-    assert told(FeatureNorm(), features, np.full((3, 4), -1.0)) == pytest.approx(known)
+    assert measure(FeatureNorm(), features, np.full((3, 4), -1.0)) == pytest.approx(known)
 
 
 def test_feature_cosine():
@@ -276,9 +276,9 @@ def test_feature_cosine():
     ]
     dead = np.concatenate([features, np.zeros((2, 3))])
     for same in (features, features * np.arange(1, 6)[:, None], dead):
-        assert told(FeatureCosine(), same)["all"] == pytest.approx(np.mean(cosine), abs=1e-6)
+        assert measure(FeatureCosine(), same)["all"] == pytest.approx(np.mean(cosine), abs=1e-6)
     opposite, alone = np.array([[1.0, 0], [-2, 0]]), np.array([[1.0, 0], [0, 0]])
-    assert told(FeatureCosine(), opposite, alone) == pytest.approx(
+    assert measure(FeatureCosine(), opposite, alone) == pytest.approx(
         {"hidden_0": -1.0, "hidden_1": 0.0, "all": -0.5}
     )
 
@@ -287,17 +287,17 @@ def test_probes_of_weights():
     """Would catch means of layers' norms in place of one norm, or sums in place of means."""
     squares = {"hidden_0": 25.0, "policy": 25.0, "value": 144.0, "all": 194.0}
     sizes = {"hidden_0": 6, "policy": 2, "value": 2, "all": 10}
-    assert told(WeightNorm()) == pytest.approx({k: np.sqrt(v) for k, v in squares.items()})
-    assert told(WeightRMS()) == pytest.approx(
+    assert measure(WeightNorm()) == pytest.approx({k: np.sqrt(v) for k, v in squares.items()})
+    assert measure(WeightRMS()) == pytest.approx(
         {k: np.sqrt(v / sizes[k]) for k, v in squares.items()}
     )
 
 
 def test_distance_is_from_the_initial_parameters():
     """Would catch a difference of norms in place of the norm of the difference."""
-    assert set(told(DistanceFromInit()).values()) == {0.0}
+    assert set(measure(DistanceFromInit()).values()) == {0.0}
     flipped = jax.tree.map(lambda x: -x, PARAMS)
-    assert told(DistanceFromInit(), initial=flipped) == pytest.approx(
+    assert measure(DistanceFromInit(), initial=flipped) == pytest.approx(
         {"hidden_0": 10.0, "policy": 10.0, "value": 24.0, "all": 2 * np.sqrt(194)}
     )
 
@@ -305,9 +305,9 @@ def test_distance_is_from_the_initial_parameters():
 def test_distance_from_the_rounds_start():
     """Would catch the initial parameters, or those before the update, in its place."""
     moved = jax.tree.map(lambda x: x + 1, PARAMS)
-    assert set(told(DistanceFromRoundStart(), initial=moved).values()) == {0.0}
+    assert set(measure(DistanceFromRoundStart(), initial=moved).values()) == {0.0}
     known = {"hidden_0": np.sqrt(6), "policy": np.sqrt(2), "value": np.sqrt(2), "all": np.sqrt(10)}
-    assert told(DistanceFromRoundStart(), round_start=moved) == pytest.approx(known)
+    assert measure(DistanceFromRoundStart(), round_start=moved) == pytest.approx(known)
 
 
 def test_spectral_norm():
@@ -322,7 +322,7 @@ def test_spectral_norm():
         "value": {"kernel": np.zeros((2, 1))},
         "extra": np.array(9.0),
     }
-    assert told(SpectralNorm(), params=params) == pytest.approx(
+    assert measure(SpectralNorm(), params=params) == pytest.approx(
         {"hidden_0": np.sqrt(20), "hidden_1": 3.0, "policy": 5.0, "value": 0.0, "all": 5.0}
     )
 
@@ -334,5 +334,5 @@ def test_each_probe_is_a_metric_of_its_own():
     assert list(metrics) == sorted(["dead_units", "weight_rms", "effective_rank"])
     for name, probe in zip(several.names, several.parts, strict=True):
         assert {k: float(v) for k, v in metrics[name].items()} == pytest.approx(
-            told(probe, FIRST, LAST), rel=1e-5
+            measure(probe, FIRST, LAST), rel=1e-5
         )

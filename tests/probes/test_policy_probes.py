@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from probe_helpers import told, view_of
+from probe_helpers import measure, view_of
 
 from plasticity import probes
 from plasticity.networks import Categorical, Network, Output
@@ -39,9 +39,9 @@ def test_churn_is_what_the_update_changed():
         round_params=None,
     )
     kl = np.mean([sum(p * np.log(p / q)) for p, q in zip(before, after, strict=True)])
-    assert told(PolicyKL(), seen) == pytest.approx({"all": kl}, rel=1e-5)
-    assert told(PolicyChurn(), seen) == pytest.approx({"all": 1 / 3})
-    assert told(ValueChurn(), seen) == pytest.approx({"all": np.sqrt(5 / 3)})
+    assert measure(PolicyKL(), seen) == pytest.approx({"all": kl}, rel=1e-5)
+    assert measure(PolicyChurn(), seen) == pytest.approx({"all": 1 / 3})
+    assert measure(ValueChurn(), seen) == pytest.approx({"all": np.sqrt(5 / 3)})
 
 
 def test_a_certain_policy_has_a_finite_kl():
@@ -52,7 +52,7 @@ def test_a_certain_policy_has_a_finite_kl():
         lambda params, _: Output(**params, activations={}, preactivations={}),
         prev_params=certain,
     )
-    assert told(PolicyKL(), seen) == {"all": 0.0}
+    assert measure(PolicyKL(), seen) == {"all": 0.0}
 
 
 def test_trainability():
@@ -92,12 +92,12 @@ def test_trainability():
         seen = view_of(
             {"kernel": jnp.asarray(present, jnp.float32)},
             apply,
-            observations=jnp.asarray(x, jnp.float32),
+            observation=jnp.asarray(x, jnp.float32),
             initial_params={"kernel": jnp.asarray(initial, jnp.float32)},
-            init_params=fresh,
+            init_params=init_params,
             key=jax.random.key(update),
         )
-        assert told(probe, seen) == pytest.approx(known, rel=1e-4)
+        assert measure(probe, seen) == pytest.approx(known, rel=1e-4)
 
 
 def test_every_probe_of_every_torso(tiny_run):

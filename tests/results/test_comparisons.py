@@ -126,8 +126,8 @@ def test_paired_tests_are_of_differences_and_holm_steps_down():
         assert tests.loc[name, "low"] == pytest.approx(d.mean() - reach)
         assert tests.loc[name, "high"] == pytest.approx(d.mean() + reach)
     raw = tests["p"].sort_values()
-    apply_gradients = np.maximum.accumulate([min(1, p * (4 - i)) for i, p in enumerate(raw)])
-    np.testing.assert_allclose(tests.loc[raw.index, "p_corrected"], apply_gradients)
+    stepped_down = np.maximum.accumulate([min(1, p * (4 - i)) for i, p in enumerate(raw)])
+    np.testing.assert_allclose(tests.loc[raw.index, "p_corrected"], stepped_down)
 
 
 def test_pairs_are_those_seeds_that_both_have():

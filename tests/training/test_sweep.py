@@ -8,33 +8,23 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import SMALL, tables
 from omegaconf import OmegaConf
 
 import plasticity as pl
 from plasticity import results
 from plasticity.storage.signals import SignalGuard
-from plasticity.training import Job, loop
+from plasticity.training import Job, loop, memory_estimate, sweep
 from plasticity.training.memory_estimate import Memory, memory_of
 from plasticity.training.placement import Placement
 from plasticity.training.run import stack
 
-SMALL = (
-    "env._target_=shared.Toy ~env.levels ~env.reward ~env.episode_steps ~env.pixels "
-    "schedule=smoke schedule.updates_per_round=4 probes=[] "
-    "agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
-    "network.hidden=[8,8] schedule.eval_episodes=2 schedule.probe_batch_size=16"
-)
 TWO = "'intervention=regenerative_l2,l2_norm' 'agent.ent_coef=0.0,0.01,0.02,0.03' seed=0,1,2"
 
 
 def config_of(folder):
     """A job's configuration, in plain containers."""
     return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-
-
-def tables(folder):
-    """The table of each job in a sweep's folder."""
-    return {path.parent.name: results.read(path) for path in folder.glob("*/metrics.parquet")}
 
 
 @pytest.fixture
@@ -47,11 +37,11 @@ def programs(monkeypatch):
         trained.append([job.folder.name for job in jobs])
         return real(jobs, *args, **kwargs)
 
-    monkeypatch.setattr(fused, "train_jobs", counted)
+    monkeypatch.setattr(sweep, "train_jobs", counted)
     return trained
 
 
-def test_a_sweep_of_24_runs_is_two_programs_and_equals_the_runs_alone(
+def test_sweep_of_24_runs_is_two_programs_and_equals_the_runs_alone(
     shell, tmp_path, programs, capsys
 ):
     """Would catch coefficients or rows that end with another job of the same program."""
@@ -85,7 +75,7 @@ def test_a_sweep_of_24_runs_is_two_programs_and_equals_the_runs_alone(
     assert programs == []
 
 
-def test_a_sweep_stopped_in_the_middle_goes_on_in_the_same_groups(
+def test_sweep_interrupted_resumes_in_the_same_groups(
     shell, tmp_path, programs, capsys, monkeypatch
 ):
     """Would catch rows lost or doubled, and a group made anew of what is unfinished."""
@@ -103,7 +93,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_in_the_same_groups(
     with monkeypatch.context() as patch:
         patch.setattr(SignalGuard, "check", stop_at_the_third)
         assert shell(f"{line} out=sweep hydra.launcher.agents=2") == 130
-    assert "the same command goes on with what is in sweep" in capsys.readouterr().err
+    assert "the same command resumes from sweep" in capsys.readouterr().err
     under_way = programs[-1]
     assert len(under_way) == 2
     meta = json.loads((tmp_path / "sweep" / under_way[0] / "meta.json").read_text())
@@ -123,7 +113,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_in_the_same_groups(
     assert not (tmp_path / "sweep" / sweep.GROUPS_DIR).exists()
 
 
-def test_jobs_that_fail_are_listed_and_the_others_finish(shell, tmp_path, capsys):
+def test_sweep_lists_failed_jobs_and_finishes_the_others(shell, tmp_path, capsys):
     """One line each on what failed; a sweep's results can be read all the same."""
     line = f"-m {SMALL} intervention=l2_norm,warm_start seed=0,1 out=sweep"
     real = sweep.train_jobs
@@ -134,7 +124,7 @@ def test_jobs_that_fail_are_listed_and_the_others_finish(shell, tmp_path, capsys
         real(jobs, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "train_jobs", failing)
+        patch.setattr(sweep, "train_jobs", failing)
         assert shell(line) == 2
     error = capsys.readouterr().err
     assert "2 of 4 jobs failed" in error
@@ -142,7 +132,7 @@ def test_jobs_that_fail_are_listed_and_the_others_finish(shell, tmp_path, capsys
     assert set(results.load(tmp_path / "sweep").intervention) == {"warm_start"}
 
 
-def test_a_sweeper_that_asks_several_times_is_answered(shell, tmp_path, programs):
+def test_sweep_in_batches_groups_each_batch(shell, tmp_path, programs):
     """Batches of a sweep do not take each other's folders; each makes groups of its own."""
     line = f"-m {SMALL} seed=0,1,2 intervention=warm_start,l2_norm out=sweep"
     assert shell(f"{line} hydra.sweeper.max_batch_size=3") == 0
@@ -157,14 +147,14 @@ def job(number, run, **changes):
     return Job((run,), Path(f"nowhere/{number}"), {"seed": run.seed})
 
 
-def test_groups_fit_memory_and_are_of_equal_size(tiny_run, tmp_path, monkeypatch):
+def test_plan_makes_equal_groups_that_fit_memory(tiny_run, tmp_path, monkeypatch):
     """Would catch a group that is larger than memory, or a job in two groups or none."""
     run = tiny_run()
     need = memory_of(run)
     jobs = [job(i, run, seed=i) for i in range(10)]
     assert [len(group.jobs) for group in sweep.plan(jobs, tmp_path)] == [10]
-    assert [len(group.jobs) for group in sweep.plan(jobs, tmp_path, agents=4)] == [4, 4, 2]
-    monkeypatch.setattr(fused, "available", lambda: need.of(4, 4))
+    assert [len(group.jobs) for group in sweep.plan(jobs, tmp_path, max_agents=4)] == [4, 4, 2]
+    monkeypatch.setattr(sweep, "available", lambda: need.of(4, 4))
     groups = sweep.plan(jobs, tmp_path)
     assert [one.folder for group in groups for one in group.jobs] == [one.folder for one in jobs]
     assert all(group.memory <= need.of(4, 4) for group in groups)
@@ -173,7 +163,7 @@ def test_groups_fit_memory_and_are_of_equal_size(tiny_run, tmp_path, monkeypatch
     assert [len(group.jobs) for group in mixed][-1] == 1
 
 
-def test_memory_is_about_what_the_compiler_allocates(tiny_run):
+def test_memory_of_is_about_what_the_compiler_allocates(tiny_run):
     """Would catch an estimate by which a group does not fit, or a device stays half empty."""
     run = tiny_run(env=pl.Gather(), network=pl.Network(hidden=(64, 64)))
     runs = stack([run.replace(seed=seed) for seed in range(8)])
@@ -195,7 +185,7 @@ def test_memory_is_about_what_the_compiler_allocates(tiny_run):
     assert 0.5 < memory_of(run).of(8, 8) / most < 2
 
 
-def test_memory_counts_those_that_stand_and_those_that_are_computed():
+def test_memory_adds_state_and_work():
     """By hand."""
     assert Memory(standing=3, working=10).of(5, 2) == 35
-    assert 0 < memory.available() < 2**50
+    assert 0 < memory_estimate.available() < 2**50

@@ -1,4 +1,4 @@
-"""Environments that are stepped on the host, outside of any compiled program."""
+"""Environments that are stepped on the host, outside of compiled programs."""
 
 from plasticity.envs.host.gymnasium import Gymnasium, GymnasiumEnvs
 from plasticity.envs.host.vector_env import HostEnv, HostEnvs, HostStep, HostVecEnv

@@ -1,8 +1,8 @@
-"""Environments that live on the host: any of Gymnasium's with a box to see.
+"""Gymnasium environments whose observations are a box.
 
-Only their rollouts differ from a compiled environment's. Each episode is begun by hand, as the
-task says, so that the last observation of one and the first of the next are both seen and no step
-is lost, doubled or credited to the wrong episode; Gymnasium's autoreset is switched off.
+Gymnasium's autoreset is switched off. Episodes are reset explicitly with a level of the task, so
+that both the last observation of an episode and the first of the next are available, and no step
+is lost, repeated or credited to the wrong episode.
 """
 
 import functools
@@ -16,22 +16,25 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plasticity.envs.base import Task
 from plasticity.envs.host.vector_env import HostEnv, HostStep
+from plasticity.envs.task import scale_action
 from plasticity.struct import SettingError, field, locate, static_field
+
+__all__ = ["Gymnasium", "GymnasiumEnvs"]
 
 
 class Gymnasium(HostEnv):
     """A Gymnasium environment by its id. A level is the seed of a `reset`.
 
-    That fixes whatever an environment draws during the episode too. Actions are discrete or a box
-    of numbers, of which -1 and 1 stand for the least and the largest.
+    The seed also determines what an environment draws during the episode. Actions are discrete or
+    a bounded box; continuous actions in [-1, 1] are scaled to the box.
 
     Attributes:
       id: as registered with Gymnasium, MiniGrid's tasks included; `module:id` imports the module
         first.
       levels: the size of a level set.
       wrappers: import paths of wrappers, the innermost first.
-      scale: what observations are multiplied by.
-      vectorization: `sync` steps the environments in turn, `async` in a process each.
+      scale: a factor on observations.
+      vectorization: `sync` steps the environments sequentially, `async` in one process each.
     """
 
     id: str = static_field(kind=str)
@@ -50,7 +53,7 @@ class Gymnasium(HostEnv):
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        return _spaces(self.id, self.wrappers).shape
+        return _spaces(self.id, self.wrappers).observation_shape
 
     @property
     def num_actions(self) -> int:
@@ -58,7 +61,7 @@ class Gymnasium(HostEnv):
 
     @property
     def continuous_actions(self) -> bool:
-        return _spaces(self.id, self.wrappers).box is not None
+        return _spaces(self.id, self.wrappers).action_box is not None
 
     def check(self) -> None:
         _spaces(self.id, self.wrappers)
@@ -69,9 +72,9 @@ class Gymnasium(HostEnv):
             num_envs=num_envs,
             vectorization_mode=self.vectorization,
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
-            wrappers=_wrappers(self.wrappers),
+            wrappers=_locate_wrappers(self.wrappers),
         )
-        return GymnasiumEnvs(vector, self.scale, _spaces(self.id, self.wrappers).box)
+        return GymnasiumEnvs(vector, self.scale, _spaces(self.id, self.wrappers).action_box)
 
 
 class GymnasiumEnvs:
@@ -79,8 +82,8 @@ class GymnasiumEnvs:
 
     Args:
       vector: the environment.
-      scale: what observations are multiplied by.
-      box: the space of an action that is numbers.
+      scale: a factor on observations.
+      box: the space of continuous actions; None if actions are discrete.
     """
 
     def __init__(
@@ -103,18 +106,17 @@ class GymnasiumEnvs:
         first, size = int(self._levels.first), int(self._levels.size)
         levels = np.zeros(len(mask), np.int64)
         levels[mask] = first + rng.integers(size, size=np.count_nonzero(mask))
-        # Gymnasium's vector environments take a seed for each, though the base class says one.
+        # Vector environments accept a seed for each environment, though the base class has one.
         seeds: Any = [int(level) for level in levels]
-        return self._seen(self._vector.reset(seed=seeds, options={"reset_mask": mask})[0])
+        return self._scale_obs(self._vector.reset(seed=seeds, options={"reset_mask": mask})[0])
 
     def step(self, actions: np.ndarray) -> HostStep:
         if self._box is not None:
             low, high = self._box.low, self._box.high
-            share = (np.clip(actions, -1, 1) + 1) / 2
-            actions = (low + share.reshape(-1, *low.shape) * (high - low)).astype(low.dtype)
+            actions = scale_action(actions.reshape(-1, *low.shape), low, high).astype(low.dtype)
         observation, reward, terminated, truncated, _ = self._vector.step(actions)
         return HostStep(
-            observation=self._seen(observation),
+            observation=self._scale_obs(observation),
             reward=reward.astype(np.float32),
             terminated=terminated.copy(),
             truncated=truncated & ~terminated,
@@ -123,43 +125,51 @@ class GymnasiumEnvs:
     def close(self) -> None:
         self._vector.close()
 
-    def _seen(self, observation: np.ndarray) -> np.ndarray:
+    def _scale_obs(self, observation: np.ndarray) -> np.ndarray:
         return np.asarray(observation, np.float32) * self._scale
 
 
-def _wrappers(paths: tuple[str, ...]) -> list[Callable[[Any], Any]]:
+def _locate_wrappers(paths: tuple[str, ...]) -> list[Callable[[Any], Any]]:
     return [locate(path, "env.wrappers") for path in paths]
 
 
 class Spaces(NamedTuple):
-    """What is seen and done in an environment."""
+    """The observation and action spaces of an environment."""
 
-    shape: tuple[int, ...]  # of an observation
-    num_actions: int  # or numbers of an action
-    box: gymnasium.spaces.Box | None  # of an action that is numbers
+    observation_shape: tuple[int, ...]
+    num_actions: int  # or the size of a continuous action
+    action_box: gymnasium.spaces.Box | None  # None if actions are discrete
 
 
 @functools.cache
 def _spaces(id: str, wrappers: tuple[str, ...]) -> Spaces:
-    """The spaces of an environment, from one that is made for it."""
+    """Makes an environment and returns its spaces.
+
+    Raises:
+      SettingError: the environment or a wrapper does not exist, or its spaces are not supported.
+    """
     try:
         env: Any = gymnasium.make(id)
     except (gymnasium.error.Error, ImportError) as error:
         raise SettingError("env.id", id, f"must be registered with Gymnasium ({error})") from error
-    for path, wrapper in zip(wrappers, _wrappers(wrappers), strict=True):
+    for path, wrapper in zip(wrappers, _locate_wrappers(wrappers), strict=True):
         try:
             env = wrapper(env)
             assert isinstance(env, gymnasium.Env)
-        except Exception as error:  # whatever it is that is no wrapper
+        except Exception as error:  # any callable may be named
             raise SettingError("env.wrappers", path, f"must wrap {id} ({error!r})") from error
-    seen, actions = env.observation_space, env.action_space
+    observations, actions = env.observation_space, env.action_space
     env.close()
-    if not isinstance(seen, gymnasium.spaces.Box):
-        raise SettingError("env.id", id, f"must be seen as a Box, not {seen}; see env.wrappers")
+    if not isinstance(observations, gymnasium.spaces.Box):
+        raise SettingError(
+            "env.id", id, f"must have Box observations, not {observations}; see env.wrappers"
+        )
     if isinstance(actions, gymnasium.spaces.Box) and actions.is_bounded():
-        return Spaces(seen.shape, int(np.prod(actions.shape)), actions)
+        return Spaces(observations.shape, int(np.prod(actions.shape)), actions)
     if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
         raise SettingError(
-            "env.id", id, f"must have discrete actions from 0, or a bounded box, not {actions}"
+            "env.id",
+            id,
+            f"must have discrete actions from 0 or a bounded Box, not {actions}",
         )
-    return Spaces(seen.shape, int(actions.n), None)
+    return Spaces(observations.shape, int(actions.n), None)

@@ -1,4 +1,4 @@
-"""MuJoCo's robots by EnvPool, on ground as slippery as the task says."""
+"""MuJoCo robots by EnvPool, with friction set by the task."""
 
 import tempfile
 from collections.abc import Mapping
@@ -9,25 +9,27 @@ from xml.etree import ElementTree
 import numpy as np
 
 from plasticity.envs.base import Task
-from plasticity.envs.host.envpool import EnvPool, make_spec
+from plasticity.envs.host.envpool import EnvPool
 from plasticity.struct import Range, SettingError, static_field
 
-_ASSETS = Path("mujoco", "assets_gym")  # where EnvPool looks for a model, in a folder it is told
+__all__ = ["MuJoCo"]
+
+_ASSETS = Path("mujoco", "assets_gym")  # where EnvPool looks for models in `base_path`
 _NEVER = 2**30
-_FRICTION = "1"  # MuJoCo's own, of what names none
+_FRICTION = "1"  # MuJoCo's default
 
 
 class MuJoCo(EnvPool):
-    """A robot of Gymnasium's, `Ant-v5` or another. An action is the torques in [-1, 1].
+    """A MuJoCo robot of Gymnasium, such as `Ant-v5`. An action is the torques, in [-1, 1].
 
-    A task may set `friction`: the sliding friction of everything is multiplied by it, which for
-    the ant, whose own is 1, is the friction of the slippery ant (Dohare et al. 2024). Nothing
-    else of the model changes. There are no levels: episodes begin near one posture.
+    A task may set `friction`, which multiplies the sliding friction of all geoms. For the ant,
+    whose default is 1, it is the friction of the slippery ant (Dohare et al. 2024). Nothing else
+    of the model changes. There are no levels: episodes start near one posture.
 
     Attributes:
-      episode_steps: after how many steps an episode is cut off; 0 for Gymnasium's own limit.
-      contact_forces: whether the forces of contacts are seen, and paid for, by the robots that
-        have them, as Gymnasium's v5 has it; without them the ant sees 27 numbers.
+      episode_steps: the time limit, which truncates episodes; 0 for Gymnasium's.
+      contact_forces: whether contact forces are observed and penalized, as in Gymnasium's v5, by
+        the robots that have them; without them the ant's observation has 27 entries.
     """
 
     family = "envpool.mujoco.gym"
@@ -37,7 +39,7 @@ class MuJoCo(EnvPool):
 
     @property
     def num_actions(self) -> int:
-        return int(self.made_spec().action_space.shape[0])
+        return int(self.make_spec().action_space.shape[0])
 
     @property
     def continuous_actions(self) -> bool:
@@ -49,18 +51,18 @@ class MuJoCo(EnvPool):
 
     @property
     def config(self) -> dict[str, Any]:
-        # EnvPool calls whatever happens in the last step cut off, so the steps are counted here.
+        # EnvPool reports any end in the last step as truncated, so steps are counted here instead.
         forces = {"use_contact_force": self.contact_forces} if self._has_forces else {}
         return {"max_episode_steps": _NEVER, **forces}
 
     @property
-    def limit(self) -> int:
+    def time_limit(self) -> int:
         return self.episode_steps or int(self._defaults["max_episode_steps"])
 
     @property
     def _defaults(self) -> dict[str, Any]:
-        """What EnvPool makes the robot with unless it is told otherwise."""
-        return dict(make_spec(self.id).config._asdict())
+        """EnvPool's default settings of the robot."""
+        return dict(self.find_spec().config._asdict())
 
     @property
     def _has_forces(self) -> bool:
@@ -77,27 +79,28 @@ class MuJoCo(EnvPool):
     def pool(self, seeds: list[int], task_kwargs: dict[str, Any]) -> Any:
         if task_kwargs["friction"] == 1.0:
             return super().pool(seeds, {})
-        model = slippery(self.model(), task_kwargs["friction"])
-        with tempfile.TemporaryDirectory() as folder:  # a pool has read it when it is made
+        model = scale_friction(self.model(), task_kwargs["friction"])
+        with tempfile.TemporaryDirectory() as folder:  # a pool reads the model when it is made
             path = folder / _ASSETS / self._defaults["xml_file"]
             path.parent.mkdir(parents=True)
             path.write_text(model)
             return super().pool(seeds, {"base_path": folder})
 
     def model(self) -> str:
-        """The robot and its ground, as XML."""
+        """Returns EnvPool's model of the robot and the ground, as XML."""
         path = Path(self._defaults["base_path"]) / _ASSETS / self._defaults["xml_file"]
-        own = path.with_name(f"{path.stem}_envpool.xml")  # which EnvPool reads instead, if any
-        return (own if own.exists() else path).read_text()
+        variant = path.with_name(f"{path.stem}_envpool.xml")  # EnvPool prefers it
+        return (variant if variant.exists() else path).read_text()
 
-    def meant(self, actions: np.ndarray) -> np.ndarray:
-        space = self.made_spec().action_space
-        middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
-        return middle + half * np.clip(actions, -1.0, 1.0)
+    def scale_action(self, actions: np.ndarray) -> np.ndarray:
+        space = self.make_spec().action_space
+        center, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+        # Not `task.scale_action`: this form keeps actions exactly where the box is [-1, 1].
+        return center + half * np.clip(actions, -1.0, 1.0)
 
 
-def slippery(model: str, friction: float) -> str:
-    """A model of MuJoCo's with the sliding friction of all its geoms multiplied."""
+def scale_friction(model: str, friction: float) -> str:
+    """Returns a MuJoCo model, as XML, with the sliding friction of all geoms multiplied."""
     root = ElementTree.fromstring(model)
     defaults = root.find("default")
     if defaults is None:

@@ -1,4 +1,4 @@
-"""The protocol of host environments, and a stack of them behind their tasks."""
+"""The interface of host environments, and a vector environment that stacks several runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -7,6 +7,9 @@ import jax
 import numpy as np
 
 from plasticity.envs.base import Env, Task
+from plasticity.envs.task import expand_dims_like
+
+__all__ = ["HostEnv", "HostEnvs", "HostStep", "HostVecEnv"]
 
 T = TypeVar("T")
 
@@ -18,16 +21,16 @@ class HostStep(NamedTuple):
     reward: np.ndarray  # float32 [n]
     terminated: np.ndarray  # bool [n]
     truncated: np.ndarray  # bool [n]
-    score: np.ndarray | None = None  # float32 [n]: what returns sum, where it is not the reward
+    score: np.ndarray | None = None  # float32 [n]: the reward before clipping, if it is clipped
 
     @property
     def done(self) -> np.ndarray:
-        """Whether an episode is over, terminated or truncated. bool [n]."""
+        """Whether an episode ended, terminated or truncated. bool [n]."""
         return self.terminated | self.truncated
 
     @property
-    def counted(self) -> np.ndarray:
-        """What the returns in the results table are sums of. float32 [n]."""
+    def unclipped_reward(self) -> np.ndarray:
+        """The reward that returns in the results table are sums of. float32 [n]."""
         return self.reward if self.score is None else self.score
 
 
@@ -35,24 +38,27 @@ class HostEnvs(Protocol):
     """The n environments of one run."""
 
     def set_task(self, task: Task) -> None:
-        """Makes the episodes that start from now on those of a task, of NumPy arrays."""
+        """Sets the task of all episodes that start from now on. Its leaves are NumPy arrays."""
 
     def reset(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Starts an episode of the task wherever `mask`. Returns all observations, [n, ...].
+        """Starts an episode of the task wherever `mask` is true.
 
-        Its randomness is drawn from `rng`. With another generator than the time before all
-        environments must be reset: what follows depends on that generator and the actions alone.
+        All randomness is drawn from `rng`. If `rng` is not the generator of the previous call, all
+        environments must be reset: later steps depend on that generator and the actions alone.
+
+        Returns:
+          The observations of all environments, [n, *observation_shape].
         """
 
     def step(self, actions: np.ndarray) -> HostStep:
-        """Makes one step of each. One whose episode has ended must be reset before the next."""
+        """Makes one step in each environment. Those that end must be reset before the next step."""
 
     def close(self) -> None:
         """Closes the environments."""
 
 
 class HostEnv(Env):
-    """An environment whose episodes are run by `HostEnvs`, outside of any compiled program."""
+    """An environment whose episodes are run by `HostEnvs`, outside of compiled programs."""
 
     def make(self, num_envs: int) -> HostEnvs:
         """Makes `num_envs` environments for one run. A task must be set before the first reset."""
@@ -60,10 +66,10 @@ class HostEnv(Env):
 
 
 class HostVecEnv:
-    """S x n host environments, n for each of S runs, behind their tasks. Arrays are [S, n, ...].
+    """S x n host environments, n for each of S runs, under their tasks. Arrays are [S, n, ...].
 
-    The environments of each run have its own task and generator, so that a run meets the same
-    episodes whatever it is stacked with.
+    Each run has its own task and random generator, so that its episodes do not depend on the runs
+    that it is stacked with.
 
     Args:
       env: the environments' settings, stacked: every leaf [S].
@@ -74,7 +80,8 @@ class HostVecEnv:
     def __init__(self, env: HostEnv, num_runs: int, num_envs: int) -> None:
         self._shape = (num_runs, num_envs)
         self._envs: list[HostEnvs] = [unstack(env, s).make(num_envs) for s in range(num_runs)]
-        shape = (env.num_actions,) if env.continuous_actions else ()
+        self._continuous = env.continuous_actions
+        shape = (env.num_actions,) if self._continuous else ()
         self._no_action = np.zeros((*self._shape, *shape), np.float32 if shape else np.int64)
 
     def reset(self, task: Task, rngs: Sequence[np.random.Generator]) -> np.ndarray:
@@ -87,19 +94,17 @@ class HostVecEnv:
         self._rngs = rngs
         self._last_action = self._no_action
         self.set_task(task)
-        everywhere = np.ones(self._shape[1], bool)
-        return np.stack(
-            [envs.reset(everywhere, rng) for envs, rng in zip(self._envs, rngs, strict=True)]
-        )
+        mask = np.ones(self._shape[1], bool)
+        return np.stack([envs.reset(mask, rng) for envs, rng in zip(self._envs, rngs, strict=True)])
 
     def set_task(self, task: Task) -> None:
-        """Makes the next steps and episodes those of another task, [S, ...], on the host."""
-        self._task = task
-        for s, envs in enumerate(self._envs):
-            envs.set_task(unstack(task, s))
+        """Sets the task of all later steps and episodes, [S, ...], on the host."""
+        self._tasks = [unstack(task, s) for s in range(self._shape[0])]
+        for envs, run_task in zip(self._envs, self._tasks, strict=True):
+            envs.set_task(run_task)
 
     def step(self, actions: np.ndarray | jax.Array) -> tuple[HostStep, np.ndarray]:
-        """Makes one step of each, and starts a new episode wherever one ended.
+        """Makes one step in each environment, and starts a new episode wherever one ended.
 
         Args:
           actions: [S, n]; or [S, n, A] where they are continuous.
@@ -107,13 +112,13 @@ class HostVecEnv:
         Returns:
           The step, and the observations to act on next [S, n, ...].
         """
-        transformed = self._transform(np.asarray(actions))
-        steps = [envs.step(own) for envs, own in zip(self._envs, transformed, strict=True)]
-        step: HostStep = jax.tree.map(lambda *arrays: np.stack(arrays), *steps)
-        if self._task.reward is not None:
-            scale = np.asarray(self._task.reward)[:, None]
-            score = None if step.score is None else step.score * scale
-            step = step._replace(reward=step.reward * scale, score=score)
+        executed = self._transform_actions(np.asarray(actions))
+        steps = []
+        for envs, task, run_actions in zip(self._envs, self._tasks, executed, strict=True):
+            step = envs.step(run_actions)
+            score = None if step.score is None else task.transform_reward(step.score)
+            steps.append(step._replace(reward=task.transform_reward(step.reward), score=score))
+        step = jax.tree.map(lambda *arrays: np.stack(arrays), *steps)
         return step, self._reset_done(step) if step.done.any() else step.observation
 
     def close(self) -> None:
@@ -135,30 +140,25 @@ class HostVecEnv:
             ]
         )
 
-    def _transform(self, actions: np.ndarray) -> np.ndarray:
-        """Returns the environments' actions for those of the agent, under the task."""
-        task = self._task
-        if task.actions is not None:
-            order = np.asarray(task.actions)
-            if actions.ndim > 2:  # entry i is the environment's entry order[i]
-                back = np.argsort(order, axis=1)[:, None]
-                actions = np.take_along_axis(actions, back, axis=2)
-            else:
-                actions = np.take_along_axis(order, actions, axis=1)
-        if task.sticky is not None:
-            drawn = np.stack([rng.random(self._shape[1]) for rng in self._rngs])
-            repeat = drawn < np.asarray(task.sticky)[:, None]
-            self._last_action = actions = np.where(
-                expand_dims_like(repeat, actions), self._last_action, actions
-            )
+    def _transform_actions(self, actions: np.ndarray) -> np.ndarray:
+        """Returns the actions that the environments execute, [S, n, ...]."""
+        sticky = self._tasks[0].sticky_prob is not None
+        actions = np.stack(
+            [
+                task.transform_action(
+                    actions[s],
+                    continuous=self._continuous,
+                    last_action=self._last_action[s],
+                    uniform=self._rngs[s].random(self._shape[1]) if sticky else None,
+                )
+                for s, task in enumerate(self._tasks)
+            ]
+        )
+        if sticky:
+            self._last_action = actions
         return actions
 
 
 def unstack(stack: T, s: int) -> T:
     """Returns run `s` of a stack, on the host."""
     return jax.tree.map(lambda x: np.asarray(x)[s], stack)
-
-
-def expand_dims_like(flags: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Appends axes of size 1 to flags [S, n], to broadcast against values [S, n, ...]."""
-    return flags.reshape(flags.shape + (1,) * (values.ndim - flags.ndim))

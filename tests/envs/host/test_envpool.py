@@ -17,8 +17,8 @@ from minigrid.wrappers import ImgObsWrapper, OneHotPartialObsWrapper
 import plasticity as pl
 from plasticity.cli.command import runs_of
 from plasticity.envs import Atari, MiniGrid, MuJoCo, ProcGen
-from plasticity.envs.base import MAX_SEED, Levels, Task
-from plasticity.envs.host.mujoco import slippery
+from plasticity.envs.host.mujoco import scale_friction
+from plasticity.envs.task import MAX_SEED, Levels, Task
 from plasticity.struct import SettingError, check
 from plasticity.training.run import check_run
 
@@ -80,7 +80,7 @@ def walked(env, actions, also=(), **how):
     shown, steps = [seen], []
     for t, act in enumerate(actions):
         steps.append(envs.step(act))
-        mask = steps[-1].ended | (np.arange(len(act)) == 0) & (t in also)
+        mask = steps[-1].done | (np.arange(len(act)) == 0) & (t in also)
         shown.append(envs.reset(mask, draw) if mask.any() else steps[-1].observation)
     envs.close()
     return np.stack(shown), steps
@@ -121,7 +121,7 @@ def logs(monkeypatch):
 def test_every_step_is_the_agents(family, logs):
     """Would catch an autoreset, a step lost or doubled, or a repeat that runs past an end."""
     shown, steps = walked(family, actions_for(family, 130, 3))
-    assert sum(step.ended.sum() for step in steps) >= 3
+    assert sum(step.done.sum() for step in steps) >= 3
     (log,) = logs
     going_on, elapsed, counts = np.zeros(3, bool), np.zeros(3, int), np.zeros(3, int)
     for ids, over, info in log.calls:
@@ -136,13 +136,13 @@ def test_every_step_is_the_agents(family, logs):
                 counts[i] += 1
             elapsed[i] = now
             going_on[i] &= not ended
-    begun_anew = 3 + sum(int(step.ended.sum()) for step in steps)
+    begun_anew = 3 + sum(int(step.done.sum()) for step in steps)
     assert counts.sum() + begun_anew == sum(len(ids) for ids, _, _ in log.calls)
-    if family.repeats == 1:
+    if family.action_repeat == 1:
         assert counts.tolist() == [130] * 3
     else:
-        assert all(len(steps) < count <= family.repeats * len(steps) for count in counts)
-        assert counts.min() < family.repeats * len(steps)  # some ended within a step
+        assert all(len(steps) < count <= family.action_repeat * len(steps) for count in counts)
+        assert counts.min() < family.action_repeat * len(steps)  # some ended within a step
     assert shown.dtype == np.float32
     assert shown.shape[2:] == family.observation_shape
 
@@ -156,7 +156,7 @@ def test_other_environments_go_on(family):
     np.testing.assert_array_equal(shown[:, 1:], again[:, 1:])
     for one, other in zip(steps, others, strict=True):
         np.testing.assert_array_equal(one.reward[1:], other.reward[1:])
-        np.testing.assert_array_equal(one.ended[1:], other.ended[1:])
+        np.testing.assert_array_equal(one.done[1:], other.done[1:])
 
 
 def test_the_same_seed_is_the_same_trajectory(family):
@@ -170,8 +170,8 @@ def test_the_same_seed_is_the_same_trajectory(family):
     envs, first, draw = begun(family, 4)
     for act in actions[:9]:
         step = envs.step(act)
-        if step.ended.any():
-            envs.reset(step.ended, draw)
+        if step.done.any():
+            envs.reset(step.done, draw)
     np.testing.assert_array_equal(envs.reset(np.ones(4, bool), np.random.default_rng(0)), first)
     envs.close()
 
@@ -186,7 +186,7 @@ def test_a_cut_off_episode_shows_its_last_observation(name):
     shown, steps = walked(env, actions)
     longer, others = walked(env.replace(episode_steps=50), actions)
     assert steps[-1].truncated.all()
-    assert not any(step.ended.any() for step in [*steps[:-1], *others])
+    assert not any(step.done.any() for step in [*steps[:-1], *others])
     np.testing.assert_array_equal(steps[-1].observation, longer[-1])
     assert not np.array_equal(steps[-1].observation, shown[-1])
 
@@ -198,7 +198,7 @@ def test_an_ant_that_falls_ends_for_good():
     heights = [step.observation[i, 0] for step in steps for i in np.flatnonzero(step.terminated)]
     assert len(heights) > 1
     assert all(not 0.2 <= height <= 1.0 for height in heights)
-    after = [shown[t + 1, i, 0] for t, step in enumerate(steps) for i in np.flatnonzero(step.ended)]
+    after = [shown[t + 1, i, 0] for t, step in enumerate(steps) for i in np.flatnonzero(step.done)]
     assert np.allclose(after, 0.75, atol=0.11)
 
 
@@ -211,7 +211,7 @@ def test_atari_ends():
         np.testing.assert_array_equal(step.observation[..., :3], shown[t][..., 1:])
         assert not (step.terminated & step.truncated).any()
         kinds += [step.terminated.sum(), step.truncated.sum()]
-        for i in np.flatnonzero(step.ended):  # the first frame, four times
+        for i in np.flatnonzero(step.done):  # the first frame, four times
             assert np.ptp(shown[t + 1, i], axis=-1).max() == 0
     assert kinds[0] > 0
     limited, cut = walked(env.replace(episode_steps=30), actions_for(env, 60, 3))
@@ -229,10 +229,10 @@ def test_lives_and_clipped_rewards():
     plain, scored = walked(env.replace(clip_rewards=False), actions)
     np.testing.assert_array_equal(shown, plain)
     for one, other in zip(steps, scored, strict=True):
-        np.testing.assert_array_equal(one.counted, other.reward)
+        np.testing.assert_array_equal(one.unclipped_reward, other.reward)
         np.testing.assert_array_equal(one.reward, np.sign(other.reward))
-        np.testing.assert_array_equal(other.counted, other.reward)
-    assert max(step.counted.max() for step in steps) > 1
+        np.testing.assert_array_equal(other.unclipped_reward, other.reward)
+    assert max(step.unclipped_reward.max() for step in steps) > 1
 
 
 def test_one_life_after_another(logs):
@@ -275,10 +275,10 @@ def test_coinrun_ends_as_it_should(logs):
 def test_an_end_in_the_last_step_is_an_end(env, monkeypatch):
     """Would catch a value that is bootstrapped after a coin, a goal, a lost game or a fall."""
     needed(env)
-    shown = np.stack([env.made_spec().observation_space.sample()] * 3) if env.name != GAP else {
+    shown = np.stack([env.make_spec().observation_space.sample()] * 3) if env.name != GAP else {
         "image": np.zeros((3, 7, 7, 3), np.uint8)
     }  # fmt: skip
-    counted = not env.limit  # by EnvPool, which then calls all three cut off
+    counted = not env.time_limit  # by EnvPool, which then calls all three cut off
     info = {"prev_level_complete": np.array([1, 0, 0]), "terminated": np.array([1, 0, 0])}
 
     class Ending:
@@ -303,7 +303,7 @@ def test_what_is_earned_on_the_way_is_summed():
     _, each = walked(env, actions)
     _, threes = walked(env.replace(action_repeat=3), actions[::3])
     rewards = np.stack([step.reward for step in each]).reshape(60, 3, 6)
-    ended = np.stack([step.ended for step in each]).reshape(60, 3, 6)
+    ended = np.stack([step.done for step in each]).reshape(60, 3, 6)
     together = np.stack([step.reward for step in threes])
     until = np.where(ended.any((1,)).any(0), ended.any(1).argmax(0), 60)  # each one's first end
     for i, t in enumerate(until):
@@ -336,7 +336,7 @@ def test_a_pool_is_made_anew_only_for_all():
     envs.set_task(task_of(env))  # the same
     envs.reset(np.array([True, False]), draw)
     envs.set_task(task_of(env, 4))
-    with pytest.raises(ValueError, match="CoinrunEasy-v0 is made anew"):
+    with pytest.raises(ValueError, match="CoinrunEasy-v0 needs a new pool"):
         envs.reset(np.array([True, False]), draw)
     envs.reset(np.array([True, True]), draw)
     envs.close()
@@ -365,8 +365,8 @@ def test_the_room_is_minigrids():
         assert step.truncated[0] == (truncated and not terminated)
         kinds += [step.terminated[0], step.truncated[0]]
         seen = step.observation
-        if step.ended[0]:
-            seen, (expected, _) = envs.reset(step.ended, draw), room.reset()
+        if step.done[0]:
+            seen, (expected, _) = envs.reset(step.done, draw), room.reset()
     envs.close()
     assert min(kinds) > 0
 
@@ -398,9 +398,9 @@ def test_friction_changes_the_ground_alone(tmp_path, monkeypatch):
     assert min(np.abs(icy - plain).max(), np.abs(rough - plain).max()) > 0.5
     assert not list(tmp_path.iterdir())
     assert sorted(folder.rglob("*.xml")) == files
-    assert friction_of(slippery(env.model(), 0.5)) == ["0.5 0.5 0.5"]
+    assert friction_of(scale_friction(env.model(), 0.5)) == ["0.5 0.5 0.5"]
     hopper = MuJoCo("Hopper-v5").model()
-    assert friction_of(slippery(hopper, 0.5)) == ["0.5", "0.45", "0.45", "0.45", "1.0"]
+    assert friction_of(scale_friction(hopper, 0.5)) == ["0.5", "0.45", "0.45", "0.45", "1.0"]
     assert ["1", *friction_of(hopper)] == ["1", "0.9", "0.9", "0.9", "2.0"]
 
 
@@ -417,9 +417,9 @@ def test_other_robots(id, seen, numbers):
         numbers,
         {"friction"},
     )
-    bounds = env.made_spec().action_space
+    bounds = env.make_spec().action_space
     for sign, bound in ((-1, bounds.low), (1, bounds.high)):
-        np.testing.assert_array_equal(env.meant(np.full((1, numbers), 9.0 * sign))[0], bound)
+        np.testing.assert_array_equal(env.scale_action(np.full((1, numbers), 9.0 * sign))[0], bound)
     slow = task_of(env)._replace(dynamics={"friction": 0.5})
     assert np.isfinite(walked(env, actions_for(env, 5, 2), task=slow)[0]).all()
     with pytest.raises(SettingError, match=r"^env\.contact_forces=True: must be false"):
@@ -441,8 +441,10 @@ def test_a_short_life(name, tiny_run):
         shift=pl.Shifts.of(shifts.get(name, pl.PermuteActions())),
         network=pl.Network(hidden=(8,), channels=() if numbers else (2,)),
         agent=agent.replace(normalize_observations=numbers, normalize_rewards=numbers),
-        rnd=pl.RND(network=pl.Network(hidden=(8, 8, 8)), features=4) if name == "atari" else None,
-        schedule=pl.Schedule(rounds=2, updates=1, eval_episodes=2, probe_batch=8),
+        intrinsic=pl.RND(network=pl.Network(hidden=(8, 8, 8)), embedding_dim=4)
+        if name == "atari"
+        else pl.NoIntrinsic(),
+        schedule=pl.Schedule(rounds=2, updates_per_round=1, eval_episodes=2, probe_batch_size=8),
     )
     frame = pl.train([run])
     # None of an episode has ended so soon, but where episodes are short.
@@ -468,7 +470,7 @@ def test_what_cannot_be_played(tiny_run):
     with pytest.raises(SettingError, match="Pong-v5 has none"):
         check_run(pl.Run(Atari("Pong-v5"), pl.Shifts.of(pl.Window())))
     gradual = tiny_run().schedule.replace(shift_duration=1)
-    with pytest.raises(SettingError, match=r"schedule\.shift_over=1: must be 0 under window: Coin"):
+    with pytest.raises(SettingError, match=r"\.shift_duration=1: must be 0 under window: Coin"):
         check_run(pl.Run(ProcGen(COINRUN), pl.Shifts.of(pl.Window()), schedule=gradual))
     check_run(pl.Run(ProcGen(COINRUN), pl.Shifts.of(pl.Permute(16)), schedule=gradual))
     with pytest.raises(SettingError, match="action_repeat=0: must be a whole number >= 1"):

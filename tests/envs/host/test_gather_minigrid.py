@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from minigrid.core.grid import Grid
 
 from plasticity.envs.gather import Gather, Level
+from plasticity.envs.host import gather_minigrid
 from plasticity.envs.host.gather_minigrid import ENV_ID, GatherMiniGrid, draw_level
 
 UP, RIGHT, DOWN, LEFT = range(4)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from counting_helpers import HOST_ID, Numbers, RecordingEnvs, host_run
 
+from plasticity.envs import HostGames, HostSequence
 from plasticity.envs.base import Levels, Task
 from plasticity.envs.host import Gymnasium, GymnasiumEnvs, HostVecEnv
-from plasticity.envs.sequence import HostGames, HostSequence
 from plasticity.rng import Stream
 from plasticity.shifts import Shifts, SwitchGame
 from plasticity.struct import SettingError, check
@@ -37,9 +37,9 @@ def test_host_vec_env_applies_each_runs_task(monkeypatch):
     runs = stack([host_run(0), host_run(1)])
     task = jax.device_get(jax.vmap(lambda seed: host_run().env.task(seed))(jnp.array([0, 1])))
     task = task._replace(
-        actions=np.array([[1, 2, 0], [0, 1, 2]]),
-        sticky=np.array([0.5, 0.0]),
-        reward=np.array([1.0, -2.0], np.float32),
+        action_permutation=np.array([[1, 2, 0], [0, 1, 2]]),
+        sticky_prob=np.array([0.5, 0.0]),
+        reward_scale=np.array([1.0, -2.0], np.float32),
     )
     vec_env = HostVecEnv(runs.env, 2, 500)
     vec_env.reset(task, make_rngs(runs, Stream.ENVS))
@@ -52,7 +52,7 @@ def test_host_vec_env_applies_each_runs_task(monkeypatch):
     assert set(np.unique(told[:, 0])) == {0, 2}
     # Half of the draws hold on to action 0, which an episode begins with.
     assert (told[:, 0] == 0).mean(axis=1) == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 2], abs=0.08)
-    vec_env.set_task(task._replace(sticky=np.array([0.0, 1.0])))
+    vec_env.set_task(task._replace(sticky_prob=np.array([0.0, 1.0])))
     vec_env.step(np.full((2, 500), 2))
     assert [set(envs.actions[-1]) for envs in vec_env._envs] == [{0}, {1}]
     vec_env.close()
@@ -62,7 +62,7 @@ def test_host_vec_env_transforms_continuous_actions_whole():
     """Would catch the numbers of one action mixed with another's, or half of one repeated."""
     run = host_run(0).replace(env=Numbers(id=HOST_ID))
     task = jax.device_get(jax.vmap(run.env.task)(jnp.array([0])))
-    task = task._replace(actions=np.array([[1, 2, 0]]), sticky=np.array([0.5]))
+    task = task._replace(action_permutation=np.array([[1, 2, 0]]), sticky_prob=np.array([0.5]))
     runs = stack([run])
     vec_env = HostVecEnv(runs.env, 1, 200)
     vec_env.reset(task, make_rngs(runs, Stream.ENVS))
@@ -108,7 +108,7 @@ def test_host_sequence_plays_one_game_after_another():
     with pytest.raises(SettingError, match="must be 0 under switch_game: small\\+large"):
         check_run(run.replace(schedule=Schedule(shift_duration=2)))
     mixed = HostSequence(HostGames((small, Numbers(id=HOST_ID, levels=8)), ("a", "b")))
-    with pytest.raises(SettingError, match=r"env\.games='a\+b': must all have numbers"):
+    with pytest.raises(SettingError, match=r"env\.games='a\+b': must all have continuous"):
         check_run(run.replace(env=mixed))
 
 
