@@ -78,8 +78,8 @@ class Activation(NamedTuple):
     apply: Callable[[Array], Array] | type[nn.Module]
     widening: int = 1
 
-    def bind(self, name: str) -> Callable[[Array], Array]:
-        """Returns the function; or a module of that name, which holds the parameters."""
+    def build(self, name: str) -> Callable[[Array], Array]:
+        """Returns the function; or a module of the given name, which holds the parameters."""
         return self.apply(name=name) if isinstance(self.apply, type) else self.apply
 
 
@@ -109,27 +109,25 @@ def get_activation(name: str, key: str = "network.activation") -> Activation:
     """
     if name in ACTIVATIONS:
         return ACTIVATIONS[name]
-    allowed = f"must be one of {', '.join(ACTIVATIONS)}, or an import path of a function"
+    allowed = f"must be one of {', '.join(ACTIVATIONS)}, or the import path of a function"
     if "." not in name:
         raise SettingError(key, name, allowed)
     try:
-        found = locate(name, key)
+        located = locate(name, key)
     except SettingError as error:
         raise SettingError(key, name, f"{allowed} ({error.__cause__})") from error
-    if isinstance(found, Activation):
-        activation = found
-    elif isinstance(found, type) and issubclass(found, nn.Module):
-        activation = Activation(found, getattr(found, "widening", 1))
-    elif callable(found) and not isinstance(found, type | nn.Module):
-        activation = Activation(found, getattr(found, "widening", 1))
-    else:
-        raise SettingError(key, name, allowed)
-    _check_shape(activation, name, key)
-    return activation
+    if not isinstance(located, Activation):
+        is_module = isinstance(located, type) and issubclass(located, nn.Module)
+        is_function = callable(located) and not isinstance(located, type | nn.Module)
+        if not (is_module or is_function):
+            raise SettingError(key, name, allowed)
+        located = Activation(located, getattr(located, "widening", 1))
+    _check_shape(located, name, key)
+    return located
 
 
 def _check_shape(activation: Activation, name: str, key: str) -> None:
-    """Raises `SettingError` if the outputs are not as wide as `widening` says."""
+    """Raises `SettingError` if an activation fails, or its outputs are not `widening` times n."""
 
     def apply(x: Array) -> Any:
         if isinstance(activation.apply, type):
@@ -137,12 +135,13 @@ def _check_shape(activation: Activation, name: str, key: str) -> None:
         return activation.apply(x)
 
     x = jax.ShapeDtypeStruct((2, 3, 4), jnp.float32)
-    widening, output = activation.widening, jax.eval_shape(apply, x)
+    widening = activation.widening
+    allowed = f"must map arrays [..., n] to [..., {widening} * n] for widening={widening}"
+    try:
+        output = jax.eval_shape(apply, x)
+    except Exception as error:  # the user's function may raise any
+        reason = str(error).strip().partition("\n")[0]
+        raise SettingError(key, name, f"{allowed} ({type(error).__name__}: {reason})") from error
     shape = getattr(output, "shape", None)
     if shape != (2, 3, 4 * widening):
-        raise SettingError(
-            key,
-            name,
-            f"must map [..., n] to [..., {widening} * n] for widening={widening}, but maps "
-            f"{x.shape} to {shape}",
-        )
+        raise SettingError(key, name, f"{allowed}, but maps {x.shape} to {shape}")

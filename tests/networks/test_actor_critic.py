@@ -22,7 +22,7 @@ from plasticity.networks import (
 )
 from plasticity.networks.convolution import convolve
 from plasticity.networks.initializers import uniform
-from plasticity.networks.linalg import after
+from plasticity.networks.linalg import sequence_after
 from plasticity.struct import SettingError
 
 OBSERVATION = (11, 11, 3)
@@ -226,7 +226,7 @@ def test_measures_of_trees():
 def test_after_waits_and_changes_nothing():
     """Would catch an operand that changes with what it waits for, or a wait optimised away."""
     x = jnp.arange(6.0).reshape(2, 3)
-    compiled = jax.jit(after).lower(x, x).compile()
+    compiled = jax.jit(sequence_after).lower(x, x).compile()
     for earlier in (1.0, np.inf, -np.inf, np.nan):
         np.testing.assert_array_equal(compiled(x, jnp.full((2, 3), earlier)), x)
     assert "parameter(1)" in compiled.as_text()

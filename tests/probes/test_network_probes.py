@@ -33,7 +33,7 @@ from plasticity.probes import (
     WeightNorm,
     WeightRMS,
 )
-from plasticity.probes.ranks import effective_rank, leading, stable_rank
+from plasticity.probes.ranks import effective_rank, num_leading, stable_rank
 
 # Four units of which one is dead and one hardly alive; two units, one dead.
 FIRST = np.array([[1.0, 0, 0.01, 3], [3, 0, 0, 0], [2, 0, 0.05, 0]])
@@ -52,8 +52,8 @@ def ranks_of(features):
     return {
         "effective": effective_rank(sigma),
         "stable": stable_rank(sigma),
-        "srank": leading(sigma, 0.99),
-        "approximate": leading(sigma**2, 0.99),
+        "srank": num_leading(sigma, 0.99),
+        "approximate": num_leading(sigma**2, 0.99),
     }
 
 
@@ -212,7 +212,7 @@ def test_ranks_that_ask_for_a_share():
     assert share == {0.96: 1.0, 0.98: 2.0, 0.99: 3.0}
     assert measure(Srank(0.5), np.eye(2))["all"] == 1.0
     # Where all of the weights are asked for, rounding must not ask for one more.
-    assert float(leading(jnp.full(7, 0.1), 1.0)) <= 7
+    assert float(num_leading(jnp.full(7, 0.1), 1.0)) <= 7
     assert measure(StableRank(), features, np.eye(4)) == pytest.approx(
         {"hidden_0": 66 / 64, "hidden_1": 4.0, "all": (66 / 64 + 4) / 2}
     )
