@@ -126,6 +126,7 @@ def check_network(
         if not condition:
             raise SettingError(f"network.{TARGET}", _import_path(network), allowed)
 
+    require(type(network).build is not BaseNetwork.build, "must have a method build")
     module = network.build(
         observation_shape, num_actions, continuous=continuous, intrinsic=intrinsic
     )

@@ -123,7 +123,7 @@ def connections(params: Params) -> dict[str, Connections]:
             writers, readers = _neighbors(name, layers)
             is_last = layer_index(name) == depth_of(layers) - 1 and not name.endswith("_in")
             incoming = [entry for writer in writers for entry in (writer, _norm_of(writer))]
-            outgoing = [(torso, entry) for entry in readers]
+            outgoing: list[tuple[str, ...]] = [(torso, entry) for entry in readers]
             if is_last:
                 outgoing += [(head,) for head in heads if head in params]
             result[prefix + name] = Connections(

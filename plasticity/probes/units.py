@@ -135,9 +135,9 @@ class GradientDormantUnits(Probe):
     def __call__(self, view: View) -> dict[str, Array]:
         params = flatten_dict(view.params)
         paths = {
-            name: biases[-1]
+            name: bias_paths[-1]
             for name, layer in connections(view.params).items()
-            if (biases := [path for path in layer.incoming if path[-1] == "bias"])
+            if (bias_paths := [path for path in layer.incoming if path[-1] == "bias"])
         }
 
         def loss(biases: dict[str, Array], transition: Batch) -> Array:
