@@ -139,9 +139,10 @@ def check_network(
     output, variables = jax.eval_shape(
         init, jax.random.key(0), jnp.zeros((batch_size, *observation_shape))
     )
+    output_type = "an array" if hasattr(output, "shape") else type(output).__name__
     require(
         isinstance(output, Output),
-        f"its module must return a plasticity.networks.Output, not {type(output).__name__}",
+        f"its module must return a plasticity.networks.Output, not {output_type}",
     )
     require(
         set(variables) == {"params"},

@@ -54,7 +54,7 @@ def draws():
     return np.asarray(draw(jax.random.key(7)), np.float64).reshape(512, -1)
 
 
-def test_the_paper_presets_size():
+def test_network_default_has_the_papers_parameter_count():
     """Would catch a layer, a bias or a head too many: counted by hand from 363-256-256."""
     shapes = jax.eval_shape(
         lambda key: (
@@ -68,7 +68,7 @@ def test_the_paper_presets_size():
     assert sizes == {**torso, "policy": 256 * 4 + 4, "value": 256 + 1}
 
 
-def test_weights_and_biases_are_pytorchs_default(params):
+def test_network_draws_pytorchs_default_weights(params):
     """Would catch a bound from the wrong fan, another distribution, or biases that start at 0."""
     for name, layer in by_layer(params).items():
         bound = 1 / np.sqrt(FAN_IN[name])
@@ -80,7 +80,7 @@ def test_weights_and_biases_are_pytorchs_default(params):
     assert np.abs(params["torso"]["hidden_0"]["kernel"]).max() > 0.999 / np.sqrt(363)
 
 
-def test_layers_share_no_draws(params):
+def test_network_layers_share_no_draws(params):
     """Would catch one key used for two arrays: equal layers, or a bias that copies its kernel."""
     arrays = [
         np.sort(x.reshape(-1) * np.sqrt(FAN_IN[name]))
@@ -95,7 +95,7 @@ def test_layers_share_no_draws(params):
     )
 
 
-def test_uniform_is_uniform(draws):
+def test_uniform_has_the_right_distribution(draws):
     """Would catch a biased mean or variance, a wrong bound, or cells that are never met."""
     numbers = draws.reshape(-1)
     assert np.abs(numbers).max() < 1
@@ -106,7 +106,7 @@ def test_uniform_is_uniform(draws):
     assert stats.kstest(by_draw, stats.uniform.cdf).pvalue > 1e-3
 
 
-def test_every_bit_of_uniform_is_fair(draws):
+def test_uniform_bits_are_fair(draws):
     """Would catch a poor mixing of the lowest bits, or cells whose middle is not the value."""
     cells = draws * 2**23 - 0.5
     assert np.array_equal(cells, np.round(cells))
@@ -118,7 +118,7 @@ def test_every_bit_of_uniform_is_fair(draws):
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 7, 64, 65, 128, 1024])
-def test_neighbours_in_a_draw_are_uncorrelated(draws, lag):
+def test_uniform_neighbors_are_uncorrelated(draws, lag):
     """Would catch a counter that shows through: along rows (1), along columns (64)."""
     for transform in (lambda x: x, lambda x: 3 * x**2 - 1):
         x = transform(draws)
@@ -126,7 +126,7 @@ def test_neighbours_in_a_draw_are_uncorrelated(draws, lag):
         assert abs(product.mean()) < 5 * np.mean(x**2) / np.sqrt(product.size)
 
 
-def test_draws_of_different_keys_are_uncorrelated(draws):
+def test_uniform_draws_of_different_keys_are_uncorrelated(draws):
     """Would catch consecutive steps that perturb alike: every pair of 512 adjacent keys."""
     for x in (draws, np.roll(draws, 1, axis=1)):
         correlation = 3 * draws @ x.T / draws.shape[1]
@@ -136,7 +136,7 @@ def test_draws_of_different_keys_are_uncorrelated(draws):
         assert abs(off.std() - 1) < 0.02
 
 
-def test_draws_of_different_keys_share_no_run():
+def test_uniform_draws_of_different_keys_share_no_subsequence():
     """Would catch keys that only choose where one long sequence begins: 8 overlaps expected."""
     keys = jax.random.split(jax.random.key(3), 4096)
     draw = jax.jit(jax.vmap(lambda key: uniform(key, (2048,), 1.0)))
@@ -146,7 +146,7 @@ def test_draws_of_different_keys_share_no_run():
     assert np.all(runs[1:] != runs[:-1])
 
 
-def test_a_place_is_uniform_across_keys(draws):
+def test_uniform_entries_are_uniform_across_keys(draws):
     """Would catch an entry whose sign or size follows from its index rather than from the key."""
     scores = draws.mean(0) * np.sqrt(3 * 512)
     assert stats.kstest(scores, stats.norm.cdf).pvalue > 1e-3
@@ -173,7 +173,7 @@ def forward(params, observation, activation, norm):
 @pytest.mark.parametrize(
     ("activation", "norm"), [("relu", "none"), ("tanh", "none"), ("relu", "layer_norm")]
 )
-def test_forward_pass(activation, norm):
+def test_network_forward_pass(activation, norm):
     """Would catch a norm after the activation, heads on the wrong layer, or a wrong flattening."""
     network = Network(hidden=(16, 8), activation=activation, norm=norm)
     params = initial(network, num_actions=3, shape=(4, 2))
@@ -192,7 +192,7 @@ def test_forward_pass(activation, norm):
 @pytest.mark.parametrize(
     ("activation", "norm"), [("rational", "none"), ("gelu", "rms_norm"), ("tanh", "layer_norm")]
 )
-def test_weights_are_those_of_the_plain_network(activation, norm):
+def test_network_draws_do_not_depend_on_norm_or_activation(activation, norm):
     """Would catch norms or activations whose parameters shift the draws of the linear layers."""
     plain = initial(Network(hidden=(4, 3)), shape=(5,))
     other = initial(Network(hidden=(4, 3), activation=activation, norm=norm), shape=(5,))
@@ -200,7 +200,7 @@ def test_weights_are_those_of_the_plain_network(activation, norm):
         same(by_layer(other)[name], layer)
 
 
-def test_hidden_layers_are_mapped_in_each_torso():
+def test_map_hidden_maps_hidden_layers_of_each_torso():
     """Would catch norms, activations or heads taken for hidden layers, or a torso left out."""
     layers = {"hidden_0": 1, "norm_0": 2, "activation_0": 3, "hidden_1": 4}
     params = {"torso": layers, "value_torso": layers, "policy": 5, "value": 6}
@@ -209,7 +209,7 @@ def test_hidden_layers_are_mapped_in_each_torso():
     assert map_hidden(lambda x: -x, params) == known
 
 
-def test_measures_of_trees():
+def test_norms_and_root_mean_squares_of_trees():
     """Would catch norms summed instead of squared and summed, or means of means."""
     params = {
         "torso": {"hidden_0": {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.zeros(5)}},
@@ -223,7 +223,7 @@ def test_measures_of_trees():
     assert {name: float(x) for name, x in root_mean_squares(params).items()} == pytest.approx(known)
 
 
-def test_after_waits_and_changes_nothing():
+def test_sequence_after_depends_on_earlier_and_changes_nothing():
     """Would catch an operand that changes with what it waits for, or a wait optimised away."""
     x = jnp.arange(6.0).reshape(2, 3)
     compiled = jax.jit(sequence_after).lower(x, x).compile()
@@ -262,7 +262,7 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-def test_convolutions_and_what_they_are_flattened_to():
+def test_network_convolutions_and_their_flattening():
     """Would catch another stride or padding, a flipped kernel, or features in another order."""
     params, seen = initial(CONVOLUTIONS, shape=IMAGE), images()
     torso, output = params["torso"], outputs(CONVOLUTIONS, params, seen)
@@ -285,7 +285,7 @@ def pooled(x):
     return windows[:, ::2, ::2].max(axis=(-2, -1))[:, : out[0], : out[1]]
 
 
-def test_residual_blocks():
+def test_network_residual_blocks():
     """Would catch a block that does not add, an activation too many, or pooling elsewhere."""
     params, seen = initial(RESIDUAL, shape=IMAGE), images(1)
     torso, output = params["torso"], outputs(RESIDUAL, params, seen)
@@ -308,7 +308,7 @@ def test_residual_blocks():
 @pytest.mark.parametrize(
     ("network", "layer"), [(CONVOLUTIONS, "hidden_0"), (RESIDUAL, "hidden_0_0_in")]
 )
-def test_layer_norm_of_an_image_is_over_channels_and_space(network, layer):
+def test_layer_norm_of_images_is_over_channels_and_space(network, layer):
     """Would catch channels normalised for themselves, as batches or positions are."""
     network = network.replace(norm="layer_norm")
     output = outputs(network, initial(network, shape=IMAGE), 3 + images(2))
@@ -319,7 +319,7 @@ def test_layer_norm_of_an_image_is_over_channels_and_space(network, layer):
 
 
 @pytest.mark.parametrize("network", [CONVOLUTIONS, RESIDUAL, WIDENED])
-def test_what_leads_into_a_unit_and_out_of_it(network):
+def test_connections_are_all_weights_of_a_unit(network):
     """Would catch a connection that is missing, or one that belongs to another unit.
 
     Without its incoming weights a unit is silent; without its outgoing ones it has no effect.
@@ -357,7 +357,7 @@ def test_what_leads_into_a_unit_and_out_of_it(network):
         assert moved.reshape(-1, sides, units)[..., -1].max() > 0.1
 
 
-def test_the_studys_networks_for_images():
+def test_network_presets_for_images_have_the_references_sizes():
     """Would catch another size than the reference's: counted by hand from its layers."""
     for name, shape, counts in (
         ("cnn", (64, 64, 3), [1568, 32_832, 131_200, 262_272, 2048 * 256 + 256]),
@@ -381,7 +381,7 @@ def test_the_studys_networks_for_images():
         (CONVOLUTIONS.replace(stride=(1, 1, 1)), IMAGE, r"network\.stride=.* one, or 2"),
     ],
 )
-def test_convolutions_that_cannot_be(network, shape, message):
+def test_network_refuses_unsuitable_convolutions(network, shape, message):
     """Would catch an error of the compiler's in place of a line."""
     with pytest.raises(SettingError, match=message):
         network.build(shape, 4)
@@ -395,7 +395,7 @@ def reordered(x, kernel, stride, padding):
 
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [(4, 2, 1), (3, 1, 0), (5, 3, 2)])
-def test_derivatives_of_convolutions(size, stride, padding):
+def test_convolve_derivatives_match_jax(size, stride, padding):
     """Would catch axes exchanged in one of them, or a border that is left out of a gradient."""
     rng = np.random.default_rng(0)
     x, dx = rng.normal(size=(2, 3, 10, 9, 2))
@@ -419,7 +419,7 @@ def test_derivatives_of_convolutions(size, stride, padding):
         )
 
 
-def test_gradients_of_convolutions_have_the_fast_order():
+def test_convolve_gradients_have_the_fast_order():
     """Would catch what makes training with images thirty times slower on a CPU."""
 
     def loss(x, kernel):

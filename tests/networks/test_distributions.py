@@ -21,7 +21,7 @@ LOG_STD, LOG_OTHER = np.array([[0.3, -0.7, 0.0], [0.1, 0.2, -0.4]], np.float32)
 GAUSSIAN = Gaussian(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
 
 
-def test_gaussian_is_scipys():
+def test_gaussian_log_prob_and_entropy_match_scipy():
     """Would catch a variance for a deviation, a mean over numbers, or bits for nats."""
     known = scipy.stats.norm(MEAN, np.exp(LOG_STD))
     action = RNG.normal(size=(5, 3)).astype(np.float32)
@@ -30,7 +30,7 @@ def test_gaussian_is_scipys():
     np.testing.assert_allclose(GAUSSIAN.entropy(), known.entropy().sum(axis=-1), rtol=1e-5)
 
 
-def test_gaussian_draws():
+def test_gaussian_act_has_mean_and_deviation():
     """Would catch a deviation left out, or one number's taken for another's."""
     noise = Gaussian.noise(jax.random.key(0), (100_000, 3))
     drawn = np.asarray(Gaussian(jnp.asarray(MEAN[:1]), jnp.asarray(LOG_STD)).act(noise))
@@ -38,7 +38,7 @@ def test_gaussian_draws():
     np.testing.assert_allclose(drawn.std(axis=0), np.exp(LOG_STD), rtol=0.02)
 
 
-def test_divergence_of_gaussians():
+def test_gaussian_kl_divergence():
     """Would catch the other direction: the mean of log p - log q over draws from p."""
     other = Gaussian(jnp.asarray(OTHER), jnp.asarray(LOG_OTHER))
     drawn = GAUSSIAN.act(Gaussian.noise(jax.random.key(1), (200_000, 5, 3)))
@@ -47,7 +47,7 @@ def test_divergence_of_gaussians():
     np.testing.assert_allclose(GAUSSIAN.kl_divergence(GAUSSIAN), 0, atol=1e-6)
 
 
-def test_departs():
+def test_greedy_action_differs():
     """Would catch deviations of the wrong policy, or all numbers asked for in place of one."""
     wide = Gaussian(jnp.zeros((2, 2)), jnp.log(jnp.array([1.0, 2.0])))
     moved = wide._replace(mean=jnp.array([[0.0, 1.9], [0.0, 2.1]]))
@@ -56,7 +56,7 @@ def test_departs():
     assert one.greedy_action_differs(other).tolist() == [True]
 
 
-def test_categorical_draws():
+def test_categorical_act_has_softmax_frequencies():
     """Would catch noise of another kind: frequencies against the softmax."""
     logits = jnp.array([0.0, 1.0, -1.0])
     drawn = Categorical(logits).act(Categorical.noise(jax.random.key(0), (100_000, 3)))
@@ -64,7 +64,7 @@ def test_categorical_draws():
     np.testing.assert_allclose(share, jax.nn.softmax(logits), atol=0.01)
 
 
-def test_moments_are_those_of_all_batches():
+def test_running_mean_std_merges_batches():
     """Would catch a wrong merge: against NumPy's of everything at once."""
     batches = [RNG.normal(3.0, 2.0, size=(size, 4)).astype(np.float32) for size in (5, 1, 30)]
     known = np.concatenate(batches)
@@ -80,7 +80,7 @@ def test_moments_are_those_of_all_batches():
     assert np.abs(scaled).max() <= 1.5
 
 
-def test_returns_are_discounted_forwards_within_episodes():
+def test_reward_scaler_discounts_within_episodes():
     """Would catch a sum that passes an episode's end, forgets a rollout, or runs backwards."""
     reward = RNG.normal(size=(2, 6, 3)).astype(np.float32)
     ends = RNG.random((2, 6, 3)) < 0.3
@@ -116,7 +116,7 @@ def run_of(**changes):
     return run.replace(**changes)
 
 
-def test_numbers_are_learnt():
+def test_ppo_learns_continuous_actions():
     """Would catch a density, a sample or a gradient of the wrong sign."""
     run = run_of()
 
@@ -137,7 +137,7 @@ def test_numbers_are_learnt():
     assert float(sums.episodes.return_sum / sums.episodes.num_episodes) < after
 
 
-def test_scaled_rewards_are_the_agents_alone():
+def test_reward_normalization_does_not_change_reported_returns():
     """Would catch what is reported as earned being scaled, or what is learnt from not being."""
     plain, scaled = (
         run_of(agent=run_of().agent.replace(normalize_rewards=on)) for on in (False, True)
@@ -153,7 +153,7 @@ def test_scaled_rewards_are_the_agents_alone():
 
 
 @pytest.mark.parametrize("shifts", [(PermuteActions(),), (StickyActions(values=(1.0,)),)])
-def test_shifts_of_numbers(shifts):
+def test_shifts_of_continuous_actions(shifts):
     """Would catch numbers taken for an index, or part of an action being repeated."""
     env, (shift,) = TaskWrapper(Tug()), shifts
     task = shift.begin(Task(Levels(0, 1, 1), {}), Tug(), jax.random.key(0))
@@ -167,7 +167,7 @@ def test_shifts_of_numbers(shifts):
     np.testing.assert_allclose(reward, -np.sum((met - wanted) ** 2), rtol=1e-5)
 
 
-def test_gymnax_takes_numbers():
+def test_gymnax_scales_continuous_actions():
     """Would catch bounds left out: Pendulum's torque is twice what the agent says."""
     pytest.importorskip("gymnax")
     env = Gymnax(id="Pendulum-v1")
@@ -178,7 +178,7 @@ def test_gymnax_takes_numbers():
     assert [float(step.state.inner.last_u) for step in steps] == [1.0, 2.0, 2.0]
 
 
-def test_permuted_numbers_are_seen(tiny_run):
+def test_permute_actions_of_continuous_actions_has_task(tiny_run):
     """Would catch a shift that does not go with actions that are numbers."""
     run = run_of(shift=Shifts.of(Permute(), PermuteActions()), schedule=Schedule(2, 1))
     state = jax.eval_shape(lambda run: loop.start_round(run, loop.init(run)), run)
@@ -186,7 +186,7 @@ def test_permuted_numbers_are_seen(tiny_run):
 
 
 @pytest.mark.parametrize("anew", [False, True])
-def test_statistics_at_a_boundary(anew):
+def test_normalizers_at_a_boundary(anew):
     """Would catch sums that go on in new episodes, or statistics that do not begin anew."""
     run = run_of(shift=Shifts.of(Permute()), schedule=Schedule(2, 2))
     run = run.replace(agent=run.agent.replace(reset_statistics=anew, num_steps=18))

@@ -71,20 +71,20 @@ def gradients(seen):
     return jax.jit(lambda: jax.jacrev(seen.per_sample_loss)(seen.params, seen.batch))()
 
 
-def test_nothing_changes_before_the_first_update(seen):
+def test_churn_probes_are_zero_before_the_first_update(seen):
     """Would catch churn measured against anything but the parameters before the update."""
     for probe in (PolicyKL(), PolicyChurn(), ValueChurn()):
         assert measure(probe, seen) == {"all": 0.0}
 
 
-def test_critic_error(seen):
+def test_critic_error_matches_numpy(seen):
     """Would catch the mean square, the probe batch's values, or advantages for returns."""
     value = np.asarray(seen.apply(seen.params, seen.batch.observation).value)
     known = np.sqrt(np.mean((value - np.asarray(seen.batch.target)) ** 2))
     assert measure(CriticError(), seen) == pytest.approx({"all": known}, rel=1e-5)
 
 
-def test_gradient_cosine(seen, gradients):
+def test_gradient_cosine_matches_numpy(seen, gradients):
     """Would catch the diagonal counted, sums over layers of cosines, or overlapping minibatches."""
     order = np.asarray(jax.random.permutation(seen.key, COUNT))
     layers = {**gradients["torso"], "policy": gradients["policy"], "value": gradients["value"]}
@@ -98,7 +98,7 @@ def test_gradient_cosine(seen, gradients):
     assert measure(GradientCosine(minibatches=3, size=64), seen) == pytest.approx(known, abs=1e-5)
 
 
-def test_gradient_covariance_rank(seen, gradients):
+def test_gradient_covariance_rank_matches_numpy(seen, gradients):
     """Would catch gradients not normalised, singular values for eigenvalues, or centring."""
     unit = flat(gradients)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -106,7 +106,7 @@ def test_gradient_covariance_rank(seen, gradients):
     assert measure(GradientCovarianceRank(), seen) == pytest.approx({"all": known}, rel=1e-4)
 
 
-def test_known_gradients():
+def test_gradient_probes_of_known_gradients():
     """Would catch 0 / 0 at gradients of zero, and a rank that depends on their lengths."""
     params = {"torso": {}, "policy": {"kernel": jnp.ones(4)}, "value": {"bias": jnp.zeros(1)}}
 
@@ -133,7 +133,7 @@ def test_known_gradients():
     assert measure(covariance, none)["all"] == measure(cosine, none)["all"] == 0.0
 
 
-def test_ntk_rank(seen):
+def test_ntk_rank_matches_numpy(seen):
     """Would catch actions summed before differentiating, logits' mean kept, or fewer heads."""
 
     @jax.jit
@@ -169,7 +169,7 @@ def quadratic(hessian):
     "eigenvalues",
     [(-10.0, 3, 1, 0, -2), (10.0, -3, 1, 0, 2), (-5.0, -4, -3, -2, -1), (2.0,) * 5, (0.0,) * 5],
 )
-def test_hessian_of_known_eigenvalues(eigenvalues):
+def test_hessian_eigenvalue_of_known_matrices(eigenvalues):
     """Would catch the largest magnitude for the largest, or a 0 where directions run out."""
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
     seen = quadratic(rotation * np.array(eigenvalues) @ rotation.T)
@@ -178,7 +178,7 @@ def test_hessian_of_known_eigenvalues(eigenvalues):
     )
 
 
-def test_hessian_of_ppos_loss(seen):
+def test_hessian_eigenvalue_of_ppos_loss(seen):
     """Would catch a Gauss-Newton matrix, or that of a sum, for the mean loss's Hessian."""
     leaves, tree = jax.tree.flatten(seen.params)
     ends = np.cumsum([x.size for x in leaves])[:-1]
@@ -205,7 +205,7 @@ def of_value(params, context, observation):
 
 
 @pytest.mark.parametrize("tau", [0.01, 0.5, 0.9])
-def test_gradient_dormant_units(context, seen, tau):
+def test_gradient_dormant_units_match_numpy(context, seen, tau):
     """Would catch the gradient of the activation, or of the batch's mean, or no layer's mean."""
     x = np.asarray(seen.batch.observation)
     params = jax.tree.map(np.array, seen.params)
@@ -225,14 +225,14 @@ def test_gradient_dormant_units(context, seen, tau):
     assert measure(GradientDormantUnits(tau), of_value(params, context, x)) == pytest.approx(known)
 
 
-def test_without_gradient_every_unit_is_dormant(context, seen):
+def test_gradient_dormant_units_without_gradient_are_all(context, seen):
     """Would catch < for <=, or 0 / 0, in a layer that gets no gradient."""
     params = {**seen.params, "value": jax.tree.map(jnp.zeros_like, seen.params["value"])}
     none = of_value(params, context, seen.batch.observation)
     assert measure(GradientDormantUnits(), none) == {"hidden_0": 1.0, "hidden_1": 1.0, "all": 1.0}
 
 
-def test_gradient_dormant_behind_layer_norm():
+def test_gradient_dormant_units_before_layer_norm():
     """Would catch the gradient taken before the norm, which a dead unit too has some of."""
     network = Network(hidden=(8,), norm="layer_norm").build((4,), 2)
     x = np.random.default_rng(0).normal(size=(COUNT, 4)).astype(np.float32)
@@ -246,7 +246,7 @@ def test_gradient_dormant_behind_layer_norm():
     assert measure(GradientDormantUnits(), seen) == {"hidden_0": 2 / 8, "all": 2 / 8}
 
 
-def test_sampled_transitions_are_distinct(seen):
+def test_view_sample_draws_without_replacement(seen):
     """Would catch draws with replacement, or more transitions than there are."""
     drawn = np.asarray(seen.sample(5).advantage)
     assert len(set(drawn.tolist())) == 5

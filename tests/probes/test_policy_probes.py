@@ -28,7 +28,7 @@ def say(logits, value):
     return {"policy": policy, "value": jnp.asarray(value, jnp.float32)}
 
 
-def test_churn_is_what_the_update_changed():
+def test_churn_probes_compare_before_and_after_the_update():
     """Would catch KL's direction, a mean absolute change, or the sampled action's churn."""
     before = np.array([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]])
     after = np.array([[0.3, 0.4, 0.3], [0.1, 0.2, 0.7], [0.5, 0.4, 0.1]])
@@ -44,7 +44,7 @@ def test_churn_is_what_the_update_changed():
     assert measure(ValueChurn(), seen) == pytest.approx({"all": np.sqrt(5 / 3)})
 
 
-def test_a_certain_policy_has_a_finite_kl():
+def test_policy_kl_of_a_deterministic_policy_is_finite():
     """Would catch 0 log 0 where an action's probability has underflowed."""
     certain = say([[1000.0, 0.0]], [0.0])
     seen = view_of(
@@ -55,7 +55,7 @@ def test_a_certain_policy_has_a_finite_kl():
     assert measure(PolicyKL(), seen) == {"all": 0.0}
 
 
-def test_trainability():
+def test_trainability_matches_numpy():
     """Would catch Adam's state carried over, targets that change, or no mean of its own."""
     rng = np.random.default_rng(0)
     # Of few binary digits, so that 1e5 f is the same number wherever it is computed.
@@ -100,7 +100,7 @@ def test_trainability():
         assert measure(probe, seen) == pytest.approx(known, rel=1e-4)
 
 
-def test_every_probe_of_every_torso(tiny_run):
+def test_probes_run_on_stacked_runs_with_two_torsos(tiny_run):
     """Would catch a probe that fails for two torsos, widening, norms, or runs in a stack."""
     smaller = {
         "Trainability": {"steps": 2},
