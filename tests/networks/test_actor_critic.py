@@ -1,4 +1,4 @@
-"""The network: how its weights are drawn, what it computes, and its layers' names and sizes."""
+"""The default network: initial weights, outputs, and names and sizes of layers."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ FAN_IN = {"hidden_0": 363, "hidden_1": 64, "policy": 48, "value": 48}
 
 
 def initial(network, num_actions=4, seed=0, shape=OBSERVATION):
-    """Fresh parameters of `network`."""
+    """Draws initial parameters of a network."""
     module = network.build(shape, num_actions)
     make = jax.jit(lambda key: module.init(key, jnp.zeros((1, *shape)))["params"])
     return jax.device_get(make(jax.random.key(seed)))
@@ -38,7 +38,7 @@ def initial(network, num_actions=4, seed=0, shape=OBSERVATION):
 
 @pytest.fixture(scope="module")
 def params():
-    """Fresh parameters of 363-64-48 and four actions."""
+    """Initial parameters of 363-64-48 and four actions."""
     return initial(Network(hidden=(64, 48)))
 
 
@@ -96,7 +96,7 @@ def test_network_layers_share_no_draws(params):
 
 
 def test_uniform_has_the_right_distribution(draws):
-    """Would catch a biased mean or variance, a wrong bound, or cells that are never met."""
+    """Would catch a biased mean or variance, a wrong bound, or cells that are never drawn."""
     numbers = draws.reshape(-1)
     assert np.abs(numbers).max() < 1
     assert abs(numbers.mean()) < 5 / np.sqrt(3 * numbers.size)
@@ -155,7 +155,7 @@ def test_uniform_entries_are_uniform_across_keys(draws):
 
 
 def forward(params, observation, activation, norm):
-    """An independent reading of the network, in float64."""
+    """Computes the network independently, in float64."""
     act = {"relu": lambda z: np.maximum(z, 0), "tanh": np.tanh}[activation]
     x, hidden = observation.reshape(len(observation), -1).astype(np.float64), []
     for i in range(2):
@@ -185,8 +185,8 @@ def test_network_forward_pass(activation, norm):
     np.testing.assert_allclose(output.policy.logits, logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(output.value, value, rtol=1e-4, atol=1e-5)
     assert list(output.activations) == ["hidden_0", "hidden_1"]
-    for seen, known in zip(output.activations.values(), hidden, strict=True):
-        np.testing.assert_allclose(seen, known, rtol=1e-4, atol=1e-5)
+    for x, known in zip(output.activations.values(), hidden, strict=True):
+        np.testing.assert_allclose(x, known, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_norms_and_root_mean_squares_of_trees():
 
 
 def test_sequence_after_depends_on_earlier_and_changes_nothing():
-    """Would catch an operand that changes with what it waits for, or a wait optimised away."""
+    """Would catch an operand that changes with what it waits for, or a wait optimized away."""
     x = jnp.arange(6.0).reshape(2, 3)
     compiled = jax.jit(sequence_after).lower(x, x).compile()
     for earlier in (1.0, np.inf, -np.inf, np.nan):
@@ -240,17 +240,17 @@ WIDENED = RESIDUAL.replace(channels=(4, 4), hidden=(6,), activation="crelu", sha
 
 
 def images(seed=0, shape=IMAGE):
-    """A batch of five."""
+    """Draws a batch of five images."""
     return np.random.default_rng(seed).normal(size=(5, *shape)).astype(np.float32)
 
 
-def outputs(network, params, seen):
-    """What the network says of some images."""
-    return jax.jit(network.build(seen.shape[1:], 4).apply)({"params": params}, seen)
+def outputs(network, params, observation):
+    """Computes the network's output on images."""
+    return jax.jit(network.build(observation.shape[1:], 4).apply)({"params": params}, observation)
 
 
 def convolved(x, layer, stride=1, padding=1):
-    """A convolution as sums over windows, in float64. [B, H, W, C]."""
+    """Computes a convolution as sums over windows, in float64. [B, H, W, C]."""
     kernel, bias = np.float64(layer["kernel"]), np.float64(layer["bias"])
     size = kernel.shape[0]
     x = np.pad(np.float64(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -264,9 +264,9 @@ def relu(x):
 
 def test_network_convolutions_and_their_flattening():
     """Would catch another stride or padding, a flipped kernel, or features in another order."""
-    params, seen = initial(CONVOLUTIONS, shape=IMAGE), images()
-    torso, output = params["torso"], outputs(CONVOLUTIONS, params, seen)
-    x = relu(convolved(seen, torso["hidden_0"], stride=2))
+    params, observation = initial(CONVOLUTIONS, shape=IMAGE), images()
+    torso, output = params["torso"], outputs(CONVOLUTIONS, params, observation)
+    x = relu(convolved(observation, torso["hidden_0"], stride=2))
     assert x.shape == (5, 5, 4, 4)
     np.testing.assert_allclose(output.activations["hidden_0"], x, atol=1e-5)
     x = relu(convolved(x, torso["hidden_1"], padding=0)).reshape(5, -1)
@@ -275,10 +275,10 @@ def test_network_convolutions_and_their_flattening():
 
 
 def pooled(x):
-    """The largest of 3 x 3 entries, every second time; beyond the image there is nothing."""
+    """Max-pools 3 x 3 windows with stride 2 and "SAME" padding."""
     height, width = x.shape[1:3]
     out = [-(-height // 2), -(-width // 2)]
-    # What is missing is put on both sides alike, the odd one at the end.
+    # Padding is the same on both sides; an odd one goes to the end.
     low = [((n - 1) * 2 + 3 - size) // 2 for n, size in zip(out, (height, width), strict=True)]
     padded = np.pad(x, ((0, 0), (low[0], 2), (low[1], 2), (0, 0)), constant_values=-np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
@@ -287,9 +287,9 @@ def pooled(x):
 
 def test_network_residual_blocks():
     """Would catch a block that does not add, an activation too many, or pooling elsewhere."""
-    params, seen = initial(RESIDUAL, shape=IMAGE), images(1)
-    torso, output = params["torso"], outputs(RESIDUAL, params, seen)
-    x = seen
+    params, observation = initial(RESIDUAL, shape=IMAGE), images(1)
+    torso, output = params["torso"], outputs(RESIDUAL, params, observation)
+    x = observation
     for i in range(2):
         x, reads = pooled(convolved(x, torso[f"hidden_{i}"])), []
         for block in range(2):
@@ -309,7 +309,7 @@ def test_network_residual_blocks():
     ("network", "layer"), [(CONVOLUTIONS, "hidden_0"), (RESIDUAL, "hidden_0_0_in")]
 )
 def test_layer_norm_of_images_is_over_channels_and_space(network, layer):
-    """Would catch channels normalised for themselves, as batches or positions are."""
+    """Would catch channels normalized for themselves, as batches or positions are."""
     network = network.replace(norm="layer_norm")
     output = outputs(network, initial(network, shape=IMAGE), 3 + images(2))
     x = output.preactivations[layer]
@@ -324,8 +324,8 @@ def test_connections_are_all_weights_of_a_unit(network):
 
     Without its incoming weights a unit is silent; without its outgoing ones it has no effect.
     """
-    params, seen = jax.tree.map(lambda x: x + 0.05, initial(network, shape=IMAGE)), images(3)
-    plain = outputs(network, params, seen)
+    params, observation = jax.tree.map(lambda x: x + 0.05, initial(network, shape=IMAGE)), images(3)
+    plain = outputs(network, params, observation)
     paths = connections(params)
     assert paths.keys() == plain.activations.keys()
     for layer, x in plain.activations.items():
@@ -347,11 +347,11 @@ def test_connections_are_all_weights_of_a_unit(network):
         noisy = apart
         for path in paths[layer].incoming:
             noisy = changed(noisy, path, lambda leaf, last=of_last: np.where(last, 3 + leaf, leaf))
-        now = outputs(network, silent, seen).activations[layer]
+        now = outputs(network, silent, observation).activations[layer]
         now = np.asarray(now).reshape(-1, sides, units)
         assert not now[..., -1].any()
         assert now[..., :-1].any()
-        before, after = (outputs(network, tree, seen) for tree in (apart, noisy))
+        before, after = (outputs(network, tree, observation) for tree in (apart, noisy))
         same((before.policy.logits, before.value), (after.policy.logits, after.value), atol=1e-6)
         moved = np.abs(before.activations[layer] - after.activations[layer])
         assert moved.reshape(-1, sides, units)[..., -1].max() > 0.1
@@ -368,8 +368,8 @@ def test_network_presets_for_images_have_the_references_sizes():
         settings = OmegaConf.to_container(settings)
         del settings["_target_"]
         module = Network(**settings).build(shape, 4)
-        seen = jnp.zeros((1, *shape))
-        torso = jax.eval_shape(module.init, jax.random.key(0), seen)["params"]["torso"]
+        observation = jnp.zeros((1, *shape))
+        torso = jax.eval_shape(module.init, jax.random.key(0), observation)["params"]["torso"]
         assert [sum(x.size for x in jax.tree.leaves(layer)) for layer in torso.values()] == counts
 
 
@@ -387,8 +387,8 @@ def test_network_refuses_unsuitable_convolutions(network, shape, message):
         network.build(shape, 4)
 
 
-def reordered(x, kernel, stride, padding):
-    """A convolution as JAX has it."""
+def jax_convolve(x, kernel, stride, padding):
+    """Computes a convolution by JAX alone."""
     return jax.lax.conv_general_dilated(
         x, kernel, (stride,) * 2, [(padding,) * 2] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -415,7 +415,10 @@ def test_convolve_derivatives_match_jax(size, stride, padding):
 
     with jax.enable_x64(True):
         same(
-            jax.jit(lambda: of(convolve))(), jax.jit(lambda: of(reordered))(), rtol=1e-9, atol=1e-9
+            jax.jit(lambda: of(convolve))(),
+            jax.jit(lambda: of(jax_convolve))(),
+            rtol=1e-9,
+            atol=1e-9,
         )
 
 

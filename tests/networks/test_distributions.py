@@ -1,4 +1,4 @@
-"""Policies against SciPy's distributions, and the agent of actions that are numbers."""
+"""Distributions against SciPy's, and agents with continuous actions."""
 
 import jax
 import jax.numpy as jnp
@@ -68,12 +68,12 @@ def test_running_mean_std_merges_batches():
     """Would catch a wrong merge: against NumPy's of everything at once."""
     batches = [RNG.normal(3.0, 2.0, size=(size, 4)).astype(np.float32) for size in (5, 1, 30)]
     known = np.concatenate(batches)
-    found = RunningMeanStd.init((4,))
+    estimate = RunningMeanStd.init((4,))
     for batch in batches:
-        found = found.update(jnp.asarray(batch))
-    np.testing.assert_allclose(found.mean, known.mean(axis=0), rtol=1e-3)
-    np.testing.assert_allclose(found.variance, known.var(axis=0), rtol=1e-3)
-    scaled = np.asarray(found.normalize(known, 1.5))
+        estimate = estimate.update(jnp.asarray(batch))
+    np.testing.assert_allclose(estimate.mean, known.mean(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(estimate.variance, known.var(axis=0), rtol=1e-3)
+    scaled = np.asarray(estimate.normalize(known, 1.5))
     inner = np.abs(known - known.mean(axis=0)) < 1.4 * known.std(axis=0)
     unscaled = (known - known.mean(axis=0)) / known.std(axis=0)
     np.testing.assert_allclose(scaled[inner], unscaled[inner], atol=2e-3)
@@ -84,20 +84,20 @@ def test_reward_scaler_discounts_within_episodes():
     """Would catch a sum that passes an episode's end, forgets a rollout, or runs backwards."""
     reward = RNG.normal(size=(2, 6, 3)).astype(np.float32)
     ends = RNG.random((2, 6, 3)) < 0.3
-    sums, met = np.zeros(3), []
+    sums, returns = np.zeros(3), []
     for step_reward, step_ends in zip(reward.reshape(12, 3), ends.reshape(12, 3), strict=True):
         sums = 0.9 * sums + step_reward
-        met.append(sums.copy())
+        returns.append(sums.copy())
         sums[step_ends] = 0
-    found = RewardScaler.init(3)
+    estimate = RewardScaler.init(3)
     for rollout, ended in zip(reward, ends, strict=True):
-        found = found.update(jnp.asarray(rollout), jnp.asarray(~ended), 0.9)
-    np.testing.assert_allclose(found.scale, np.std(met), rtol=1e-3)
-    np.testing.assert_allclose(found.sums, sums, atol=1e-5)
+        estimate = estimate.update(jnp.asarray(rollout), jnp.asarray(~ended), 0.9)
+    np.testing.assert_allclose(estimate.scale, np.std(returns), rtol=1e-3)
+    np.testing.assert_allclose(estimate.sums, sums, atol=1e-5)
 
 
 def run_of(**changes):
-    """A short life of pulling at numbers."""
+    """Makes a short run in Tug."""
     run = Run(
         env=Tug(),
         network=Network(hidden=(16,), activation="tanh"),
@@ -120,13 +120,13 @@ def test_ppo_learns_continuous_actions():
     """Would catch a density, a sample or a gradient of the wrong sign."""
     run = run_of()
 
-    def life(run):
+    def train(run):
         state = loop.init(run)
         before = loop.evaluate(run, state)
         state, sums = loop.train_updates(run, state, 60)
         return before, loop.evaluate(run, state), state, sums
 
-    before, after, state, sums = jax.jit(life)(run)
+    before, after, state, sums = jax.jit(train)(run)
     before, after = (float(of["eval_train_return"]["all"]) for of in (before, after))
     # The best is 0; to say nothing comes to -3.3.
     assert before < -4
@@ -162,9 +162,9 @@ def test_shifts_of_continuous_actions(shifts):
     state = env.reset(task, jax.random.key(1))
     wanted = np.asarray(state.inner.wanted)
     action = jnp.array([0.5, -0.25])
-    met = np.array([-0.25, 0.5]) if task.action_permutation is not None else np.zeros(2)
+    applied = np.array([-0.25, 0.5]) if task.action_permutation is not None else np.zeros(2)
     reward = env.step(task, state, action, jax.random.key(2)).reward
-    np.testing.assert_allclose(reward, -np.sum((met - wanted) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(reward, -np.sum((applied - wanted) ** 2), rtol=1e-5)
 
 
 def test_gymnax_scales_continuous_actions():
@@ -185,20 +185,20 @@ def test_permute_actions_of_continuous_actions_has_task(tiny_run):
     assert state.task.action_permutation.shape == (2,)
 
 
-@pytest.mark.parametrize("anew", [False, True])
-def test_normalizers_at_a_boundary(anew):
-    """Would catch sums that go on in new episodes, or statistics that do not begin anew."""
+@pytest.mark.parametrize("reset", [False, True])
+def test_normalizers_at_a_boundary(reset):
+    """Would catch sums that continue in new episodes, or statistics that are not reset."""
     run = run_of(shift=Shifts.of(Permute()), schedule=Schedule(2, 2))
-    run = run.replace(agent=run.agent.replace(reset_statistics=anew, num_steps=18))
+    run = run.replace(agent=run.agent.replace(reset_statistics=reset, num_steps=18))
 
     @jax.jit
-    def live(run):
+    def train(run):
         state = loop.train_updates(run, loop.init(run), 2)[0]
         return loop.init(run), state, loop.start_round(run, state)
 
-    begun, before, after = live(run)
+    begun, before, after = train(run)
     assert np.all(before.reward_stats.sums != 0)
     same(after.reward_stats.sums, np.zeros(8))
-    kept = begun if anew else before
+    kept = begun if reset else before
     same(after.obs_stats, kept.obs_stats)
     same(after.reward_stats.stats, kept.reward_stats.stats)

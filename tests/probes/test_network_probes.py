@@ -1,4 +1,4 @@
-"""Probes against readings of their definitions in NumPy, on networks made by hand."""
+"""Probes against their definitions in NumPy, on hand-made networks."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -47,7 +47,7 @@ PARAMS = {
 
 @jax.jit
 def ranks_of(features):
-    """Each rank that is made of singular values alone, at its default."""
+    """Computes each rank that depends on singular values alone, at its defaults."""
     sigma = jnp.linalg.svd(features, compute_uv=False)
     return {
         "effective": effective_rank(sigma),
@@ -58,7 +58,7 @@ def ranks_of(features):
 
 
 def view(*activations, params=PARAMS, initial=PARAMS, round_start=PARAMS):
-    """What a probe sees of a network with these activations."""
+    """Makes a view of a network with the given activations."""
     named = {f"hidden_{i}": jnp.asarray(x, jnp.float32) for i, x in enumerate(activations)}
     batch = len(activations[0]) if activations else 1
     output = Output(Categorical(jnp.zeros((batch, 2))), jnp.zeros(batch), named, named)
@@ -79,7 +79,7 @@ def view(*activations, params=PARAMS, initial=PARAMS, round_start=PARAMS):
 
 
 def measure(probe, *activations, **kwargs):
-    """A probe's answer as plain numbers."""
+    """Runs a probe on a view. Returns plain numbers."""
     return {name: float(x) for name, x in probe(view(*activations, **kwargs)).items()}
 
 
@@ -107,16 +107,16 @@ def test_inactive_fraction_counts_activations():
 
 def test_rollout_inactive_fraction_uses_the_rollout():
     """Would catch the probe batch in place of the rollout, or parameters of another moment."""
-    met = jnp.asarray([[1.0, -1.0], [2.0, 0.0], [-1.0, -3.0]])
-    seen = dataclasses.replace(
+    observations = jnp.asarray([[1.0, -1.0], [2.0, 0.0], [-1.0, -3.0]])
+    rollout_view = dataclasses.replace(
         view(FIRST),
         params={"scale": jnp.asarray(-1.0)},
         apply=lambda params, observations: Output(
             None, None, {"hidden_0": jnp.maximum(params["scale"] * observations, 0)}, {}
         ),
-        make_batch=lambda: SimpleNamespace(observation=met),
+        make_batch=lambda: SimpleNamespace(observation=observations),
     )
-    found = {name: float(x) for name, x in RolloutInactiveFraction()(seen).items()}
+    found = {name: float(x) for name, x in RolloutInactiveFraction()(rollout_view).items()}
     assert found == pytest.approx({"hidden_0": 3 / 6, "all": 3 / 6})
 
 
