@@ -24,40 +24,42 @@ class Output(NamedTuple):
     value: Array  # [B]
     activations: dict[str, Array]  # of each hidden layer by name: [B, units] or [B, H, W, channels]
     preactivations: dict[str, Array]  # inputs of the activation functions, after norms
-    intrinsic_value: Array | None = None  # [B]: of intrinsic rewards, where there is such a head
+    intrinsic_value: Array | None = None  # [B]: of intrinsic rewards, if asked for
 
 
 class BaseNetwork(Struct):
     """Base class of networks: a description, which interventions may change, and its `build`.
 
-    A network of your own is a subclass with fields (see `plasticity.struct.static_field`) and a
-    `build`. On the command line it is `network._target_`, an import path. Any Flax module that
-    returns an `Output` can be trained, evaluated and checkpointed.
+    A user's network is a subclass with fields (see `plasticity.struct.static_field`) and a method
+    `build`. In a configuration `network._target_` is its import path, beside its fields:
+    `python -m experiments.train ~network +network._target_=my_networks.MyNetwork +network.units=64`
+    replaces the preset. Any Flax module that returns an `Output` can be trained, evaluated and
+    checkpointed.
 
     Probes and interventions find layers by name. The module's parameter tree should have:
 
       - "torso", with an entry "hidden_<i>" for each hidden layer, counted from 0, that holds a
-        "kernel" (inputs next to last, units last) and a "bias". Norms are "norm_<i>",
-        activations with parameters "activation_<i>".
+        "kernel" (inputs next to last, units last) and a "bias". Norms are "norm_<i>";
+        activations with parameters are "activation_<i>".
       - "value_torso", the same for the value, if it does not share the policy's torso.
       - "policy" and "value", the linear heads; "intrinsic_value" beside them, if asked for.
 
     `Output.activations` and `.preactivations` have the layers of the torso under the same names,
     and those of the value's under "value_hidden_<i>".
 
-    Without them some things measure or change less:
+    Without these names less is measured, and some methods do not apply:
 
       - Without `activations`, probes of hidden layers (units, ranks, features) report nothing.
       - Without "hidden_<i>" in "torso", methods that act on hidden units or layers (`ReDo`,
         `ResetLayers`, `WeightNormalization`, ...) find no layer, and may raise a KeyError.
       - Without "policy" and "value", so do methods that act on heads (`ResetFinal`,
         `PlasticityInjection`).
-      - Probes of parameters then go by the top entries of the tree. Methods that treat all
-        parameters alike (`L2Init`, `ShrinkPerturb`, `ResetAll`, ...) and all update rules do
-        not need any names.
+      - Probes of parameters take the top entries of the tree for layers. Methods that treat all
+        parameters alike (`L2Init`, `ShrinkPerturb`, `ResetAll`, ...) and update rules need no
+        names.
 
-    Interventions that change the architecture set a field of the description, such as `norm` or
-    `activation`. A network without that field is refused under them.
+    Interventions that change the architecture set a field of the description, `norm` or
+    `activation`: see `replace`. `check_run` refuses them for a network without that field.
     """
 
     def build(
@@ -109,17 +111,17 @@ def check_network(
 ) -> None:
     """Checks that a network's module returns an `Output` of the right shapes.
 
-    Traces the module without computing anything.
+    Traces the module without computing anything. Results are cached.
 
     Args:
       network: the network, as interventions change it.
-      observation_shape: see `BaseNetwork.build`; so are the others.
-      num_actions: likewise.
-      continuous: likewise.
-      intrinsic: likewise.
+      observation_shape: see `BaseNetwork.build`, as for all following.
+      num_actions: number of actions.
+      continuous: whether actions are continuous.
+      intrinsic: whether an `intrinsic_value` is required.
 
     Raises:
-      SettingError: it does not, or `build` raises it.
+      SettingError: the module returns something else; or `build` raises it.
     """
 
     def require(condition: bool, allowed: str) -> None:
