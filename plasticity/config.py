@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from plasticity.agents import PPO, Agent, IntrinsicModule, NoIntrinsic
 from plasticity.envs import Env
 from plasticity.interventions import Intervention, Interventions
-from plasticity.networks import Network
+from plasticity.networks import BaseNetwork, Network
 from plasticity.probes import Probe, Probes
 from plasticity.renamed import rename_config
 from plasticity.shifts import Shift, Shifts
@@ -47,7 +47,7 @@ def from_config(config: Mapping[str, Any]) -> list[Run]:
         intervention=_build_parts(
             config.get("intervention"), Interventions, Intervention, "intervention"
         ),
-        network=_build(config.get("network"), Network, "network"),
+        network=_build(config.get("network"), BaseNetwork, "network", Network),
         agent=_build(config.get("agent"), Agent, "agent", PPO),
         probes=_build_parts(config.get("probes"), Probes, Probe, "probes"),
         schedule=_build(config.get("schedule"), Schedule, "schedule"),

@@ -1,4 +1,4 @@
-"""What tests of probes share."""
+"""Shared code of the tests of probes."""
 
 import dataclasses
 
@@ -8,8 +8,8 @@ from plasticity.probes import View
 
 
 def view_of(params, apply, per_sample_loss=None, batch=None, observation=None, **others):
-    """Makes a view, of these parameters at all times unless others are given."""
-    times = dict.fromkeys(("prev_params", "round_params", "initial_params"), params)
+    """Makes a view whose current and earlier parameters are all `params`, unless given."""
+    all_params = dict.fromkeys(("prev_params", "round_params", "initial_params"), params)
     tools = {"key": jax.random.key(3), "init_params": None}
     return View(
         params=params,
@@ -18,12 +18,12 @@ def view_of(params, apply, per_sample_loss=None, batch=None, observation=None, *
         per_sample_loss=per_sample_loss,
         make_batch=lambda: batch,
         observation=observation,
-        **(times | tools | others),
+        **(all_params | tools | others),
     )
 
 
 def measure(probe, view):
-    """Runs a probe on a view that has computed nothing yet. Returns plain numbers."""
+    """Runs a probe on a new copy of a view, so that nothing is cached. Returns plain numbers."""
     return {
         name: float(x) for name, x in jax.jit(lambda: probe(dataclasses.replace(view)))().items()
     }

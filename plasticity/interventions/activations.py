@@ -1,7 +1,7 @@
 """Interventions that replace the activation function of every hidden layer."""
 
 from plasticity.interventions.base import Intervention
-from plasticity.networks import Network
+from plasticity.networks import BaseNetwork
 
 __all__ = [
     "GELU",
@@ -20,7 +20,7 @@ class FourierFeatures(Intervention):
     One of the two is always near its linear part. Widths and parameters are as under `CReLU`.
     """
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         return network.replace(activation="fourier")
 
 
@@ -31,14 +31,14 @@ class CReLU(Intervention):
     input keeps its size. The network has about half as many parameters.
     """
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         return network.replace(activation="crelu")
 
 
 class LeakyReLU(Intervention):
     """Uses leaky ReLU, max(x, 0.01 x), after each hidden layer (Maas et al. 2013)."""
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         return network.replace(activation="leaky_relu")
 
 
@@ -50,7 +50,7 @@ class SmoothLeakyReLU(Intervention):
     second-hand account of the paper. Its randomized variant is another activation.
     """
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         return network.replace(activation="smooth_leaky_relu")
 
 
@@ -61,14 +61,14 @@ class GELU(Intervention):
     approximation by tanh.
     """
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         return network.replace(activation="gelu")
 
 
 class Tanh(Intervention):
     """Uses tanh after each hidden layer, as in PPO's paper (Schulman et al. 2017)."""
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         return network.replace(activation="tanh")
 
 
@@ -83,5 +83,5 @@ class Rational(Intervention):
     and so on. They belong to no single unit, so methods that reset units leave them alone.
     """
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         return network.replace(activation="rational")

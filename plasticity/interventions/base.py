@@ -19,7 +19,7 @@ from plasticity.interventions.context import (
     reset_moments,
 )
 from plasticity.interventions.optimizer import Optimizer
-from plasticity.networks import Network, Output, Params
+from plasticity.networks import BaseNetwork, Output, Params
 from plasticity.struct import Chain, SettingError, Struct, fields
 
 __all__ = [
@@ -65,7 +65,7 @@ class Intervention(Struct):
         if cls.loss is not Intervention.loss:
             cls.needs_policy = True
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         """Changes the description of the network, before it is built."""
         return network
 
@@ -177,7 +177,7 @@ class Interventions(Chain[Intervention]):
                 "intervention", self.name, "must not have a method that adds parameters twice"
             )
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         """See `Intervention.network`.
 
         Raises:

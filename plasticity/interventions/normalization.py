@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from plasticity.interventions.base import Array, Intervention
-from plasticity.networks import Network, Params, map_hidden
+from plasticity.networks import BaseNetwork, Params, map_hidden
 
 __all__ = ["LayerNorm", "RMSNorm", "WeightNormalization"]
 
@@ -11,7 +11,7 @@ __all__ = ["LayerNorm", "RMSNorm", "WeightNormalization"]
 class LayerNorm(Intervention):
     """Applies layer norm before each hidden activation (Ba et al. 2016; Lyle et al. 2023)."""
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         return network.replace(norm="layer_norm")
 
 
@@ -22,7 +22,7 @@ class RMSNorm(Intervention):
     is layer normalization without centering and offset, with the same epsilon.
     """
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: BaseNetwork) -> BaseNetwork:
         return network.replace(norm="rms_norm")
 
 

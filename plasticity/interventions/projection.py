@@ -13,7 +13,7 @@ from plasticity.interventions.base import (
     State,
     TrainState,
 )
-from plasticity.networks import Network, Params, map_hidden
+from plasticity.networks import BaseNetwork, Params, map_hidden
 from plasticity.struct import field
 
 __all__ = ["NormalizeAndProject", "WeightClipping"]
@@ -38,8 +38,9 @@ class NormalizeAndProject(Intervention):
     experiments. Weights that are redrawn at a shift are projected at the next step.
     """
 
-    def network(self, network: Network) -> Network:
-        return network if network.norm != "none" else network.replace(norm="layer_norm")
+    def network(self, network: BaseNetwork) -> BaseNetwork:
+        norm = getattr(network, "norm", "none")
+        return network if norm != "none" else network.replace(norm="layer_norm")
 
     def add_params(self, params: Params, key: Array) -> Params:
         def without_biases(torso: Params) -> Params:

@@ -20,7 +20,7 @@ from plasticity.interventions.base import (
 )
 from plasticity.interventions.optimizer import Adam
 from plasticity.networks import Params
-from plasticity.networks.linalg import after
+from plasticity.networks.linalg import sequence_after
 from plasticity.struct import SettingError, field, static_field
 
 __all__ = ["TRAC", "UPGD", "AdamRel", "EqualBetas", "Kron"]
@@ -309,7 +309,7 @@ class Kron(Intervention):
             keys = jax.random.split(jax.random.fold_in(key, state.steps), len(tensors))
             new: list[Factors] = []
             for leaf_key, qs, x in zip(keys, state.factors, tensors, strict=True):
-                ordered = tuple(after(q, new[-1][0]) for q in qs) if new else qs
+                ordered = tuple(sequence_after(q, new[-1][0]) for q in qs) if new else qs
                 new.append(self._fit(leaf_key, ordered, x))
             return tuple(new)
 

@@ -1,41 +1,36 @@
-"""Torsos, heads, norms and activations."""
+"""Networks: torsos, heads, normalization layers, activations and distributions over actions.
 
-from plasticity.networks.activations import ACTIVATIONS
-from plasticity.networks.actor_critic import ActorCritic, Network, Output, Params
-from plasticity.networks.distributions import Categorical, Gaussian, Policy, policy_class
-from plasticity.networks.param_tree import (
-    Connections,
-    at,
-    by_layer,
-    connections,
-    depth_of,
-    layer_index,
-    map_hidden,
-    norms,
-    root_mean_squares,
-    value_heads,
+A network of your own is a subclass of `BaseNetwork`.
+"""
+
+from plasticity.networks import (
+    activations,
+    actor_critic,
+    base,
+    convolution,
+    distributions,
+    initializers,
+    linalg,
+    param_tree,
+    torso,
 )
-from plasticity.networks.torso import NORMS
+from plasticity.networks.activations import *
+from plasticity.networks.actor_critic import *
+from plasticity.networks.base import *
+from plasticity.networks.convolution import *
+from plasticity.networks.distributions import *
+from plasticity.networks.initializers import *
+from plasticity.networks.linalg import *
+from plasticity.networks.param_tree import *
+from plasticity.networks.torso import *
 
-__all__ = [
-    "ACTIVATIONS",
-    "NORMS",
-    "ActorCritic",
-    "Categorical",
-    "Connections",
-    "Gaussian",
-    "Network",
-    "Output",
-    "Params",
-    "Policy",
-    "at",
-    "by_layer",
-    "connections",
-    "depth_of",
-    "layer_index",
-    "map_hidden",
-    "norms",
-    "policy_class",
-    "root_mean_squares",
-    "value_heads",
-]
+__all__: list[str] = []
+__all__ += activations.__all__
+__all__ += actor_critic.__all__
+__all__ += base.__all__
+__all__ += convolution.__all__
+__all__ += distributions.__all__
+__all__ += initializers.__all__
+__all__ += linalg.__all__
+__all__ += param_tree.__all__
+__all__ += torso.__all__

@@ -1,35 +1,25 @@
-"""The agent's network: a torso that policy and value share, and a linear head for each."""
-
-from typing import Any, NamedTuple
+"""The default network: a torso that policy and value share, or one each, and a linear head each."""
 
 import flax.linen as nn
 import jax
 
-from plasticity.networks.activations import ACTIVATIONS
-from plasticity.networks.distributions import Categorical, Gaussian, Policy
+from plasticity.networks.activations import get_activation
+from plasticity.networks.base import BaseNetwork, Output
+from plasticity.networks.distributions import Categorical, Distribution, Gaussian
 from plasticity.networks.torso import NORMS, Convolution, Dense, Torso, linear
-from plasticity.struct import SettingError, Struct, static_field
+from plasticity.struct import SettingError, static_field
+
+__all__ = ["ActorCritic", "Network"]
 
 Array = jax.Array
-Params = Any  # {"torso": {layer: ...}, "policy": ..., "value": ...}
-
-
-class Output(NamedTuple):
-    """What the network says of a batch of observations."""
-
-    policy: Policy  # [B]
-    value: Array  # [B]
-    activations: dict[str, Array]  # of each hidden layer by name: [B, units] or [B, H, W, channels]
-    preactivations: dict[str, Array]  # what the activation functions take, norms included
-    intrinsic_value: Array | None = None  # [B]: of what curiosity earns, where there is such a head
 
 
 class ActorCritic(nn.Module):
-    """A torso, then the heads `policy` and `value`; or a torso for each of the two.
+    """A torso with the heads `policy` and `value`; or a torso for each of the two.
 
-    The layers of the value's own torso are called `value_hidden_0` and so on. Where actions are
-    numbers, the logarithms of their standard deviations are in the policy's entry, 0 at first.
-    A second value, `intrinsic_value`, is a head beside the first.
+    The layers of the value's torso are called `value_hidden_0` and so on. If actions are
+    continuous, the policy's entry holds the log standard deviations too, initially 0. If asked
+    for, there is a second value head, `intrinsic_value`.
     """
 
     torso: nn.Module
@@ -40,13 +30,13 @@ class ActorCritic(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Array) -> Output:
-        """Args: observation, [B, *shape]."""
+        """Computes policy and value of a batch of observations, [B, *observation_shape]."""
         features, layers = self.torso(observation)
         value_features = features
         if self.value_torso is not None:
-            value_features, own = self.value_torso(observation)
-            for all_of_them, its in zip(layers, own, strict=True):
-                all_of_them |= {f"value_{name}": x for name, x in its.items()}
+            value_features, value_layers = self.value_torso(observation)
+            for outputs, value_outputs in zip(layers, value_layers, strict=True):
+                outputs |= {f"value_{name}": x for name, x in value_outputs.items()}
         intrinsic = Dense(1, name="intrinsic_value") if self.intrinsic else None
         return Output(
             policy=Head(self.num_actions, self.continuous, name="policy")(features),
@@ -57,40 +47,42 @@ class ActorCritic(nn.Module):
 
 
 class Head(nn.Module):
-    """A linear layer for a policy's logits; or for means, with deviations beside it.
+    """A linear layer that computes a policy's logits; or its means, with log standard deviations.
 
-    The deviations' logarithms begin at 0 and are parameters like others: what draws weights anew,
-    shrinks or penalises them does so with these.
+    The log standard deviations are initially 0 and are treated like other parameters: methods that
+    redraw, shrink or penalize weights do so with these.
     """
 
     num_actions: int
     continuous: bool
 
     @nn.compact
-    def __call__(self, x: Array) -> Policy:
-        said = linear(self, x, self.num_actions)
+    def __call__(self, x: Array) -> Distribution:
+        outputs = linear(self, x, self.num_actions)
         if not self.continuous:
-            return Categorical(said)
-        return Gaussian(said, self.param("log_std", nn.initializers.zeros, (self.num_actions,)))
+            return Categorical(outputs)
+        return Gaussian(outputs, self.param("log_std", nn.initializers.zeros, (self.num_actions,)))
 
 
-class Network(Struct):
-    """The description that interventions may change before a network is built from it.
+class Network(BaseNetwork):
+    """A multilayer perceptron or a convolutional network with linear heads.
 
     Attributes:
-      hidden: the width of each fully connected layer.
-      activation: the nonlinearity after each hidden layer.
-      norm: what normalises each layer before its activation.
+      hidden: width of each fully connected layer.
+      activation: activation function after each hidden layer: a name in `ACTIVATIONS`, or an
+        import path of a function or a Flax module class (see `get_activation`).
+      norm: normalization of each layer before its activation: a name in `NORMS`.
       shared: whether policy and value share a torso, or have one each.
-      channels: of each convolution before them; none where observations are not images.
-      kernel: how long and wide each convolution is, or all of them are.
-      stride: of each of them, or of all.
-      padding: zeros on each side, for each of them or for all.
-      blocks: residual blocks after each of them, as in IMPALA's network (Espeholt et al. 2018).
+      channels: channels of each convolution before the fully connected layers; none if
+        observations are not images.
+      kernel: kernel size of each convolution, or of all.
+      stride: stride of each convolution, or of all.
+      padding: zeros on each side for each convolution, or for all.
+      blocks: residual blocks after each convolution, as in IMPALA's network (Espeholt et al. 2018).
     """
 
     hidden: tuple[int, ...] = static_field((256, 256), ge=1, least=1)
-    activation: str = static_field("relu", choices=lambda: tuple(ACTIVATIONS))
+    activation: str = static_field("relu")
     norm: str = static_field("none", choices=lambda: tuple(NORMS))
     shared: bool = static_field(True)
     channels: tuple[int, ...] = static_field((), kind=int, ge=1)
@@ -106,17 +98,17 @@ class Network(Struct):
         continuous: bool = False,
         intrinsic: bool = False,
     ) -> ActorCritic:
-        """The Flax module of this description.
+        """Builds the Flax module.
 
         Args:
-          observation_shape: of one observation.
-          num_actions: how many discrete actions there are, or how many numbers an action is.
-          continuous: whether an action is numbers.
-          intrinsic: whether there is a second value.
+          observation_shape: the shape of one observation.
+          num_actions: number of discrete actions, or dimensions of a continuous one.
+          continuous: whether actions are continuous.
+          intrinsic: whether there is a second value head.
 
         Raises:
-          SettingError: a width cannot be had with this activation, or there is no image that is
-            large enough for the convolutions.
+          SettingError: there is no such activation, it does not divide a width, or images are too
+            small for the convolutions.
         """
         torso, value_torso = (
             self.torso(observation_shape, name) for name in ("torso", "value_torso")
@@ -126,27 +118,28 @@ class Network(Struct):
         )
 
     def torso(self, observation_shape: tuple[int, ...], name: str | None = None) -> Torso:
-        """The module of what comes before the heads. Raises as `build` does."""
-        widening = ACTIVATIONS[self.activation].widening
+        """Builds the module of the layers before the heads. Raises as `build` does."""
+        activation = get_activation(self.activation)
         for field, widths in (("hidden", self.hidden), ("channels", self.channels)):
-            if any(units % widening for units in widths):
+            if any(units % activation.widening for units in widths):
                 raise SettingError(
                     f"network.{field}",
                     widths,
-                    f"each must be a multiple of {widening} for the activation {self.activation}",
+                    f"each must be a multiple of {activation.widening} for the activation "
+                    f"{self.activation}",
                 )
         convolutions = self._convolutions(observation_shape)
-        return Torso(convolutions, self.blocks, self.hidden, self.activation, self.norm, name=name)
+        return Torso(convolutions, self.blocks, self.hidden, activation, self.norm, name=name)
 
     def _convolutions(self, observation_shape: tuple[int, ...]) -> tuple[Convolution, ...]:
         sizes = []
         for name in ("kernel", "stride", "padding"):
-            given = getattr(self, name)
-            if len(given) not in (1, len(self.channels)) and self.channels:
+            values = getattr(self, name)
+            if len(values) not in (1, len(self.channels)) and self.channels:
                 raise SettingError(
-                    f"network.{name}", given, f"must be one, or {len(self.channels)} as channels"
+                    f"network.{name}", values, f"must be one, or {len(self.channels)} as channels"
                 )
-            sizes.append(given * len(self.channels) if len(given) == 1 else given)
+            sizes.append(values * len(self.channels) if len(values) == 1 else values)
         convolutions = tuple(map(Convolution, self.channels, *sizes))
         if convolutions and len(observation_shape) != 3:
             raise SettingError(

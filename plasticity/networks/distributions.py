@@ -1,7 +1,7 @@
-"""What a policy is: a distribution over actions for each observation of a batch.
+"""Distributions over actions, one for each observation of a batch.
 
-Two kinds share one interface. Actions are drawn from noise that is made beforehand, so that a
-rollout's can be drawn outside of its loop.
+Both classes have one interface. Actions are computed from noise drawn beforehand, so that a
+rollout can draw all its noise outside of its loop.
 """
 
 import math
@@ -10,58 +10,60 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+__all__ = ["Categorical", "Distribution", "Gaussian", "distribution_class"]
+
 Array = jax.Array
 
 
 class Categorical(NamedTuple):
-    """One of A discrete actions, int32 [...]."""
+    """A distribution over A discrete actions, int32 [...]."""
 
     logits: Array  # [..., A]
 
     @staticmethod
     def noise(key: Array, shape: tuple[int, ...]) -> Array:
-        """What `act` draws from, of shape [..., A]."""
+        """Draws Gumbel noise for `act`, of shape [..., A]."""
         return jax.random.gumbel(key, shape)
 
     def act(self, noise: Array) -> Array:
-        """An action of each distribution."""
+        """Returns a sampled action of each distribution. int32 [...]."""
         return jnp.argmax(self.logits + noise, axis=-1)
 
     def log_prob(self, action: Array) -> Array:
-        """log pi(action). [...]."""
+        """Returns log pi(action). [...]."""
         log_probs = jax.nn.log_softmax(self.logits)
         return jnp.take_along_axis(log_probs, action[..., None], -1)[..., 0]
 
     def entropy(self) -> Array:
-        """In nats. [...]."""
+        """Returns the entropy in nats. [...]."""
         log_probs = jax.nn.log_softmax(self.logits)
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
     def kl_divergence(self, other: Any) -> Array:
-        """KL(self || other), of another policy of this kind. [...]."""
-        own, others = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
-        return jnp.sum(jnp.exp(own) * (own - others), axis=-1)
+        """Returns KL(self || other), where `other` is a `Categorical` too. [...]."""
+        log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
     def greedy_action_differs(self, other: Any) -> Array:
-        """Whether the likeliest action is another one. bool [...]."""
+        """Returns whether the most probable actions differ. bool [...]."""
         return jnp.argmax(self.logits, axis=-1) != jnp.argmax(other.logits, axis=-1)
 
     @property
     def outputs(self) -> Array:
-        """What the head computes for each action. [..., A]."""
+        """The outputs of the policy head: the logits. [..., A]."""
         return self.logits
 
     @property
     def centered_logits(self) -> Array:
-        """The same without what no probability depends on. [..., A]."""
+        """The logits minus their mean over actions, on which no probability depends. [..., A]."""
         return self.logits - jnp.mean(self.logits, axis=-1, keepdims=True)
 
 
 class Gaussian(NamedTuple):
-    """A numbers, float32 [..., A], each normally distributed by itself.
+    """Independent normal distributions over continuous actions of A dimensions, float32 [..., A].
 
-    The standard deviations are parameters of their own, alike for all observations. An action is
-    not bounded; an environment cuts it to [-1, 1].
+    The standard deviations are parameters, the same for all observations. Actions are unbounded;
+    environments clip them to [-1, 1].
     """
 
     mean: Array  # [..., A]
@@ -69,50 +71,50 @@ class Gaussian(NamedTuple):
 
     @staticmethod
     def noise(key: Array, shape: tuple[int, ...]) -> Array:
-        """What `act` draws from, of shape [..., A]."""
+        """Draws standard normal noise for `act`, of shape [..., A]."""
         return jax.random.normal(key, shape)
 
     def act(self, noise: Array) -> Array:
-        """An action of each distribution."""
+        """Returns a sampled action of each distribution. [..., A]."""
         return self.mean + jnp.exp(self.log_std) * noise
 
     def log_prob(self, action: Array) -> Array:
-        """The logarithm of the density at an action. [...]."""
-        away = (action - self.mean) * jnp.exp(-self.log_std)
-        each = -0.5 * jnp.square(away) - self.log_std - 0.5 * math.log(2 * math.pi)
-        return jnp.sum(each, axis=-1)
+        """Returns the log density at an action. [...]."""
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        log_prob = -0.5 * jnp.square(z) - self.log_std - 0.5 * math.log(2 * math.pi)
+        return jnp.sum(log_prob, axis=-1)
 
     def entropy(self) -> Array:
-        """The differential entropy, in nats. [...]."""
-        each = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
-        return jnp.broadcast_to(jnp.sum(each), self.mean.shape[:-1])
+        """Returns the differential entropy in nats. [...]."""
+        entropy = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
+        return jnp.broadcast_to(jnp.sum(entropy), self.mean.shape[:-1])
 
     def kl_divergence(self, other: Any) -> Array:
-        """KL(self || other), of another policy of this kind. [...]."""
-        wider = self.log_std - other.log_std
-        away = (self.mean - other.mean) * jnp.exp(-other.log_std)
-        each = 0.5 * (jnp.exp(2 * wider) + jnp.square(away) - 1) - wider
-        return jnp.sum(each, axis=-1)
+        """Returns KL(self || other), where `other` is a `Gaussian` too. [...]."""
+        log_ratio = self.log_std - other.log_std
+        z = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        kl = 0.5 * (jnp.exp(2 * log_ratio) + jnp.square(z) - 1) - log_ratio
+        return jnp.sum(kl, axis=-1)
 
     def greedy_action_differs(self, other: Any) -> Array:
-        """Whether one of the means is off by a standard deviation of `other`. bool [...]."""
-        away = jnp.abs(self.mean - other.mean) * jnp.exp(-other.log_std)
-        return jnp.any(away >= 1, axis=-1)
+        """Returns whether any mean is off by a standard deviation of `other`. bool [...]."""
+        z = jnp.abs(self.mean - other.mean) * jnp.exp(-other.log_std)
+        return jnp.any(z >= 1, axis=-1)
 
     @property
     def outputs(self) -> Array:
-        """What the head computes for each number. [..., A]."""
+        """The outputs of the policy head: the means. [..., A]."""
         return self.mean
 
     @property
     def centered_logits(self) -> Array:
-        """All of it. [..., A]."""
+        """The means: all of them matter. [..., A]."""
         return self.mean
 
 
-Policy = Categorical | Gaussian
+Distribution = Categorical | Gaussian
 
 
-def policy_class(continuous: bool) -> type[Categorical] | type[Gaussian]:
-    """The kind of policy that acts in numbers, or in discrete actions."""
+def distribution_class(continuous: bool) -> type[Categorical] | type[Gaussian]:
+    """Returns the class of distributions over continuous or over discrete actions."""
     return Gaussian if continuous else Categorical

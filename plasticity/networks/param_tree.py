@@ -1,4 +1,4 @@
-"""Measures of parameter trees, layer by layer and in all."""
+"""Norms and structure of parameter trees, layer by layer."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,15 +7,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plasticity.networks.actor_critic import Params
+from plasticity.networks.base import Params
+
+__all__ = [
+    "Connections",
+    "at",
+    "by_layer",
+    "connections",
+    "depth_of",
+    "layer_index",
+    "map_hidden",
+    "norms",
+    "root_mean_squares",
+    "value_heads",
+]
 
 Array = jax.Array
 
 
 def by_layer(params: Params) -> dict[str, Params]:
-    """The parts of a parameter tree by layer: those of the torsos, then the heads and others."""
+    """Returns the entries of a parameter tree by layer: torsos first, then heads and others."""
     rest = dict(params)
-    torso, value_torso = rest.pop("torso"), rest.pop("value_torso", {})
+    torso, value_torso = rest.pop("torso", {}), rest.pop("value_torso", {})
     return {
         **torso,
         **{f"value_{name}": layer for name, layer in value_torso.items()},
@@ -23,35 +36,35 @@ def by_layer(params: Params) -> dict[str, Params]:
     }
 
 
-def map_hidden(change: Callable[[Params], Params], params: Params) -> Params:
-    """The tree with the entry of every hidden linear layer changed, in each torso."""
+def map_hidden(function: Callable[[Params], Params], params: Params) -> Params:
+    """Applies a function to the entry of every hidden linear layer, in each torso."""
 
-    def changed(torso: Params) -> Params:
+    def map_torso(torso: Params) -> Params:
         return {
-            name: change(layer) if name.startswith("hidden_") else layer
+            name: function(layer) if name.startswith("hidden_") else layer
             for name, layer in torso.items()
         }
 
     return {
-        name: changed(part) if name in ("torso", "value_torso") else part
-        for name, part in params.items()
+        name: map_torso(entry) if name in ("torso", "value_torso") else entry
+        for name, entry in params.items()
     }
 
 
 def value_heads(params: Params) -> tuple[str, ...]:
-    """The heads that value something: the value's, and that of an intrinsic one."""
+    """Returns the names of the value heads: the value, and the intrinsic value if there is one."""
     return tuple(name for name in ("value", "intrinsic_value") if name in params)
 
 
 def at(params: Params, path: tuple[str, ...]) -> Params:
-    """What is at a path of a parameter tree."""
+    """Returns the entry at a path of a parameter tree."""
     for name in path:
         params = params[name]
     return params
 
 
 def norms(params: Params) -> dict[str, Array]:
-    """The 2-norm of each layer, and of all together."""
+    """Computes the 2-norm of each layer, and of all parameters together as "all"."""
     squares = {
         name: optax.tree.norm(layer, squared=True) for name, layer in by_layer(params).items()
     }
@@ -60,42 +73,44 @@ def norms(params: Params) -> dict[str, Array]:
 
 
 def root_mean_squares(params: Params) -> dict[str, Array]:
-    """The root mean square of each layer's entries, and of all together."""
+    """Computes the root mean square of each layer's parameters, and of all together as "all"."""
     sizes = {name: optax.tree.size(layer) for name, layer in by_layer(params).items()}
     sizes["all"] = sum(sizes.values())
     return {name: norm / jnp.sqrt(sizes[name]) for name, norm in norms(params).items()}
 
 
 class Connections(NamedTuple):
-    """What leads into the units of a hidden layer, and out of them: paths in a parameter tree.
+    """The incoming and outgoing weights of a hidden layer's units, as paths in a parameter tree.
 
     A unit is an entry of a fully connected layer or a channel of a convolutional one. With
-    residual blocks a channel of the stream is one: all that is added to it leads into it.
+    residual blocks it is a channel of the residual stream: the weights of everything that is added
+    to the stream are incoming.
     """
 
-    incoming: tuple[tuple[str, ...], ...]  # whose last axis counts the units, before widening
-    # Kernels whose last axis but one counts the activations, several times over where those of an
-    # image have been flattened, or the units where it takes the stream itself.
+    # The last axis is the units, before the activation widens.
+    incoming: tuple[tuple[str, ...], ...]
+    # Kernels. The last axis but one is the activations, repeated for each position of an image
+    # that has been flattened; or the units, if the kernel reads the residual stream.
     outgoing: tuple[tuple[str, ...], ...]
 
 
 def depth_of(torso: Params) -> int:
-    """How many hidden layers a torso has; residual blocks belong to the layer before."""
+    """Returns the number of hidden layers of a torso; residual blocks count to their layer."""
     return 1 + max(layer_index(name) for name in torso)
 
 
 def layer_index(name: str) -> int:
-    """The number of the hidden layer that an entry of a torso belongs to."""
+    """Returns the index of the hidden layer that an entry of a torso belongs to."""
     return int(name.split("_")[1])
 
 
 def connections(params: Params) -> dict[str, Connections]:
-    """The connections of each hidden layer, under the names of its activations.
+    """Returns the connections of each hidden layer, by the name of its activations.
 
-    Every kernel in the entry of a following layer leads out, those that a method has added there
-    included.
+    Every kernel in the entry of a following layer is outgoing, including those that a method has
+    added there.
     """
-    found = {}
+    result = {}
     shared, values = "value_torso" not in params, value_heads(params)
     for torso, prefix, heads in (
         ("torso", "", ("policy", *values) if shared else ("policy",)),
@@ -105,24 +120,26 @@ def connections(params: Params) -> dict[str, Connections]:
         for name in layers:
             if not name.startswith("hidden_") or name.endswith("_out"):
                 continue
-            written, read = _around(name, layers)
-            last = layer_index(name) == depth_of(layers) - 1 and not name.endswith("_in")
-            own = [entry for linear in written for entry in (linear, _norm_of(linear))]
-            entries = [(torso, entry) for entry in read] + [(head,) for head in heads if last]
-            found[prefix + name] = Connections(
+            writers, readers = _neighbors(name, layers)
+            is_last = layer_index(name) == depth_of(layers) - 1 and not name.endswith("_in")
+            incoming = [entry for writer in writers for entry in (writer, _norm_of(writer))]
+            outgoing: list[tuple[str, ...]] = [(torso, entry) for entry in readers]
+            if is_last:
+                outgoing += [(head,) for head in heads if head in params]
+            result[prefix + name] = Connections(
                 incoming=tuple(
                     (torso, entry, leaf)
-                    for entry in own
+                    for entry in incoming
                     if entry in layers
                     for leaf in layers[entry]
                 ),
-                outgoing=tuple(kernel for entry in entries for kernel in _kernels(params, entry)),
+                outgoing=tuple(kernel for entry in outgoing for kernel in _kernels(params, entry)),
             )
-    return found
+    return result
 
 
-def _around(name: str, layers: Params) -> tuple[list[str], list[str]]:
-    """The linear layers that make a hidden layer of a torso, and those in it that read it."""
+def _neighbors(name: str, layers: Params) -> tuple[list[str], list[str]]:
+    """Returns the linear layers of a torso that write a hidden layer, and those that read it."""
     if name.endswith("_in"):
         return [name], [name.removesuffix("in") + "out"]
     blocks = [entry for entry in layers if entry.startswith(f"{name}_")]
@@ -136,13 +153,13 @@ def _around(name: str, layers: Params) -> tuple[list[str], list[str]]:
     )
 
 
-def _norm_of(linear: str) -> str:
-    return linear.replace("hidden_", "norm_")
+def _norm_of(linear_name: str) -> str:
+    return linear_name.replace("hidden_", "norm_")
 
 
-def _kernels(params: Params, entry: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The paths of all kernels in an entry of a parameter tree, at any depth."""
-    part = at(params, entry)
-    if not isinstance(part, dict):
-        return [entry] if entry[-1] == "kernel" else []
-    return [path for name in part for path in _kernels(params, (*entry, name))]
+def _kernels(params: Params, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Returns the paths of all kernels in the entry at a path, at any depth."""
+    entry = at(params, path)
+    if not isinstance(entry, dict):
+        return [path] if path[-1] == "kernel" else []
+    return [kernel for name in entry for kernel in _kernels(params, (*path, name))]

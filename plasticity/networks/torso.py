@@ -1,24 +1,26 @@
-"""The torso: convolutions where the agent sees images, then fully connected hidden layers."""
+"""The torso: convolutions on images, then fully connected hidden layers."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plasticity.networks.activations import ACTIVATIONS
+from plasticity.networks.activations import Activation
 from plasticity.networks.convolution import convolve
 from plasticity.networks.initializers import uniform
+
+__all__ = ["NORMS", "Conv", "Convolution", "Dense", "Layers", "Torso", "linear"]
 
 Array = jax.Array
 
 
 def _layer_norm(name: str, axes: Sequence[int]) -> nn.Module:
-    """PyTorch's LayerNorm: two-pass variance, epsilon 1e-5, scale and bias learnt.
+    """Builds PyTorch's LayerNorm: two-pass variance, epsilon 1e-5, learned scale and bias.
 
-    Of an image it is PyTorch's GroupNorm with one group: over channels and space, with a scale
+    On images this is PyTorch's GroupNorm with one group: over channels and space, with a scale
     and a bias for each channel.
     """
     return nn.LayerNorm(
@@ -31,7 +33,7 @@ def _layer_norm(name: str, axes: Sequence[int]) -> nn.Module:
 
 
 def _rms_norm(name: str, axes: Sequence[int]) -> nn.Module:
-    """The same without centring: x / sqrt(mean(x^2) + 1e-5) and a scale."""
+    """Builds the same without centering: x / sqrt(mean(x^2) + 1e-5), with a learned scale."""
     return nn.RMSNorm(epsilon=1e-5, param_dtype=float, reduction_axes=axes, name=name)
 
 
@@ -43,14 +45,14 @@ NORMS: dict[str, Callable[[str, Sequence[int]], nn.Module] | None] = {
 
 
 class Layers(NamedTuple):
-    """What the hidden layers of a torso came to, by name: [B, units] or [B, H, W, channels]."""
+    """The hidden layers of a torso on a batch, by name: [B, units] or [B, H, W, channels]."""
 
     activations: dict[str, Array]
-    preactivations: dict[str, Array]
+    preactivations: dict[str, Array]  # inputs of the activation functions, after norms
 
 
 def linear(module: nn.Module, x: Array, features: int) -> Array:
-    """A linear layer whose parameters are a module's `kernel` and `bias`.
+    """Computes a linear layer with the parameters `kernel` and `bias` of a module.
 
     Both are drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is PyTorch's default.
     """
@@ -79,56 +81,58 @@ class Convolution(NamedTuple):
     padding: int
 
     def output_size(self, size: int) -> int:
-        """How long an image is after it that was `size` long, or less than 1."""
+        """Returns the length of the output for an input of length `size`; < 1 if too small."""
         return (size + 2 * self.padding - self.kernel) // self.stride + 1
 
 
 class Conv(nn.Module):
-    """A convolution, channels last, with weights drawn as those of `Dense`."""
+    """A convolution, channels last. Its weights are drawn as those of `Dense`."""
 
     size: Convolution
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        channels, kernel, stride, padding = self.size
-        shape = (kernel, kernel, x.shape[-1], channels)
+        channels, kernel_size, stride, padding = self.size
+        shape = (kernel_size, kernel_size, x.shape[-1], channels)
         bound = 1 / math.sqrt(math.prod(shape[:-1]))
-        weights = self.param("kernel", uniform, shape, bound)
+        kernel = self.param("kernel", uniform, shape, bound)
         bias = self.param("bias", uniform, (channels,), bound)
-        return bias + convolve(x, weights, stride, padding)
+        return bias + convolve(x, kernel, stride, padding)
 
 
 class Torso(nn.Module):
-    """Hidden layers: linear, norm, activation. Their names are `hidden_0` and so on.
+    """Hidden layers named `hidden_0` and so on: linear or convolution, norm, activation.
 
-    With residual blocks (Espeholt et al. 2018) a convolution's channels are a stream: it is halved
-    by max-pooling, then each block adds to it what two convolutions, `hidden_0_0_in` and
-    `hidden_0_0_out` of the first, make of its activations. The activations of such a layer are
-    all that is read of the stream, one image below the other.
+    With residual blocks (Espeholt et al. 2018) each convolution writes to a residual stream: its
+    output is halved by max-pooling, then each block adds to it. A block reads the activations of
+    the stream and applies two convolutions, `hidden_0_0_in` and `hidden_0_0_out` in the first. The
+    activations of such a layer are all those read from the stream, concatenated along the height.
 
     Attributes:
-      convolutions: the first layers, on an image; none for a torso on the flattened observation.
-      blocks: residual blocks after each of them.
-      hidden: the width of each fully connected layer after its activation. Where that widens, the
-        linear layer is narrower, so that the next one's input keeps its size; channels likewise.
-      activation: a name in `ACTIVATIONS`.
+      convolutions: the first layers, on images; none if the torso flattens the observation.
+      blocks: number of residual blocks after each convolution.
+      hidden: width of each fully connected layer after its activation. If the activation widens,
+        the linear layer is narrower, so that the input of the next one keeps its size. Channels
+        likewise.
+      activation: the activation function.
       norm: a name in `NORMS`.
     """
 
     convolutions: tuple[Convolution, ...]
     blocks: int
     hidden: tuple[int, ...]
-    activation: str
+    activation: Activation
     norm: str
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Layers]:
         layers = Layers({}, {})
-        widening = ACTIVATIONS[self.activation].widening
+        widening = self.activation.widening
 
         def record(name: str, reads: Sequence[tuple[Array, Array]]) -> Array:
-            for known, images in zip(reversed(layers), zip(*reads, strict=True), strict=True):
-                known[name] = jnp.concatenate(images, axis=1) if len(images) > 1 else images[0]
+            """Records pairs of preactivations and activations. Returns the last activations."""
+            for outputs, arrays in zip(reversed(layers), zip(*reads, strict=True), strict=True):
+                outputs[name] = jnp.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
             return reads[-1][1]
 
         for i, size in enumerate(self.convolutions):
@@ -138,13 +142,13 @@ class Torso(nn.Module):
                 x = record(name, [self._activate(name, x)])
                 continue
             x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
-            inner, last_written, reads = Convolution(size.channels, 3, 1, 1), name, []
+            block_size, last_written, reads = Convolution(size.channels, 3, 1, 1), name, []
             for block in range(self.blocks):
                 reads.append(self._activate(last_written, x))
-                first, last_written = f"{name}_{block}_in", f"{name}_{block}_out"
-                within = Conv(inner, name=first)(reads[-1][1])
-                within = record(first, [self._activate(first, within)])
-                x = x + Conv(inner, name=last_written)(within)
+                block_in, last_written = f"{name}_{block}_in", f"{name}_{block}_out"
+                inner = Conv(block_size, name=block_in)(reads[-1][1])
+                inner = record(block_in, [self._activate(block_in, inner)])
+                x = x + Conv(block_size, name=last_written)(inner)
             if i == len(self.convolutions) - 1:
                 reads.append(self._activate(last_written, x))
                 x = reads[-1][1]
@@ -157,11 +161,11 @@ class Torso(nn.Module):
         return x, layers
 
     def _activate(self, layer: str, x: Array) -> tuple[Array, Array]:
-        """What the activation after a linear layer takes, norms included, and what it makes."""
-        of_layer = layer.removeprefix("hidden_")
+        """Returns the preactivations of a linear layer's output, after the norm; and activations.
+
+        `layer` is the name of the linear layer.
+        """
+        suffix = layer.removeprefix("hidden_")
         if (norm := NORMS[self.norm]) is not None:
-            x = norm(f"norm_{of_layer}", range(1 - x.ndim, 0))(x)
-        activate: Callable[[Array], Any] = ACTIVATIONS[self.activation].named(
-            f"activation_{of_layer}"
-        )
-        return x, activate(x)
+            x = norm(f"norm_{suffix}", range(1 - x.ndim, 0))(x)
+        return x, self.activation.build(f"activation_{suffix}")(x)

@@ -1,60 +1,36 @@
-"""Probes: measures of a network on a fixed batch."""
+"""Probes: measures of a network on a fixed batch of observations or on a rollout."""
 
-from plasticity.probes.base import Probe, Probes, View
-from plasticity.probes.curvature import HessianEigenvalue
-from plasticity.probes.features import FeatureCosine, FeatureNorm
-from plasticity.probes.gradients import GradientCosine, GradientCovarianceRank
-from plasticity.probes.ntk import NTKRank
-from plasticity.probes.policy import CriticError, PolicyChurn, PolicyKL, ValueChurn
-from plasticity.probes.ranks import ApproximateRank, EffectiveRank, FeatureRank, Srank, StableRank
-from plasticity.probes.trainability import Trainability
-from plasticity.probes.units import (
-    DeadUnits,
-    DormantUnits,
-    GradientDormantUnits,
-    InactiveFraction,
-    RolloutInactiveFraction,
-    SaturatedFraction,
-    SaturatedUnits,
+from plasticity.probes import (
+    base,
+    curvature,
+    features,
+    gradients,
+    ntk,
+    policy,
+    ranks,
+    trainability,
+    units,
+    weights,
 )
-from plasticity.probes.weights import (
-    DistanceFromInit,
-    DistanceFromRoundStart,
-    SpectralNorm,
-    WeightNorm,
-    WeightRMS,
-)
+from plasticity.probes.base import *
+from plasticity.probes.curvature import *
+from plasticity.probes.features import *
+from plasticity.probes.gradients import *
+from plasticity.probes.ntk import *
+from plasticity.probes.policy import *
+from plasticity.probes.ranks import *
+from plasticity.probes.trainability import *
+from plasticity.probes.units import *
+from plasticity.probes.weights import *
 
-__all__ = [
-    "ApproximateRank",
-    "CriticError",
-    "DeadUnits",
-    "DistanceFromInit",
-    "DistanceFromRoundStart",
-    "DormantUnits",
-    "EffectiveRank",
-    "FeatureCosine",
-    "FeatureNorm",
-    "FeatureRank",
-    "GradientCosine",
-    "GradientCovarianceRank",
-    "GradientDormantUnits",
-    "HessianEigenvalue",
-    "InactiveFraction",
-    "NTKRank",
-    "PolicyChurn",
-    "PolicyKL",
-    "Probe",
-    "Probes",
-    "RolloutInactiveFraction",
-    "SaturatedFraction",
-    "SaturatedUnits",
-    "SpectralNorm",
-    "Srank",
-    "StableRank",
-    "Trainability",
-    "ValueChurn",
-    "View",
-    "WeightNorm",
-    "WeightRMS",
-]
+__all__: list[str] = []
+__all__ += base.__all__
+__all__ += curvature.__all__
+__all__ += features.__all__
+__all__ += gradients.__all__
+__all__ += ntk.__all__
+__all__ += policy.__all__
+__all__ += ranks.__all__
+__all__ += trainability.__all__
+__all__ += units.__all__
+__all__ += weights.__all__

@@ -1,37 +1,40 @@
-"""What a probe is: a pure function of the network's state on a fixed batch of observations."""
+"""The interface of probes: pure functions of a network's parameters and outputs."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 
-from plasticity.networks import Output, Params
-from plasticity.networks.linalg import after
+from plasticity.interventions.context import Batch
+from plasticity.networks import Output, Params, sequence_after
 from plasticity.struct import Chain, Struct, static_field
 
+__all__ = ["Probe", "Probes", "View"]
+
 Array = jax.Array
-Batch = Any  # transitions, `plasticity.interventions.Batch`; probes only take some of them
 
 
 @dataclass(frozen=True)
 class View:
-    """What a probe may look at. What costs something is computed when first looked at.
+    """The arguments of a probe. Derived quantities are computed when first accessed.
 
     Attributes:
-      params: the parameters now.
-      prev_params: those before the last update.
-      round_params: those that the round began with.
-      initial_params: those that the lifetime began with.
-      observation: the probe batch, [B, ...], met under random actions; the same all round long.
-      key: randomness for this moment.
-      apply: the network, of parameters and observations [B, ...].
-      effective_params: the parameters that it computes with, of those that are trained.
-      init_params: draws parameters from their initial distribution, by key.
-      per_sample_loss: the loss of each of some transitions, from parameters and these. [B].
-      make_batch: makes `batch`.
+      params: the current parameters.
+      prev_params: the parameters before the last update of the agent.
+      round_params: the parameters at the beginning of the round.
+      initial_params: the parameters at the beginning of the run.
+      observation: the probe batch, [B, ...]: observations under random actions, fixed during a
+        round.
+      key: randomness for this measurement.
+      apply: computes the network's output from trained parameters and observations [B, ...].
+      effective_params: computes the parameters that the network uses from the trained ones.
+      init_params: draws parameters from their initial distribution, with a key.
+      per_sample_loss: computes the agent's loss of each transition, from parameters and a batch.
+        [B].
+      make_batch: computes `batch`.
     """
 
     params: Params
@@ -45,7 +48,7 @@ class View:
     init_params: Callable[[Array], Params]
     per_sample_loss: Callable[[Params, Batch], Array]
     make_batch: Callable[[], Batch]
-    _decomposed: list[Array] = field(default_factory=list, init=False)
+    _serialized: list[Array] = field(default_factory=list, init=False)
 
     @cached_property
     def output(self) -> Output:
@@ -53,73 +56,80 @@ class View:
         return self.apply(self.params, self.observation)
 
     @cached_property
-    def previous_output(self) -> Output:
-        """The same before the last update."""
+    def prev_output(self) -> Output:
+        """The network's output on the probe batch before the last update of the agent."""
         return self.apply(self.prev_params, self.observation)
 
     @cached_property
     def singular_values(self) -> dict[str, Array]:
-        """Of each hidden layer's activations on the probe batch, positions being rows. [d]."""
+        """The singular values [d] of each hidden layer's activations on the probe batch.
+
+        Rows are observations, and positions if the layer is convolutional; columns are units.
+        """
         return {
             name: self.run_serialized(singular_values, x.reshape(-1, x.shape[-1]))
             for name, x in self.output.activations.items()
         }
 
-    def run_serialized(self, decompose: Callable[[Array], Array], matrix: Array) -> Array:
-        """`decompose(matrix)`, once all that were asked for before are done: see `after`."""
-        if self._decomposed:
-            matrix = after(matrix, self._decomposed[-1])
-        self._decomposed.append(decompose(matrix))
-        return self._decomposed[-1]
+    def run_serialized(self, function: Callable[[Array], Array], matrix: Array) -> Array:
+        """Returns `function(matrix)`, computed after all earlier calls of this method.
+
+        Use it for matrix decompositions: see `plasticity.networks.linalg.sequence_after`.
+        """
+        if self._serialized:
+            matrix = sequence_after(matrix, self._serialized[-1])
+        self._serialized.append(function(matrix))
+        return self._serialized[-1]
 
     @cached_property
     def batch(self) -> Batch:
-        """Transitions met by the policy, [T * N, ...], advantages normalised over all of them.
+        """A rollout of the current policy from the beginning of episodes, [T * N, ...].
 
-        In compiled environments those of a new rollout; on the host those of the last update.
+        The same with JAX and host environments. The agent prepares the advantages: PPO normalizes
+        them over all transitions.
         """
         return self.make_batch()
 
     def take(self, indices: Array) -> Batch:
-        """Some of `batch`: [*indices.shape, ...]."""
+        """Returns the transitions of `batch` at some indices. [*indices.shape, ...]."""
         return jax.tree.map(lambda x: x[indices], self.batch)
 
     def sample(self, size: int) -> Batch:
-        """`size` transitions of `batch`, drawn without replacement; all if there are fewer."""
+        """Draws `size` transitions of `batch` without replacement; all if there are fewer."""
         return self.take(jax.random.permutation(self.key, len(self.batch.action))[:size])
 
 
 def singular_values(matrix: Array) -> Array:
-    """The singular values of a matrix, the largest first."""
+    """Computes the singular values of a matrix, in descending order."""
     return jnp.linalg.svd(matrix, full_matrices=False, compute_uv=False)
 
 
 class Probe(Struct):
-    """Measures a network, layer by layer and in aggregate.
+    """Base class of probes. A probe measures a network, layer by layer and in aggregate.
 
-    The first line of its docstring says what it measures, and the docstring names its paper, as
-    (Author et al. year), where there is one: `python -m plasticity.cli.methods` lists them.
+    The first line of its docstring says what it measures, and the docstring names its paper as
+    (Author et al. year), if there is one: `python -m experiments.methods` lists both.
 
     Attributes:
-      every: PPO updates between two measurements; 0 for the schedule's `probe_every`. The end of
-        a round is always measured.
+      every: updates of the agent between two measurements; 0 for the schedule's `probe_every`. The
+        end of a round is always measured.
     """
 
     every: int = static_field(0, ge=0, kw_only=True)
 
     def __call__(self, view: View) -> dict[str, Array]:
-        """A scalar for each layer measured, by name, and for "all" of them together."""
+        """Returns a scalar for each measured layer by name, and for "all" of them together."""
         raise NotImplementedError
 
 
 class Probes(Chain[Probe]):
-    """The probes of a run; each is a metric of its own in the results table."""
+    """The probes of a run. Each is a metric in the results table."""
 
     def __call__(self, view: View) -> dict[str, dict[str, Array]]:
-        """metric -> layer -> scalar."""
+        """Returns the scalars of each probe: metric -> layer -> scalar."""
         return {name: probe(view) for name, probe in zip(self.names, self.parts, strict=True)}
 
     def only(self, names: Collection[str]) -> Self:
-        """Those of the probes that are named."""
+        """Returns the probes of the given names."""
         kept = [(p, name) for p, name in zip(self.parts, self.names, strict=True) if name in names]
         return type(self)(tuple(p for p, _ in kept), tuple(name for _, name in kept))

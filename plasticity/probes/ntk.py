@@ -7,19 +7,21 @@ from plasticity.probes.base import Array, Probe, View
 from plasticity.probes.gradients import gram, spectral_rank
 from plasticity.struct import static_field
 
+__all__ = ["NTKRank"]
+
 
 class NTKRank(Probe):
     """The effective rank of the empirical neural tangent kernel (cf. Tang et al. 2025).
 
-    K_ij = sum_a <grad f_a(x_i), grad f_a(x_j)> over observations of the probe batch, not
-    normalised; its rank is the exp of the entropy of its eigenvalues' shares (Roy & Vetterli
-    2007). "value" is the kernel of the value; "policy" that of the logits without their mean
-    over actions, which no probability depends on, or of the means of actions that are numbers;
-    "all" that of both: the sum of the two. Between 1 and `size`, or 0 where nothing has a
-    gradient. As expensive as a gradient of (actions + 1) * `size`^2 observations.
+    The kernel is K_ij = sum_a <grad f_a(x_i), grad f_a(x_j)> over observations of the probe batch,
+    not normalized. Its rank is the exponential of the entropy of its normalized eigenvalues (Roy &
+    Vetterli 2007). "value" is the kernel of the value. "policy" is that of the logits minus their
+    mean over actions, on which no probability depends; or of the means of continuous actions.
+    "all" is the sum of the two kernels. The rank is between 1 and `size`, or 0 if all gradients are
+    zero. Costs a gradient of (actions + 1) * `size`^2 observations.
 
     Attributes:
-      size: how many observations; all, if the probe batch has fewer.
+      size: number of observations; all, if the probe batch has fewer.
     """
 
     size: int = static_field(64, ge=1)

@@ -1,52 +1,51 @@
-"""Probes of what the last update did to policy and value, and of how far off the value is.
+"""Probes of the changes of policy and value by the last update, and of the error of the value.
 
-An update is a whole one, of all its epochs and gradient steps and what interventions did after
-it. Before the first update of a round there is no change.
+An update is a whole update of the agent: all its epochs and gradient steps, and what interventions
+do after it. Before the first update of a round there is no change.
 """
 
 import jax.numpy as jnp
 
 from plasticity.probes.base import Array, Probe, View
 
+__all__ = ["CriticError", "PolicyChurn", "PolicyKL", "ValueChurn"]
+
 
 class PolicyKL(Probe):
     """KL(before || after) of the policy over the last update, the mean over the probe batch."""
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return {"all": jnp.mean(view.previous_output.policy.kl_divergence(view.output.policy))}
+        return {"all": jnp.mean(view.prev_output.policy.kl_divergence(view.output.policy))}
 
 
 class PolicyChurn(Probe):
-    """The share of the probe batch whose likeliest action the last update changed.
+    """The fraction of the probe batch whose greedy action the last update changed.
 
-    Schaul et al. (2022), who compare greedy policies one gradient step apart; here it is an
-    update of PPO, which has many. Of a policy over numbers, the share at which it moved a mean by
-    a standard deviation or more.
+    Schaul et al. (2022) compare greedy policies one gradient step apart; here it is a whole update
+    of the agent, which may have many. For continuous actions it is the fraction at which the update
+    moved any mean by a standard deviation or more.
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return {
-            "all": jnp.mean(view.previous_output.policy.greedy_action_differs(view.output.policy))
-        }
+        return {"all": jnp.mean(view.prev_output.policy.greedy_action_differs(view.output.policy))}
 
 
 class ValueChurn(Probe):
-    """The root mean square, over the probe batch, of the last update's change of the value.
+    """The root mean square change of the value in the last update, over the probe batch.
 
-    Over a whole update of PPO; the square of it is the measure of Tang & Berseth (2024), who
-    take one gradient step.
+    Its square is the measure of Tang & Berseth (2024), who take one gradient step; here it is a
+    whole update of the agent.
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
-        change = view.output.value - view.previous_output.value
+        change = view.output.value - view.prev_output.value
         return {"all": jnp.sqrt(jnp.mean(jnp.square(change)))}
 
 
 class CriticError(Probe):
-    """The root mean squared error of the value, against the lambda-returns of a rollout.
+    """The root mean squared error of the value against the lambda-returns of a rollout.
 
-    In compiled environments the rollout is the present policy's, and the returns are
-    bootstrapped from the present value; on the host both are of before the last update.
+    The rollout is of the current policy, and its returns are bootstrapped from the current value.
     """
 
     def __call__(self, view: View) -> dict[str, Array]:

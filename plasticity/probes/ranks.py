@@ -1,7 +1,7 @@
-"""Probes of how many dimensions the features of a layer really use.
+"""Probes of the rank of a layer's features: how many dimensions they use.
 
-All are of a layer's activations on the probe batch, [B, units], neither centred nor scaled, and
-0 where all of them are zero; none can exceed the smaller of B and units. "all" is the mean over
+All are computed from a layer's activations on the probe batch, [B, units], neither centered nor
+scaled. They are 0 if all activations are zero, and at most min(B, units). "all" is the mean over
 the hidden layers.
 """
 
@@ -12,60 +12,62 @@ import jax.numpy as jnp
 from plasticity.probes.base import Array, Probe, View
 from plasticity.struct import field
 
+__all__ = ["ApproximateRank", "EffectiveRank", "FeatureRank", "Srank", "StableRank"]
+
 
 class EffectiveRank(Probe):
-    """exp of the entropy of a layer's normalised singular values (Roy & Vetterli 2007)."""
+    """exp of the entropy of a layer's normalized singular values (Roy & Vetterli 2007)."""
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return _of_layers(view, effective_rank)
+        return _map_layers(view, effective_rank)
 
 
 class StableRank(Probe):
     """The squared Frobenius norm of a layer's features over their squared spectral norm.
 
-    Rudelson & Vershynin (2007), who call it numerical rank. What much of the literature's code
-    calls stable rank is `Srank`.
+    Rudelson & Vershynin (2007), who call it numerical rank. Much of the literature's code calls
+    another measure the stable rank: see `Srank`.
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return _of_layers(view, stable_rank)
+        return _map_layers(view, stable_rank)
 
 
 class Srank(Probe):
-    """How many singular values make up all but `delta` of their sum (Kumar et al. 2020).
+    """The number of singular values that sum to 1 - `delta` of the total (Kumar et al. 2020).
 
-    The singular values themselves, not their squares as in `ApproximateRank`.
+    It counts the singular values themselves, not their squares as `ApproximateRank` does.
 
     Attributes:
-      delta: the share of the sum that may be missing.
+      delta: the fraction of the sum that may be missing.
     """
 
     delta: float = field(0.01, gt=0, lt=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return _of_layers(view, lambda sigma: leading(sigma, 1 - self.delta))
+        return _map_layers(view, lambda sigma: num_leading(sigma, 1 - self.delta))
 
 
 class ApproximateRank(Probe):
-    """How many directions hold a share of the features' squared norm (Yang et al. 2020).
+    """The number of directions with most of the features' squared norm (Yang et al. 2020).
 
-    Squared singular values, of features that are not centred, as Moalla et al. (2024) have it:
-    principal components of the second moment, and not of the covariance.
+    It counts squared singular values of features that are not centered, as Moalla et al. (2024)
+    do: principal components of the second moment, not of the covariance.
 
     Attributes:
-      threshold: the share.
+      threshold: the fraction of the squared norm that they must have.
     """
 
     threshold: float = field(0.99, gt=0, lt=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
-        return _of_layers(view, lambda sigma: leading(jnp.square(sigma), self.threshold))
+        return _map_layers(view, lambda sigma: num_leading(jnp.square(sigma), self.threshold))
 
 
 class FeatureRank(Probe):
-    """How many singular values of a layer's features / sqrt(B) exceed epsilon (Lyle et al. 2022).
+    """The number of singular values of features / sqrt(B) above epsilon (Lyle et al. 2022).
 
-    Alone among the ranks it grows with the scale of the features.
+    This is the only rank here that grows with the scale of the features.
 
     Attributes:
       epsilon: the threshold.
@@ -74,41 +76,52 @@ class FeatureRank(Probe):
     epsilon: float = field(0.01, ge=0)
 
     def __call__(self, view: View) -> dict[str, Array]:
-        def rank(sigma: Array, rows: int) -> Array:
-            exceed = sigma / jnp.sqrt(rows) > self.epsilon
-            return jnp.sum(jnp.where(jnp.isnan(sigma), sigma, exceed))
+        def rank(sigma: Array, num_rows: int) -> Array:
+            exceeds = sigma / jnp.sqrt(num_rows) > self.epsilon
+            return jnp.sum(jnp.where(jnp.isnan(sigma), sigma, exceeds))
 
-        rows = {name: x.size // x.shape[-1] for name, x in view.output.activations.items()}
-        return _with_mean({name: rank(x, rows[name]) for name, x in view.singular_values.items()})
+        num_rows = {name: x.size // x.shape[-1] for name, x in view.output.activations.items()}
+        return _with_mean(
+            {name: rank(sigma, num_rows[name]) for name, sigma in view.singular_values.items()}
+        )
 
 
 def effective_rank(sigma: Array) -> Array:
-    """The effective rank of a matrix with singular values `sigma` [d]. Between 1 and d, or 0."""
+    """Computes the effective rank from singular values `sigma` [d]. Between 1 and d, or 0."""
     total = jnp.sum(sigma)
-    share = sigma / jnp.where(total == 0, 1.0, total)
-    entropy = -jnp.sum(share * jnp.log(jnp.where(share == 0, 1.0, share)))
+    p = sigma / jnp.where(total == 0, 1.0, total)
+    entropy = -jnp.sum(p * jnp.log(jnp.where(p == 0, 1.0, p)))
     return jnp.where(total == 0, 0.0, jnp.exp(entropy))
 
 
 def stable_rank(sigma: Array) -> Array:
-    """The stable rank of a matrix with singular values `sigma` [d]. Between 1 and d, or 0."""
+    """Computes the stable rank from singular values `sigma` [d]. Between 1 and d, or 0."""
     largest = jnp.max(sigma)
-    # The ratio first: squares of small numbers underflow.
+    # The ratio is taken before the square, because squares of small numbers underflow.
     return jnp.sum(jnp.square(sigma / jnp.where(largest == 0, 1.0, largest)))
 
 
-def leading(weights: Array, share: Array | float) -> Array:
-    """The fewest of `weights` [d], largest first, whose sum is at least that share of all."""
+def num_leading(weights: Array, fraction: Array | float) -> Array:
+    """Counts the fewest leading entries whose sum is at least a fraction of the total.
+
+    Args:
+      weights: numbers >= 0 in descending order, [d].
+      fraction: the fraction.
+
+    Returns:
+      The count, []. It is 0 if all entries are 0, and NaN if any is NaN.
+    """
     total = jnp.sum(weights)
-    # The last one is not asked: rounding could leave even all of them short of the whole.
-    short = jnp.sum(jnp.cumsum(weights)[:-1] < share * total)
-    # What has diverged has no rank: neither 0 nor 1.
-    return jnp.where(total > 0, 1.0 + short, total)
+    # The last entry is not compared: by rounding, even the sum of all could fall short.
+    num_short = jnp.sum(jnp.cumsum(weights)[:-1] < fraction * total)
+    # NaN, as after divergence, is passed on: the count would be 1.
+    return jnp.where(total > 0, 1.0 + num_short, total)
 
 
-def _of_layers(view: View, rank: Callable[[Array], Array]) -> dict[str, Array]:
+def _map_layers(view: View, rank: Callable[[Array], Array]) -> dict[str, Array]:
+    """Computes a rank from the singular values [d] of each layer, and the mean over layers."""
     return _with_mean({name: rank(sigma) for name, sigma in view.singular_values.items()})
 
 
-def _with_mean(of_layers: dict[str, Array]) -> dict[str, Array]:
-    return {**of_layers, "all": jnp.mean(jnp.stack(list(of_layers.values())))}
+def _with_mean(layers: dict[str, Array]) -> dict[str, Array]:
+    return {**layers, "all": jnp.mean(jnp.stack(list(layers.values())))} if layers else {}

@@ -8,26 +8,28 @@ from plasticity.networks import Params
 from plasticity.probes.base import Array, Probe, View
 from plasticity.struct import field, static_field
 
+__all__ = ["Trainability"]
+
 
 class Trainability(Probe):
-    """The loss that a copy reaches on random targets; low is trainable (Lyle et al. 2023).
+    """The final loss of a copy trained on random targets; low is trainable (Lyle et al. 2023).
 
-    The targets of the probe batch are a + sin(1e5 f(x)), with f a network drawn at random and a the
-    mean over the batch of what the copy says at first. Every output is trained, logits (or the
-    means of numbers) and value alike, so that each torso is; the loss is the mean squared error
-    over outputs and batch, of which 0.5 or so is the variance of the targets. The random networks
-    are the same for every run of an architecture and at every moment. "fresh" is the loss reached
-    from the parameters that the lifetime began with: the paper's loss of plasticity is the
-    difference of the two.
+    The targets on the probe batch are a + sin(1e5 f(x)), where f is a randomly drawn network and a
+    is the mean over the batch of the copy's outputs before training. All outputs are trained: the
+    logits (or the means of continuous actions) and the value, so that each torso is. The loss is
+    the mean squared error over outputs and batch; the variance of the targets contributes about
+    0.5 to it. The random networks are the same for every run of an architecture and at every
+    measurement. "fresh" is the final loss from the parameters at the beginning of the run: the
+    paper's loss of plasticity is the difference of the two.
 
-    Full-batch Adam from a fresh state. The paper has its agents' optimisers, 2000 steps and 10
-    targets; the defaults are cheaper. Expensive: 2 * `targets` * `steps` gradients of the whole
-    probe batch.
+    Training is full-batch Adam from a newly initialized state. The paper uses the optimizers of its
+    agents, 2000 steps and 10 targets; the defaults here are cheaper. Expensive: 2 * `targets` *
+    `steps` gradients of the whole probe batch.
 
     Attributes:
-      steps: of Adam.
-      targets: sets of targets, each for a copy of its own; the loss is their mean.
-      learning_rate: of Adam.
+      steps: number of steps of Adam.
+      targets: number of sets of targets, each for another copy; the loss is their mean.
+      learning_rate: learning rate of Adam.
     """
 
     steps: int = static_field(100, ge=1)
@@ -39,30 +41,33 @@ class Trainability(Probe):
             output = view.apply(params, view.observation)
             return jnp.concatenate([output.policy.outputs, output.value[:, None]], axis=-1)
 
-        # Not of view.key, which changes: curves compare only if the task stays the same. Nor in
-        # low precision, of which 1e5 would leave no digit right.
+        # A fixed key instead of view.key, which changes: curves are comparable only if the targets
+        # stay the same. Full precision, because the factor 1e5 amplifies rounding.
         keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), self.targets)
         with jax.default_matmul_precision("highest"):
             waves = jnp.sin(1e5 * jax.vmap(lambda key: outputs(view.init_params(key)))(keys))
 
         optimizer = optax.adam(self.learning_rate)
 
-        def reached(start: Params, wave: Array) -> Array:
-            target = jnp.mean(outputs(start), axis=0) + wave
+        def final_loss(initial_params: Params, wave: Array) -> Array:
+            target = jnp.mean(outputs(initial_params), axis=0) + wave
 
             def loss(params: Params) -> Array:
                 return jnp.mean(jnp.square(outputs(params) - target))
 
-            def step(_: Array, carry: tuple[Params, optax.OptState]) -> tuple[Params, Params]:
-                params, state = carry
-                updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-                return optax.apply_updates(params, updates), state
+            def step(
+                _: Array, carry: tuple[Params, optax.OptState]
+            ) -> tuple[Params, optax.OptState]:
+                params, opt_state = carry
+                updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
+                return optax.apply_updates(params, updates), opt_state
 
-            params, _ = jax.lax.fori_loop(0, self.steps, step, (start, optimizer.init(start)))
+            carry = (initial_params, optimizer.init(initial_params))
+            params, _ = jax.lax.fori_loop(0, self.steps, step, carry)
             return loss(params)
 
         starts = jax.tree.map(lambda *x: jnp.stack(x), view.params, view.initial_params)
-        of_targets = jax.vmap(reached, in_axes=(None, 0))
-        losses = jax.vmap(of_targets, in_axes=(0, None))(starts, waves)
-        present, fresh = jnp.mean(losses, axis=1)
-        return {"all": present, "fresh": fresh}
+        over_targets = jax.vmap(final_loss, in_axes=(None, 0))
+        losses = jax.vmap(over_targets, in_axes=(0, None))(starts, waves)
+        current, fresh = jnp.mean(losses, axis=1)
+        return {"all": current, "fresh": fresh}

@@ -1,6 +1,6 @@
-"""Probes of the parameters: how large they are, and how far from where they began.
+"""Probes of the parameters: their norm, and their distance from earlier ones.
 
-Layers are all that have parameters, heads and norms included; "all" takes them together.
+Layers are all those with parameters, including heads and norms. "all" takes them together.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,8 @@ import optax
 
 from plasticity.networks import by_layer, norms, root_mean_squares
 from plasticity.probes.base import Array, Probe, View, singular_values
+
+__all__ = ["DistanceFromInit", "DistanceFromRoundStart", "SpectralNorm", "WeightNorm", "WeightRMS"]
 
 
 class WeightNorm(Probe):
@@ -27,16 +29,16 @@ class WeightRMS(Probe):
 
 
 class DistanceFromInit(Probe):
-    """The 2-norm of the parameters' way from those that the lifetime began with."""
+    """The 2-norm of the parameters minus those at the beginning of the run."""
 
     def __call__(self, view: View) -> dict[str, Array]:
         return norms(optax.tree.sub(view.params, view.initial_params))
 
 
 class DistanceFromRoundStart(Probe):
-    """The 2-norm of the parameters' way from those that the round began with.
+    """The 2-norm of the parameters minus those at the beginning of the round.
 
-    What an intervention does at the boundary is over by then, and no part of it.
+    Changes that interventions make at the boundary of two rounds are not included.
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
@@ -46,8 +48,9 @@ class DistanceFromRoundStart(Probe):
 class SpectralNorm(Probe):
     """The largest singular value of each kernel; "all" is the largest of them.
 
-    Kernels as the network computes with them, with one row for each input (and position, if there
-    are several: as Miyato et al. (2018) have it, which is not the norm of the convolution).
+    Kernels are those that the network computes with. Each is a matrix with one row for each input
+    (and position, if there are several: as in Miyato et al. (2018), which is not the norm of the
+    convolution).
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
@@ -56,8 +59,8 @@ class SpectralNorm(Probe):
             for name, layer in by_layer(view.effective_params(view.params)).items()
             if isinstance(layer, Mapping) and "kernel" in layer
         }
-        largest = {
+        layers = {
             name: view.run_serialized(singular_values, kernel.reshape(-1, kernel.shape[-1]))[0]
             for name, kernel in kernels.items()
         }
-        return {**largest, "all": jnp.max(jnp.stack(list(largest.values())))}
+        return {**layers, "all": jnp.max(jnp.stack(list(layers.values())))} if layers else {}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from plasticity.agents import Trajectory
 from plasticity.envs.base import CompiledEnv, State, Task
-from plasticity.networks import Categorical, Gaussian, Output, policy_class
+from plasticity.networks import Categorical, Gaussian, Output, distribution_class
 from plasticity.training.state import EnvState, EpisodeStats
 
 Array = jax.Array
@@ -51,7 +51,7 @@ def rollout(
     # All randomness is drawn before the loop. An episode lasts min_episode_steps at least, so
     # an environment needs no more than this many new states.
     num_resets = 1 + (num_steps - 1) // env.min_episode_steps
-    noise = policy_class(env.continuous_actions).noise(
+    noise = distribution_class(env.continuous_actions).noise(
         action_key, (num_steps, num_envs, env.num_actions)
     )
     step_keys = jax.random.split(step_key, (num_steps, num_envs))

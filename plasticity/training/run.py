@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from plasticity.agents import PPO, Agent, IntrinsicModule, NoIntrinsic
 from plasticity.envs.base import Env
 from plasticity.envs.task import LEVELS_PER_SEED, MAX_SEED, Levels, Task
 from plasticity.interventions import Interventions
-from plasticity.networks import ActorCritic, Network
+from plasticity.networks import BaseNetwork, Network, check_network
 from plasticity.probes import Probes
 from plasticity.shifts import Shifts
 from plasticity.struct import SettingError, Struct, check, field, static_field
@@ -64,7 +65,7 @@ class Run(Struct):
     env: Env
     shift: Shifts = Shifts()
     intervention: Interventions = Interventions()
-    network: Network = Network()
+    network: BaseNetwork = Network()
     agent: Agent = PPO()
     probes: Probes = Probes()
     schedule: Schedule = Schedule()
@@ -91,7 +92,7 @@ def seeds_of(runs: Run) -> list[int]:
     return np.asarray(runs.seed).tolist()
 
 
-def build_network(run: Run) -> ActorCritic:
+def build_network(run: Run) -> nn.Module:
     """Builds the Flax module of a run's network, as its interventions change it.
 
     Raises:
@@ -110,7 +111,13 @@ def check_run(run: Run) -> None:
     check(run)
     run.env.check()
     run.shift.check(run.env)
-    build_network(run)
+    check_network(
+        run.intervention.network(run.network),
+        run.env.observation_shape,
+        run.env.num_actions,
+        continuous=run.env.continuous_actions,
+        intrinsic=run.intrinsic.value_head,
+    )
     run.intervention.optimizer(run.agent.optimizer(jax.random.key(0))).build()
     run.intervention.check()
     run.intrinsic.check(run.agent, run.env.observation_shape)

@@ -1,4 +1,4 @@
-"""Policies against SciPy's distributions, and the agent of actions that are numbers."""
+"""Distributions against SciPy's, and agents with continuous actions."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ LOG_STD, LOG_OTHER = np.array([[0.3, -0.7, 0.0], [0.1, 0.2, -0.4]], np.float32)
 GAUSSIAN = Gaussian(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
 
 
-def test_gaussian_is_scipys():
+def test_gaussian_log_prob_and_entropy_match_scipy():
     """Would catch a variance for a deviation, a mean over numbers, or bits for nats."""
     known = scipy.stats.norm(MEAN, np.exp(LOG_STD))
     action = RNG.normal(size=(5, 3)).astype(np.float32)
@@ -30,7 +30,7 @@ def test_gaussian_is_scipys():
     np.testing.assert_allclose(GAUSSIAN.entropy(), known.entropy().sum(axis=-1), rtol=1e-5)
 
 
-def test_gaussian_draws():
+def test_gaussian_act_has_mean_and_deviation():
     """Would catch a deviation left out, or one number's taken for another's."""
     noise = Gaussian.noise(jax.random.key(0), (100_000, 3))
     drawn = np.asarray(Gaussian(jnp.asarray(MEAN[:1]), jnp.asarray(LOG_STD)).act(noise))
@@ -38,7 +38,7 @@ def test_gaussian_draws():
     np.testing.assert_allclose(drawn.std(axis=0), np.exp(LOG_STD), rtol=0.02)
 
 
-def test_divergence_of_gaussians():
+def test_gaussian_kl_divergence():
     """Would catch the other direction: the mean of log p - log q over draws from p."""
     other = Gaussian(jnp.asarray(OTHER), jnp.asarray(LOG_OTHER))
     drawn = GAUSSIAN.act(Gaussian.noise(jax.random.key(1), (200_000, 5, 3)))
@@ -47,7 +47,7 @@ def test_divergence_of_gaussians():
     np.testing.assert_allclose(GAUSSIAN.kl_divergence(GAUSSIAN), 0, atol=1e-6)
 
 
-def test_departs():
+def test_greedy_action_differs():
     """Would catch deviations of the wrong policy, or all numbers asked for in place of one."""
     wide = Gaussian(jnp.zeros((2, 2)), jnp.log(jnp.array([1.0, 2.0])))
     moved = wide._replace(mean=jnp.array([[0.0, 1.9], [0.0, 2.1]]))
@@ -56,7 +56,7 @@ def test_departs():
     assert one.greedy_action_differs(other).tolist() == [True]
 
 
-def test_categorical_draws():
+def test_categorical_act_has_softmax_frequencies():
     """Would catch noise of another kind: frequencies against the softmax."""
     logits = jnp.array([0.0, 1.0, -1.0])
     drawn = Categorical(logits).act(Categorical.noise(jax.random.key(0), (100_000, 3)))
@@ -64,40 +64,40 @@ def test_categorical_draws():
     np.testing.assert_allclose(share, jax.nn.softmax(logits), atol=0.01)
 
 
-def test_moments_are_those_of_all_batches():
+def test_running_mean_std_merges_batches():
     """Would catch a wrong merge: against NumPy's of everything at once."""
     batches = [RNG.normal(3.0, 2.0, size=(size, 4)).astype(np.float32) for size in (5, 1, 30)]
     known = np.concatenate(batches)
-    found = RunningMeanStd.init((4,))
+    estimate = RunningMeanStd.init((4,))
     for batch in batches:
-        found = found.update(jnp.asarray(batch))
-    np.testing.assert_allclose(found.mean, known.mean(axis=0), rtol=1e-3)
-    np.testing.assert_allclose(found.variance, known.var(axis=0), rtol=1e-3)
-    scaled = np.asarray(found.normalize(known, 1.5))
+        estimate = estimate.update(jnp.asarray(batch))
+    np.testing.assert_allclose(estimate.mean, known.mean(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(estimate.variance, known.var(axis=0), rtol=1e-3)
+    scaled = np.asarray(estimate.normalize(known, 1.5))
     inner = np.abs(known - known.mean(axis=0)) < 1.4 * known.std(axis=0)
     unscaled = (known - known.mean(axis=0)) / known.std(axis=0)
     np.testing.assert_allclose(scaled[inner], unscaled[inner], atol=2e-3)
     assert np.abs(scaled).max() <= 1.5
 
 
-def test_returns_are_discounted_forwards_within_episodes():
+def test_reward_scaler_discounts_within_episodes():
     """Would catch a sum that passes an episode's end, forgets a rollout, or runs backwards."""
     reward = RNG.normal(size=(2, 6, 3)).astype(np.float32)
     ends = RNG.random((2, 6, 3)) < 0.3
-    sums, met = np.zeros(3), []
+    sums, returns = np.zeros(3), []
     for step_reward, step_ends in zip(reward.reshape(12, 3), ends.reshape(12, 3), strict=True):
         sums = 0.9 * sums + step_reward
-        met.append(sums.copy())
+        returns.append(sums.copy())
         sums[step_ends] = 0
-    found = RewardScaler.init(3)
+    estimate = RewardScaler.init(3)
     for rollout, ended in zip(reward, ends, strict=True):
-        found = found.update(jnp.asarray(rollout), jnp.asarray(~ended), 0.9)
-    np.testing.assert_allclose(found.scale, np.std(met), rtol=1e-3)
-    np.testing.assert_allclose(found.sums, sums, atol=1e-5)
+        estimate = estimate.update(jnp.asarray(rollout), jnp.asarray(~ended), 0.9)
+    np.testing.assert_allclose(estimate.scale, np.std(returns), rtol=1e-3)
+    np.testing.assert_allclose(estimate.sums, sums, atol=1e-5)
 
 
 def run_of(**changes):
-    """A short life of pulling at numbers."""
+    """Makes a short run in Tug."""
     run = Run(
         env=Tug(),
         network=Network(hidden=(16,), activation="tanh"),
@@ -116,17 +116,17 @@ def run_of(**changes):
     return run.replace(**changes)
 
 
-def test_numbers_are_learnt():
+def test_ppo_learns_continuous_actions():
     """Would catch a density, a sample or a gradient of the wrong sign."""
     run = run_of()
 
-    def life(run):
+    def train(run):
         state = loop.init(run)
         before = loop.evaluate(run, state)
         state, sums = loop.train_updates(run, state, 60)
         return before, loop.evaluate(run, state), state, sums
 
-    before, after, state, sums = jax.jit(life)(run)
+    before, after, state, sums = jax.jit(train)(run)
     before, after = (float(of["eval_train_return"]["all"]) for of in (before, after))
     # The best is 0; to say nothing comes to -3.3.
     assert before < -4
@@ -137,7 +137,7 @@ def test_numbers_are_learnt():
     assert float(sums.episodes.return_sum / sums.episodes.num_episodes) < after
 
 
-def test_scaled_rewards_are_the_agents_alone():
+def test_reward_normalization_does_not_change_reported_returns():
     """Would catch what is reported as earned being scaled, or what is learnt from not being."""
     plain, scaled = (
         run_of(agent=run_of().agent.replace(normalize_rewards=on)) for on in (False, True)
@@ -153,7 +153,7 @@ def test_scaled_rewards_are_the_agents_alone():
 
 
 @pytest.mark.parametrize("shifts", [(PermuteActions(),), (StickyActions(values=(1.0,)),)])
-def test_shifts_of_numbers(shifts):
+def test_shifts_of_continuous_actions(shifts):
     """Would catch numbers taken for an index, or part of an action being repeated."""
     env, (shift,) = TaskWrapper(Tug()), shifts
     task = shift.begin(Task(Levels(0, 1, 1), {}), Tug(), jax.random.key(0))
@@ -162,12 +162,12 @@ def test_shifts_of_numbers(shifts):
     state = env.reset(task, jax.random.key(1))
     wanted = np.asarray(state.inner.wanted)
     action = jnp.array([0.5, -0.25])
-    met = np.array([-0.25, 0.5]) if task.action_permutation is not None else np.zeros(2)
+    applied = np.array([-0.25, 0.5]) if task.action_permutation is not None else np.zeros(2)
     reward = env.step(task, state, action, jax.random.key(2)).reward
-    np.testing.assert_allclose(reward, -np.sum((met - wanted) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(reward, -np.sum((applied - wanted) ** 2), rtol=1e-5)
 
 
-def test_gymnax_takes_numbers():
+def test_gymnax_scales_continuous_actions():
     """Would catch bounds left out: Pendulum's torque is twice what the agent says."""
     pytest.importorskip("gymnax")
     env = Gymnax(id="Pendulum-v1")
@@ -178,27 +178,27 @@ def test_gymnax_takes_numbers():
     assert [float(step.state.inner.last_u) for step in steps] == [1.0, 2.0, 2.0]
 
 
-def test_permuted_numbers_are_seen(tiny_run):
+def test_permute_actions_of_continuous_actions_has_task(tiny_run):
     """Would catch a shift that does not go with actions that are numbers."""
     run = run_of(shift=Shifts.of(Permute(), PermuteActions()), schedule=Schedule(2, 1))
     state = jax.eval_shape(lambda run: loop.start_round(run, loop.init(run)), run)
     assert state.task.action_permutation.shape == (2,)
 
 
-@pytest.mark.parametrize("anew", [False, True])
-def test_statistics_at_a_boundary(anew):
-    """Would catch sums that go on in new episodes, or statistics that do not begin anew."""
+@pytest.mark.parametrize("reset", [False, True])
+def test_normalizers_at_a_boundary(reset):
+    """Would catch sums that continue in new episodes, or statistics that are not reset."""
     run = run_of(shift=Shifts.of(Permute()), schedule=Schedule(2, 2))
-    run = run.replace(agent=run.agent.replace(reset_statistics=anew, num_steps=18))
+    run = run.replace(agent=run.agent.replace(reset_statistics=reset, num_steps=18))
 
     @jax.jit
-    def live(run):
+    def train(run):
         state = loop.train_updates(run, loop.init(run), 2)[0]
         return loop.init(run), state, loop.start_round(run, state)
 
-    begun, before, after = live(run)
+    begun, before, after = train(run)
     assert np.all(before.reward_stats.sums != 0)
     same(after.reward_stats.sums, np.zeros(8))
-    kept = begun if anew else before
+    kept = begun if reset else before
     same(after.obs_stats, kept.obs_stats)
     same(after.reward_stats.stats, kept.reward_stats.stats)

@@ -1,4 +1,4 @@
-"""Probes of PPO's loss and its gradients, and of kernels, against readings in NumPy."""
+"""Probes of PPO's loss and its gradients, and of kernels, against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,13 @@ COUNT = 12  # transitions, and observations in the probe batch
 
 
 def flat(tree, axes=1):
-    """A tree of arrays as one array, all but the first axes in a row."""
+    """Concatenates the leaves of a tree, flattened but for the first axes."""
     leaves = [np.asarray(x, float).reshape(*x.shape[:axes], -1) for x in jax.tree.leaves(tree)]
     return np.concatenate(leaves, axis=-1)
 
 
 def rank(eigenvalues):
-    """Roy & Vetterli's effective rank, in NumPy."""
+    """Computes Roy & Vetterli's effective rank in NumPy."""
     p = eigenvalues[eigenvalues > 0] / eigenvalues[eigenvalues > 0].sum()
     return np.exp(-np.sum(p * np.log(p)))
 
@@ -41,15 +41,15 @@ def rank(eigenvalues):
 def losses(context):
     """PPO's loss of each transition."""
 
-    def of(params, batch):
+    def per_sample_loss(params, batch):
         return AGENT.per_sample_loss(context.apply(params, batch.observation), batch)
 
-    return of
+    return per_sample_loss
 
 
 @pytest.fixture(scope="module")
-def seen(context, losses):
-    """A network 6-16-8 with a few transitions of its own."""
+def view(context, losses):
+    """A view of a network 6-16-8 with a few transitions."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: 1.5 * x, context.init_params(jax.random.key(1)))
     observation, probed = rng.normal(size=(2, COUNT, 6)).astype(np.float32)
@@ -66,47 +66,47 @@ def seen(context, losses):
 
 
 @pytest.fixture(scope="module")
-def gradients(seen):
+def gradients(view):
     """The gradient of each transition's loss, a tree of [COUNT, ...]."""
-    return jax.jit(lambda: jax.jacrev(seen.per_sample_loss)(seen.params, seen.batch))()
+    return jax.jit(lambda: jax.jacrev(view.per_sample_loss)(view.params, view.batch))()
 
 
-def test_nothing_changes_before_the_first_update(seen):
+def test_churn_probes_are_zero_before_the_first_update(view):
     """Would catch churn measured against anything but the parameters before the update."""
     for probe in (PolicyKL(), PolicyChurn(), ValueChurn()):
-        assert measure(probe, seen) == {"all": 0.0}
+        assert measure(probe, view) == {"all": 0.0}
 
 
-def test_critic_error(seen):
+def test_critic_error_matches_numpy(view):
     """Would catch the mean square, the probe batch's values, or advantages for returns."""
-    value = np.asarray(seen.apply(seen.params, seen.batch.observation).value)
-    known = np.sqrt(np.mean((value - np.asarray(seen.batch.target)) ** 2))
-    assert measure(CriticError(), seen) == pytest.approx({"all": known}, rel=1e-5)
+    value = np.asarray(view.apply(view.params, view.batch.observation).value)
+    known = np.sqrt(np.mean((value - np.asarray(view.batch.target)) ** 2))
+    assert measure(CriticError(), view) == pytest.approx({"all": known}, rel=1e-5)
 
 
-def test_gradient_cosine(seen, gradients):
+def test_gradient_cosine_matches_numpy(view, gradients):
     """Would catch the diagonal counted, sums over layers of cosines, or overlapping minibatches."""
-    order = np.asarray(jax.random.permutation(seen.key, COUNT))
+    order = np.asarray(jax.random.permutation(view.key, COUNT))
     layers = {**gradients["torso"], "policy": gradients["policy"], "value": gradients["value"]}
     known = {}
     for name, layer in {**layers, "all": gradients}.items():
         mean = flat(layer)[order].reshape(3, 4, -1).mean(axis=1)
         unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
         known[name] = (unit[0] @ unit[1] + unit[0] @ unit[2] + unit[1] @ unit[2]) / 3
-    assert measure(GradientCosine(minibatches=3, size=4), seen) == pytest.approx(known, abs=1e-5)
+    assert measure(GradientCosine(minibatches=3, size=4), view) == pytest.approx(known, abs=1e-5)
     # More than there are: as many minibatches, as large as can be.
-    assert measure(GradientCosine(minibatches=3, size=64), seen) == pytest.approx(known, abs=1e-5)
+    assert measure(GradientCosine(minibatches=3, size=64), view) == pytest.approx(known, abs=1e-5)
 
 
-def test_gradient_covariance_rank(seen, gradients):
-    """Would catch gradients not normalised, singular values for eigenvalues, or centring."""
+def test_gradient_covariance_rank_matches_numpy(view, gradients):
+    """Would catch gradients not normalized, singular values for eigenvalues, or centering."""
     unit = flat(gradients)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     known = rank(np.linalg.eigvalsh(unit @ unit.T))
-    assert measure(GradientCovarianceRank(), seen) == pytest.approx({"all": known}, rel=1e-4)
+    assert measure(GradientCovarianceRank(), view) == pytest.approx({"all": known}, rel=1e-4)
 
 
-def test_known_gradients():
+def test_gradient_probes_of_known_gradients():
     """Would catch 0 / 0 at gradients of zero, and a rank that depends on their lengths."""
     params = {"torso": {}, "policy": {"kernel": jnp.ones(4)}, "value": {"bias": jnp.zeros(1)}}
 
@@ -133,16 +133,16 @@ def test_known_gradients():
     assert measure(covariance, none)["all"] == measure(cosine, none)["all"] == 0.0
 
 
-def test_ntk_rank(seen):
+def test_ntk_rank_matches_numpy(view):
     """Would catch actions summed before differentiating, logits' mean kept, or fewer heads."""
 
     @jax.jit
     def jacobians():
         def of(params):
-            output = seen.apply(params, seen.observation[:5])
+            output = view.apply(params, view.observation[:5])
             return output.policy.logits, output.value
 
-        return jax.jacrev(of)(seen.params)
+        return jax.jacrev(of)(view.params)
 
     logits, value = jacobians()
     logits, value = flat(logits, axes=2), flat(value)
@@ -150,11 +150,11 @@ def test_ntk_rank(seen):
     kernels = {"policy": np.einsum("iap,jap->ij", logits, logits), "value": value @ value.T}
     kernels["all"] = kernels["policy"] + kernels["value"]
     known = {name: rank(np.linalg.eigvalsh(kernel)) for name, kernel in kernels.items()}
-    assert measure(NTKRank(size=5), seen) == pytest.approx(known, rel=1e-4)
+    assert measure(NTKRank(size=5), view) == pytest.approx(known, rel=1e-4)
 
 
 def quadratic(hessian):
-    """A view whose loss is half of theta' H theta, for each of two transitions."""
+    """Makes a view whose loss is half of theta' H theta, for each of two transitions."""
     hessian = jnp.asarray(hessian, jnp.float32)
 
     def losses(params, batch):
@@ -169,33 +169,33 @@ def quadratic(hessian):
     "eigenvalues",
     [(-10.0, 3, 1, 0, -2), (10.0, -3, 1, 0, 2), (-5.0, -4, -3, -2, -1), (2.0,) * 5, (0.0,) * 5],
 )
-def test_hessian_of_known_eigenvalues(eigenvalues):
+def test_hessian_eigenvalue_of_known_matrices(eigenvalues):
     """Would catch the largest magnitude for the largest, or a 0 where directions run out."""
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
-    seen = quadratic(rotation * np.array(eigenvalues) @ rotation.T)
-    assert measure(HessianEigenvalue(iterations=8), seen)["all"] == pytest.approx(
+    view = quadratic(rotation * np.array(eigenvalues) @ rotation.T)
+    assert measure(HessianEigenvalue(iterations=8), view)["all"] == pytest.approx(
         max(eigenvalues), abs=1e-4
     )
 
 
-def test_hessian_of_ppos_loss(seen):
+def test_hessian_eigenvalue_of_ppos_loss(view):
     """Would catch a Gauss-Newton matrix, or that of a sum, for the mean loss's Hessian."""
-    leaves, tree = jax.tree.flatten(seen.params)
+    leaves, tree = jax.tree.flatten(view.params)
     ends = np.cumsum([x.size for x in leaves])[:-1]
 
     def loss(vector):
         parts = jnp.split(vector, ends)
         shaped = [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
-        return jnp.mean(seen.per_sample_loss(jax.tree.unflatten(tree, shaped), seen.batch))
+        return jnp.mean(view.per_sample_loss(jax.tree.unflatten(tree, shaped), view.batch))
 
     vector = jnp.concatenate([x.ravel() for x in leaves])
     hessian = np.asarray(jax.jit(jax.hessian(loss))(vector), float)
     known = np.linalg.eigvalsh((hessian + hessian.T) / 2)[-1]
-    assert measure(HessianEigenvalue(), seen)["all"] == pytest.approx(known, rel=1e-3)
+    assert measure(HessianEigenvalue(), view)["all"] == pytest.approx(known, rel=1e-3)
 
 
-def of_value(params, context, observation):
-    """A view whose loss is the value, and the transitions are these observations."""
+def value_view(params, context, observation):
+    """Makes a view whose loss is the value, on the given observations."""
     return view_of(
         params,
         context.apply,
@@ -205,10 +205,10 @@ def of_value(params, context, observation):
 
 
 @pytest.mark.parametrize("tau", [0.01, 0.5, 0.9])
-def test_gradient_dormant_units(context, seen, tau):
+def test_gradient_dormant_units_match_numpy(context, view, tau):
     """Would catch the gradient of the activation, or of the batch's mean, or no layer's mean."""
-    x = np.asarray(seen.batch.observation)
-    params = jax.tree.map(np.array, seen.params)
+    x = np.asarray(view.batch.observation)
+    params = jax.tree.map(np.array, view.params)
     params["torso"]["hidden_0"]["bias"][:3] = -100.0  # dead: no gradient
     first, second = params["torso"]["hidden_0"], params["torso"]["hidden_1"]
     one = x @ first["kernel"] + first["bias"]
@@ -222,17 +222,19 @@ def test_gradient_dormant_units(context, seen, tau):
     assert dormant[0][:3].all()
     known = {"hidden_0": np.mean(dormant[0]), "hidden_1": np.mean(dormant[1])}
     known["all"] = np.mean(np.concatenate(dormant))
-    assert measure(GradientDormantUnits(tau), of_value(params, context, x)) == pytest.approx(known)
+    assert measure(GradientDormantUnits(tau), value_view(params, context, x)) == pytest.approx(
+        known
+    )
 
 
-def test_without_gradient_every_unit_is_dormant(context, seen):
+def test_gradient_dormant_units_without_gradient_are_all(context, view):
     """Would catch < for <=, or 0 / 0, in a layer that gets no gradient."""
-    params = {**seen.params, "value": jax.tree.map(jnp.zeros_like, seen.params["value"])}
-    none = of_value(params, context, seen.batch.observation)
+    params = {**view.params, "value": jax.tree.map(jnp.zeros_like, view.params["value"])}
+    none = value_view(params, context, view.batch.observation)
     assert measure(GradientDormantUnits(), none) == {"hidden_0": 1.0, "hidden_1": 1.0, "all": 1.0}
 
 
-def test_gradient_dormant_behind_layer_norm():
+def test_gradient_dormant_units_before_layer_norm():
     """Would catch the gradient taken before the norm, which a dead unit too has some of."""
     network = Network(hidden=(8,), norm="layer_norm").build((4,), 2)
     x = np.random.default_rng(0).normal(size=(COUNT, 4)).astype(np.float32)
@@ -242,13 +244,13 @@ def test_gradient_dormant_behind_layer_norm():
     def losses(params, batch):
         return network.apply({"params": params}, batch.observation).value
 
-    seen = view_of(params, None, losses, Batch(jnp.asarray(x), *[jnp.zeros(COUNT)] * 5))
-    assert measure(GradientDormantUnits(), seen) == {"hidden_0": 2 / 8, "all": 2 / 8}
+    view = view_of(params, None, losses, Batch(jnp.asarray(x), *[jnp.zeros(COUNT)] * 5))
+    assert measure(GradientDormantUnits(), view) == {"hidden_0": 2 / 8, "all": 2 / 8}
 
 
-def test_sampled_transitions_are_distinct(seen):
+def test_view_sample_draws_without_replacement(view):
     """Would catch draws with replacement, or more transitions than there are."""
-    drawn = np.asarray(seen.sample(5).advantage)
+    drawn = np.asarray(view.sample(5).advantage)
     assert len(set(drawn.tolist())) == 5
-    assert set(drawn) <= set(np.asarray(seen.batch.advantage))
-    np.testing.assert_array_equal(np.sort(seen.sample(99).advantage), np.sort(seen.batch.advantage))
+    assert set(drawn) <= set(np.asarray(view.batch.advantage))
+    np.testing.assert_array_equal(np.sort(view.sample(99).advantage), np.sort(view.batch.advantage))

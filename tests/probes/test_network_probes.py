@@ -1,4 +1,4 @@
-"""Probes against readings of their definitions in NumPy, on networks made by hand."""
+"""Probes against their definitions in NumPy, on hand-made networks."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ from plasticity.probes import (
     WeightNorm,
     WeightRMS,
 )
-from plasticity.probes.ranks import effective_rank, leading, stable_rank
+from plasticity.probes.ranks import effective_rank, num_leading, stable_rank
 
 # Four units of which one is dead and one hardly alive; two units, one dead.
 FIRST = np.array([[1.0, 0, 0.01, 3], [3, 0, 0, 0], [2, 0, 0.05, 0]])
@@ -47,18 +47,18 @@ PARAMS = {
 
 @jax.jit
 def ranks_of(features):
-    """Each rank that is made of singular values alone, at its default."""
+    """Computes each rank that depends on singular values alone, at its defaults."""
     sigma = jnp.linalg.svd(features, compute_uv=False)
     return {
         "effective": effective_rank(sigma),
         "stable": stable_rank(sigma),
-        "srank": leading(sigma, 0.99),
-        "approximate": leading(sigma**2, 0.99),
+        "srank": num_leading(sigma, 0.99),
+        "approximate": num_leading(sigma**2, 0.99),
     }
 
 
 def view(*activations, params=PARAMS, initial=PARAMS, round_start=PARAMS):
-    """What a probe sees of a network with these activations."""
+    """Makes a view of a network with the given activations."""
     named = {f"hidden_{i}": jnp.asarray(x, jnp.float32) for i, x in enumerate(activations)}
     batch = len(activations[0]) if activations else 1
     output = Output(Categorical(jnp.zeros((batch, 2))), jnp.zeros(batch), named, named)
@@ -79,7 +79,7 @@ def view(*activations, params=PARAMS, initial=PARAMS, round_start=PARAMS):
 
 
 def measure(probe, *activations, **kwargs):
-    """A probe's answer as plain numbers."""
+    """Runs a probe on a view. Returns plain numbers."""
     return {name: float(x) for name, x in probe(view(*activations, **kwargs)).items()}
 
 
@@ -90,7 +90,7 @@ def test_dead_units_pool_all_units():
     )
 
 
-def test_negative_activations_are_alive():
+def test_unit_probes_count_negative_activations_as_alive():
     """Would catch a unit counted dead because it is not positive, as a tanh unit may be."""
     negative = -np.ones((3, 2))
     assert measure(DeadUnits(), negative)["all"] == 0
@@ -98,30 +98,30 @@ def test_negative_activations_are_alive():
     assert measure(InactiveFraction(), negative)["all"] == 0
 
 
-def test_inactive_fraction():
+def test_inactive_fraction_counts_activations():
     """Would catch a fraction of units where one of activations is meant."""
     assert measure(InactiveFraction(), FIRST, LAST) == pytest.approx(
         {"hidden_0": 6 / 12, "hidden_1": 4 / 6, "all": 10 / 18}
     )
 
 
-def test_rollout_inactive_fraction_is_of_what_the_policy_meets():
+def test_rollout_inactive_fraction_uses_the_rollout():
     """Would catch the probe batch in place of the rollout, or parameters of another moment."""
-    met = jnp.asarray([[1.0, -1.0], [2.0, 0.0], [-1.0, -3.0]])
-    seen = dataclasses.replace(
+    observations = jnp.asarray([[1.0, -1.0], [2.0, 0.0], [-1.0, -3.0]])
+    rollout_view = dataclasses.replace(
         view(FIRST),
         params={"scale": jnp.asarray(-1.0)},
         apply=lambda params, observations: Output(
             None, None, {"hidden_0": jnp.maximum(params["scale"] * observations, 0)}, {}
         ),
-        make_batch=lambda: SimpleNamespace(observation=met),
+        make_batch=lambda: SimpleNamespace(observation=observations),
     )
-    found = {name: float(x) for name, x in RolloutInactiveFraction()(seen).items()}
+    found = {name: float(x) for name, x in RolloutInactiveFraction()(rollout_view).items()}
     assert found == pytest.approx({"hidden_0": 3 / 6, "all": 3 / 6})
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.025, 0.0267, 0.65, 1.0])
-def test_dormant_units(tau):
+def test_dormant_units_match_the_definition(tau):
     """Would catch a score not relative to the layer's mean, or the signed mean for the absolute."""
     signed = FIRST * np.array([1, 1, -1, -1])
     dormant = []
@@ -134,13 +134,13 @@ def test_dormant_units(tau):
     assert measure(DormantUnits(tau), signed, LAST) == pytest.approx(known)
 
 
-def test_a_unit_at_the_threshold_is_dormant():
+def test_dormant_units_include_the_threshold():
     """Would catch < for the paper's <=: a unit at tau times the mean exactly."""
     layer = np.array([[0.5, 1.5, 1.0]])
     assert measure(DormantUnits(0.5), layer)["all"] == pytest.approx(1 / 3)
 
 
-def test_a_layer_of_zeros_is_wholly_dead():
+def test_probes_of_a_layer_of_zeros():
     """Would catch 0 / 0 where a whole layer has died."""
     zeros = np.zeros((3, 4))
     for probe in (DeadUnits(), DormantUnits(0.0), DormantUnits(), InactiveFraction()):
@@ -151,7 +151,7 @@ def test_a_layer_of_zeros_is_wholly_dead():
         assert measure(probe, zeros) == {"hidden_0": 0.0, "all": 0.0}
 
 
-def test_positions_of_a_channel_are_one_unit():
+def test_unit_probes_pool_positions_of_a_channel():
     """Would catch convolutional units counted by position: alive anywhere is alive."""
     image = np.zeros((2, 3, 3, 4))
     image[1, 2, 0, 1] = 1.0
@@ -203,7 +203,7 @@ def test_ranks_of_known_matrices():
     assert measure(EffectiveRank(), np.eye(4).reshape(2, 2, 4))["all"] == pytest.approx(4)
 
 
-def test_ranks_that_ask_for_a_share():
+def test_ranks_with_a_threshold_fraction():
     """Would catch squares taken of the wrong one of the two, a share of the count, < for >=."""
     features = np.diag([8.0, 1.0, 1.0, 0.0])
     share = {delta: measure(Srank(delta), features)["all"] for delta in (0.01, 0.15, 0.25)}
@@ -212,13 +212,13 @@ def test_ranks_that_ask_for_a_share():
     assert share == {0.96: 1.0, 0.98: 2.0, 0.99: 3.0}
     assert measure(Srank(0.5), np.eye(2))["all"] == 1.0
     # Where all of the weights are asked for, rounding must not ask for one more.
-    assert float(leading(jnp.full(7, 0.1), 1.0)) <= 7
+    assert float(num_leading(jnp.full(7, 0.1), 1.0)) <= 7
     assert measure(StableRank(), features, np.eye(4)) == pytest.approx(
         {"hidden_0": 66 / 64, "hidden_1": 4.0, "all": (66 / 64 + 4) / 2}
     )
 
 
-def test_what_has_diverged_has_no_rank():
+def test_ranks_of_nan_are_nan():
     """Would catch a count that a comparison with NaN has made look like a measurement."""
     nan = np.full((3, 4), np.nan)
     for probe in (EffectiveRank(), StableRank(), Srank(), ApproximateRank(), FeatureRank()):
@@ -226,7 +226,7 @@ def test_what_has_diverged_has_no_rank():
     assert np.isnan(measure(FeatureCosine(), nan)["all"])
 
 
-def test_feature_rank_depends_on_scale_and_not_on_repetition():
+def test_feature_rank_depends_on_scale_not_on_batch_size():
     """Would catch a threshold relative to the largest, a missing 1 / sqrt(B), or >= for >."""
     features = np.diag([4.0, 2.0, 1.0, 0.0])  # over sqrt(B) = 2: 2, 1, 1/2, 0
     for epsilon, rank in ((0.0, 3), (0.4, 3), (0.5, 2), (1.5, 1), (2.0, 0)):
@@ -240,7 +240,7 @@ def test_feature_rank_depends_on_scale_and_not_on_repetition():
     }
 
 
-def test_saturated_units():
+def test_saturation_probes_count_units_and_activations():
     """Would catch a share of entries for one of units, the signed activation, or >= for >."""
     tanh = np.array([[0.995, -1.0, 0.99, 1.0], [-0.999, -0.992, 1.0, 0.0]])
     small = np.array([[0.1, 0.995], [0.0, 0.995]])
@@ -252,21 +252,21 @@ def test_saturated_units():
     )
 
 
-def test_what_is_unbounded_does_not_saturate():
+def test_saturation_probes_ignore_unbounded_layers():
     """Would catch large activations of ReLU called saturated, or one layer silencing another."""
     relu, tanh = np.array([[3.0, 0.0], [1.0, 0.5]]), np.ones((2, 2))
     for probe in (SaturatedUnits(), SaturatedFraction()):
         assert measure(probe, relu, tanh) == {"hidden_0": 0.0, "hidden_1": 1.0, "all": 0.5}
 
 
-def test_feature_norm():
+def test_feature_norm_is_the_mean_norm():
     """Would catch the norm of the mean, or of the batch as one vector."""
     known = {"hidden_0": (5 + 0 + 1) / 3, "hidden_1": 2.0, "all": 2.0}
     features = np.array([[3.0, -4.0], [0, 0], [0, 1]])
     assert measure(FeatureNorm(), features, np.full((3, 4), -1.0)) == pytest.approx(known)
 
 
-def test_feature_cosine():
+def test_feature_cosine_matches_numpy():
     """Would catch the diagonal counted, lengths weighing, centring, or zeros counted as pairs."""
     features = np.random.default_rng(0).normal(size=(5, 3)) + 0.5
     cosine = [
@@ -283,7 +283,7 @@ def test_feature_cosine():
     )
 
 
-def test_probes_of_weights():
+def test_weight_norm_and_rms():
     """Would catch means of layers' norms in place of one norm, or sums in place of means."""
     squares = {"hidden_0": 25.0, "policy": 25.0, "value": 144.0, "all": 194.0}
     sizes = {"hidden_0": 6, "policy": 2, "value": 2, "all": 10}
@@ -293,7 +293,7 @@ def test_probes_of_weights():
     )
 
 
-def test_distance_is_from_the_initial_parameters():
+def test_distance_from_init_is_the_norm_of_the_difference():
     """Would catch a difference of norms in place of the norm of the difference."""
     assert set(measure(DistanceFromInit()).values()) == {0.0}
     flipped = jax.tree.map(lambda x: -x, PARAMS)
@@ -302,7 +302,7 @@ def test_distance_is_from_the_initial_parameters():
     )
 
 
-def test_distance_from_the_rounds_start():
+def test_distance_from_round_start_is_the_norm_of_the_difference():
     """Would catch the initial parameters, or those before the update, in its place."""
     moved = jax.tree.map(lambda x: x + 1, PARAMS)
     assert set(measure(DistanceFromRoundStart(), initial=moved).values()) == {0.0}
@@ -310,7 +310,7 @@ def test_distance_from_the_rounds_start():
     assert measure(DistanceFromRoundStart(), round_start=moved) == pytest.approx(known)
 
 
-def test_spectral_norm():
+def test_spectral_norm_of_kernels():
     """Would catch the Frobenius norm, biases, a product over layers, or a layer without kernel."""
     params = {
         "torso": {
@@ -327,7 +327,7 @@ def test_spectral_norm():
     )
 
 
-def test_each_probe_is_a_metric_of_its_own():
+def test_probes_are_metrics_by_name():
     """Would catch metrics under another's name."""
     several = Probes.of(DeadUnits(), WeightRMS(), EffectiveRank())
     metrics = jax.jit(lambda several: several(view(FIRST, LAST)))(several)

@@ -1,4 +1,4 @@
-"""Probes of policy and trainability against readings in NumPy, and all probes on real runs."""
+"""Probes of policy and trainability against NumPy, and all probes on real runs."""
 
 import inspect
 
@@ -22,49 +22,49 @@ from plasticity.probes import (
 from plasticity.training import loop
 
 
-def say(logits, value):
-    """Parameters that are what the network says."""
+def output_params(logits, value):
+    """Makes parameters that are the network's outputs themselves."""
     policy = Categorical(jnp.asarray(logits, jnp.float32))
     return {"policy": policy, "value": jnp.asarray(value, jnp.float32)}
 
 
-def test_churn_is_what_the_update_changed():
+def test_churn_probes_compare_before_and_after_the_update():
     """Would catch KL's direction, a mean absolute change, or the sampled action's churn."""
     before = np.array([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]])
     after = np.array([[0.3, 0.4, 0.3], [0.1, 0.2, 0.7], [0.5, 0.4, 0.1]])
-    seen = view_of(
-        say(np.log(after) + 2.0, [1, 2, 3]),
+    view = view_of(
+        output_params(np.log(after) + 2.0, [1, 2, 3]),
         lambda params, _: Output(**params, activations={}, preactivations={}),
-        prev_params=say(np.log(before) - 1.0, [1, 4, 2]),
+        prev_params=output_params(np.log(before) - 1.0, [1, 4, 2]),
         round_params=None,
     )
     kl = np.mean([sum(p * np.log(p / q)) for p, q in zip(before, after, strict=True)])
-    assert measure(PolicyKL(), seen) == pytest.approx({"all": kl}, rel=1e-5)
-    assert measure(PolicyChurn(), seen) == pytest.approx({"all": 1 / 3})
-    assert measure(ValueChurn(), seen) == pytest.approx({"all": np.sqrt(5 / 3)})
+    assert measure(PolicyKL(), view) == pytest.approx({"all": kl}, rel=1e-5)
+    assert measure(PolicyChurn(), view) == pytest.approx({"all": 1 / 3})
+    assert measure(ValueChurn(), view) == pytest.approx({"all": np.sqrt(5 / 3)})
 
 
-def test_a_certain_policy_has_a_finite_kl():
+def test_policy_kl_of_a_deterministic_policy_is_finite():
     """Would catch 0 log 0 where an action's probability has underflowed."""
-    certain = say([[1000.0, 0.0]], [0.0])
-    seen = view_of(
+    certain = output_params([[1000.0, 0.0]], [0.0])
+    view = view_of(
         certain,
         lambda params, _: Output(**params, activations={}, preactivations={}),
         prev_params=certain,
     )
-    assert measure(PolicyKL(), seen) == {"all": 0.0}
+    assert measure(PolicyKL(), view) == {"all": 0.0}
 
 
-def test_trainability():
-    """Would catch Adam's state carried over, targets that change, or no mean of its own."""
+def test_trainability_matches_numpy():
+    """Would catch Adam's state carried over, targets that change, or no mean over targets."""
     rng = np.random.default_rng(0)
     # Of few binary digits, so that 1e5 f is the same number wherever it is computed.
     x, drawn = rng.integers(-4, 5, size=(6, 2)) / 4, rng.integers(-16, 17, size=(2, 2, 3)) / 16
     present, initial = rng.normal(size=(2, 2, 3))
 
     def apply(params, observations):
-        said = observations @ params["kernel"]
-        return Output(Categorical(said[:, :2]), said[:, 2], {}, {})
+        outputs = observations @ params["kernel"]
+        return Output(Categorical(outputs[:, :2]), outputs[:, 2], {}, {})
 
     keys = jax.random.key_data(jax.random.split(jax.random.key(0, impl="threefry2x32"), 2))
 
@@ -72,7 +72,7 @@ def test_trainability():
         second = jnp.all(jax.random.key_data(key) == keys[1])
         return {"kernel": jnp.where(second, *jnp.asarray(drawn[::-1], jnp.float32))}
 
-    def reached(start, wave):
+    def final_loss(start, wave):
         kernel, m, v = start.copy(), 0.0, 0.0
         target = (x @ start).mean(axis=0) + wave
         for t in range(1, 6):
@@ -84,12 +84,12 @@ def test_trainability():
 
     waves = [np.sin((np.float32(1e5) * (x @ k).astype(np.float32)).astype(float)) for k in drawn]
     known = {
-        "all": np.mean([reached(present, wave) for wave in waves]),
-        "fresh": np.mean([reached(initial, wave) for wave in waves]),
+        "all": np.mean([final_loss(present, wave) for wave in waves]),
+        "fresh": np.mean([final_loss(initial, wave) for wave in waves]),
     }
     probe = Trainability(steps=5, targets=2, learning_rate=0.1)
     for update in (1, 2):
-        seen = view_of(
+        view = view_of(
             {"kernel": jnp.asarray(present, jnp.float32)},
             apply,
             observation=jnp.asarray(x, jnp.float32),
@@ -97,10 +97,10 @@ def test_trainability():
             init_params=init_params,
             key=jax.random.key(update),
         )
-        assert measure(probe, seen) == pytest.approx(known, rel=1e-4)
+        assert measure(probe, view) == pytest.approx(known, rel=1e-4)
 
 
-def test_every_probe_of_every_torso(tiny_run):
+def test_probes_run_on_stacked_runs_with_two_torsos(tiny_run):
     """Would catch a probe that fails for two torsos, widening, norms, or runs in a stack."""
     smaller = {
         "Trainability": {"steps": 2},
@@ -133,5 +133,5 @@ def test_every_probe_of_every_torso(tiny_run):
         assert value.shape == (2,), path
         assert jnp.issubdtype(value.dtype, jnp.floating), path
         assert np.isfinite(value).all(), path
-    # Nothing has been learnt yet: a fresh network is what the present one is.
+    # Before training, the current parameters are the initial ones.
     np.testing.assert_array_equal(metrics["trainability"]["all"], metrics["trainability"]["fresh"])

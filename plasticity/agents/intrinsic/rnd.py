@@ -287,6 +287,7 @@ class RND(IntrinsicModule):
 
     def _predictor(self, observation_shape: tuple[int, ...]) -> EmbeddingNet:
         network = self.intervention.network(self.network)
+        assert isinstance(network, Network)  # interventions only change its fields
         return EmbeddingNet(network.torso(self.input_shape(observation_shape)), self.embedding_dim)
 
     def _target(self, observation_shape: tuple[int, ...]) -> EmbeddingNet:

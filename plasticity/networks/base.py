@@ -1,0 +1,169 @@
+"""The interface of networks: a description that builds a Flax module, and what that returns."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from plasticity.networks.distributions import Distribution, distribution_class
+from plasticity.struct import TARGET, SettingError, Struct, fields
+
+__all__ = ["BaseNetwork", "Output", "Params", "check_network"]
+
+Array = jax.Array
+Params = Any  # a parameter tree: {"torso": {layer: ...}, "policy": ..., "value": ...}
+
+
+class Output(NamedTuple):
+    """The output of a network on a batch of B observations."""
+
+    policy: Distribution  # [B]
+    value: Array  # [B]
+    activations: dict[str, Array]  # of each hidden layer by name: [B, units] or [B, H, W, channels]
+    preactivations: dict[str, Array]  # inputs of the activation functions, after norms
+    intrinsic_value: Array | None = None  # [B]: of intrinsic rewards, if asked for
+
+
+class BaseNetwork(Struct):
+    """Base class of networks: a description, which interventions may change, and its `build`.
+
+    A user's network is a subclass with fields (see `plasticity.struct.static_field`) and a method
+    `build`. In a configuration `network._target_` is its import path, beside its fields:
+    `python -m experiments.train ~network +network._target_=my_networks.MyNetwork +network.units=64`
+    replaces the preset. Any Flax module that returns an `Output` can be trained, evaluated and
+    checkpointed.
+
+    Probes and interventions find layers by name. The module's parameter tree should have:
+
+      - "torso", with an entry "hidden_<i>" for each hidden layer, counted from 0, that holds a
+        "kernel" (inputs next to last, units last) and a "bias". Norms are "norm_<i>";
+        activations with parameters are "activation_<i>".
+      - "value_torso", the same for the value, if it does not share the policy's torso.
+      - "policy" and "value", the linear heads; "intrinsic_value" beside them, if asked for.
+
+    `Output.activations` and `.preactivations` have the layers of the torso under the same names,
+    and those of the value's under "value_hidden_<i>".
+
+    Without these names less is measured, and some methods do not apply:
+
+      - Without `activations`, probes of hidden layers (units, ranks, features) report nothing.
+      - Without "hidden_<i>" in "torso", methods that act on hidden units or layers (`ReDo`,
+        `ResetLayers`, `WeightNormalization`, ...) find no layer, and may raise a KeyError.
+      - Without "policy" and "value", so do methods that act on heads (`ResetFinal`,
+        `PlasticityInjection`).
+      - Probes of parameters take the top entries of the tree for layers. Methods that treat all
+        parameters alike (`L2Init`, `ShrinkPerturb`, `ResetAll`, ...) and update rules need no
+        names.
+
+    Interventions that change the architecture set a field of the description, `norm` or
+    `activation`: see `replace`. `check_run` refuses them for a network without that field.
+    """
+
+    def build(
+        self,
+        observation_shape: tuple[int, ...],
+        num_actions: int,
+        continuous: bool = False,
+        intrinsic: bool = False,
+    ) -> nn.Module:
+        """Builds the Flax module: from observations [B, *observation_shape] to an `Output`.
+
+        Args:
+          observation_shape: the shape of one observation.
+          num_actions: number of discrete actions, or dimensions of a continuous one.
+          continuous: whether actions are continuous. The policy is a `Gaussian` then, and a
+            `Categorical` otherwise.
+          intrinsic: whether the module must return an `intrinsic_value`.
+
+        Raises:
+          SettingError: the description does not suit the observations or actions.
+        """
+        raise NotImplementedError
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with some fields changed.
+
+        Raises:
+          SettingError: the network has no such field, as where an intervention sets one.
+        """
+        known = [name for name, _ in fields(self)]
+        for name in changes:
+            if name not in known:
+                there = ", ".join(known) or "none"
+                raise SettingError(
+                    f"network.{TARGET}",
+                    _import_path(self),
+                    f"must have the field {name}, which an intervention sets; there are {there}",
+                )
+        return super().replace(**changes)
+
+
+@lru_cache(maxsize=64)
+def check_network(
+    network: BaseNetwork,
+    observation_shape: tuple[int, ...],
+    num_actions: int,
+    continuous: bool = False,
+    intrinsic: bool = False,
+) -> None:
+    """Checks that a network's module returns an `Output` of the right shapes.
+
+    Traces the module without computing anything. Results are cached.
+
+    Args:
+      network: the network, as interventions change it.
+      observation_shape: see `BaseNetwork.build`, as for all following.
+      num_actions: number of actions.
+      continuous: whether actions are continuous.
+      intrinsic: whether an `intrinsic_value` is required.
+
+    Raises:
+      SettingError: the module returns something else; or `build` raises it.
+    """
+
+    def require(condition: bool, allowed: str) -> None:
+        if not condition:
+            raise SettingError(f"network.{TARGET}", _import_path(network), allowed)
+
+    require(type(network).build is not BaseNetwork.build, "must have a method build")
+    module = network.build(
+        observation_shape, num_actions, continuous=continuous, intrinsic=intrinsic
+    )
+    require(
+        isinstance(module, nn.Module),
+        f"build must return a Flax module, not {type(module).__name__}",
+    )
+    batch_size = 2
+    init: Callable[..., Any] = module.init_with_output
+    output, variables = jax.eval_shape(
+        init, jax.random.key(0), jnp.zeros((batch_size, *observation_shape))
+    )
+    output_type = "an array" if hasattr(output, "shape") else type(output).__name__
+    require(
+        isinstance(output, Output),
+        f"its module must return a plasticity.networks.Output, not {output_type}",
+    )
+    require(
+        set(variables) == {"params"},
+        f"its module must have the collection params alone, not {', '.join(variables) or 'none'}",
+    )
+    kind = distribution_class(continuous)
+    require(
+        isinstance(output.policy, kind)
+        and output.policy.outputs.shape == (batch_size, num_actions),
+        f"the policy of its output must be a {kind.__name__} over {num_actions} actions, [B, "
+        f"{num_actions}]",
+    )
+    for name in ("value", "intrinsic_value") if intrinsic else ("value",):
+        value = getattr(output, name)
+        shape = None if value is None else value.shape
+        require(
+            shape == (batch_size,), f"the {name} of its output must be of shape [B], not {shape}"
+        )
+
+
+def _import_path(network: BaseNetwork) -> str:
+    return f"{type(network).__module__}.{type(network).__qualname__}"
