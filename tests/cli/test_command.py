@@ -106,7 +106,7 @@ def test_classes_of_ones_own_work_by_their_import_paths(shell, tmp_path):
         ("intervention=[adam_rel,kron]", "intervention='AdamRel': must have Adam, which another"),
         (
             "intervention=infer '+intervention.more={_target_: plasticity.interventions.InFeR}'",
-            "intervention='infer+more': must not have a method with parameters twice",
+            "intervention='infer+more': must not have a method that adds parameters twice",
         ),
         ("+intervention.x._target_=no.Such", "intervention.x._target_='no.Such': must be an"),
         ("+intervention.x._target_=pathlib.Path", "must be a kind of Intervention"),

@@ -7,7 +7,7 @@ Shapes: T steps of a rollout, N environments, M transitions of a minibatch.
 """
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -286,8 +286,7 @@ class RND(IntrinsicModule):
         return next_obs[..., -self.channels :] if self.channels else next_obs
 
     def _predictor(self, observation_shape: tuple[int, ...]) -> EmbeddingNet:
-        network = self.intervention.network(self.network)
-        assert isinstance(network, Network)  # interventions only change its fields
+        network = cast(Network, self.intervention.network(self.network))  # with other fields
         return EmbeddingNet(network.torso(self.input_shape(observation_shape)), self.embedding_dim)
 
     def _target(self, observation_shape: tuple[int, ...]) -> EmbeddingNet:
