@@ -15,22 +15,22 @@ Array = jax.Array
 
 
 def crelu(x: Array) -> Array:
-    """Concatenated ReLU, [relu(x), relu(-x)]: [..., n] -> [..., 2n]."""
+    """Computes concatenated ReLU, [relu(x), relu(-x)]: [..., n] -> [..., 2n]."""
     return jnp.concatenate([nn.relu(x), nn.relu(-x)], axis=-1)
 
 
 def fourier(x: Array) -> Array:
-    """Fourier features, [sin(x), cos(x)]: [..., n] -> [..., 2n]."""
+    """Computes Fourier features, [sin(x), cos(x)]: [..., n] -> [..., 2n]."""
     return jnp.concatenate([jnp.sin(x), jnp.cos(x)], axis=-1)
 
 
 def gelu(x: Array) -> Array:
-    """Exact GELU, x Phi(x), with the normal distribution function and not its approximation."""
+    """Computes exact GELU, x Phi(x), with the normal distribution function itself."""
     return nn.gelu(x, approximate=False)
 
 
 def smooth_leaky_relu(x: Array) -> Array:
-    """Smooth leaky ReLU, a x + (1 - a) x sigmoid(c x / p), with a = 0.1, c = 5 and p = 3."""
+    """Computes a x + (1 - a) x sigmoid(c x / p), with a = 0.1, c = 5 and p = 3."""
     return 0.1 * x + 0.9 * x * nn.sigmoid(5 / 3 * x)
 
 
