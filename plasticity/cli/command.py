@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from plasticity.cli.config_groups import register_config_groups
 from plasticity.config import from_config, trackers_from
 from plasticity.renamed import rename_config, rename_override
 from plasticity.results import ResultsError
@@ -32,6 +33,7 @@ CONFIGS = next(
     if folder.is_dir()
 )
 CONFIG = "train"
+register_config_groups()
 
 # In configs: the names of the parts of a group, "layer_norm+soft_shrink_perturb".
 OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_start", replace=True)
