@@ -28,7 +28,8 @@ _EXPORTED: Mapping[str, tuple[ModuleType, type[Struct]]] = {
     "shift": (shifts, Shift),
 }
 _BASES = (Intervention, Probe, Shift, ValueSchedule)
-_SPECIAL_NAMES = {SwitchGame: "sequence"}  # configs/shift/sequence.yaml lists the games
+# configs/shift/sequence.yaml lists the games.
+_SPECIAL_NAMES: Mapping[type[Struct], str] = {SwitchGame: "sequence"}
 _TRACKERS: Mapping[str, type[Struct]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
@@ -60,7 +61,7 @@ def default_config(kind: type[Struct], package: str) -> dict[str, Any]:
     """
     config: dict[str, Any] = {TARGET: f"{package}.{kind.__name__}"}
     # Fields of base classes, which are keyword-only, come last.
-    for name, field in sorted(fields(kind), key=lambda item: item[1].kw_only):
+    for name, field in sorted(fields(kind), key=lambda item: bool(item[1].kw_only)):
         default = "???" if field.default is dataclasses.MISSING else field.default
         if not isinstance(default, Struct):
             config[name] = list(default) if isinstance(default, tuple) else default

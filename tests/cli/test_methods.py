@@ -125,7 +125,7 @@ def test_main_lists_every_method(monkeypatch, capsys):
     assert "[relu(x), relu(-x)]" in text
     assert "tau = 0.025  (a finite number >= 0)" in text
     one = run(monkeypatch, capsys, "redo")
-    assert "optimiser's moments" in one
+    assert "optimizer's moments" in one
     with pytest.raises(SystemExit):
         run(monkeypatch, capsys, "rodo")
     assert "error: name='rodo': must be one of adam_rel" in capsys.readouterr().err
