@@ -1,4 +1,4 @@
-"""From a configuration, as Hydra composes it or `config.yaml` keeps it, to what it defines."""
+"""Builds runs from configurations, as Hydra composes them and as `config.yaml` stores them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ S = TypeVar("S", bound=Struct)
 
 
 def from_config(config: Mapping[str, Any]) -> list[Run]:
-    """The runs that a configuration defines: one for each seed.
+    """Builds the runs that a configuration defines, one for each seed.
 
     Args:
-      config: plain containers. `env`, `network` and `agent` hold the fields of one spec,
-        `shift`, `intervention` and `probes` one such entry for each of their parts, by name, in
-        the order in which they act; `_target_` is the import path of its class. `schedule`
+      config: plain containers. `env`, `network`, `agent` and `intrinsic` hold the fields of one
+        `Struct`, where `_target_` is the import path of its class. `shift`, `intervention` and
+        `probes` hold such an entry for each part, by name, in the order of application. `schedule`
         holds the fields of `Schedule`, and `seed` a whole number or a list of different ones.
 
     Raises:
@@ -43,14 +43,14 @@ def from_config(config: Mapping[str, Any]) -> list[Run]:
         raise SettingError("seed", seed, "must be a seed, or a list of different ones")
     run = Run(
         env=_build(config.get("env"), Env, "env"),
-        shift=_build_parts(config.get("shift"), Shifts, Shift, "shift"),
-        intervention=_build_parts(
+        shift=_build_chain(config.get("shift"), Shifts, Shift, "shift"),
+        intervention=_build_chain(
             config.get("intervention"), Interventions, Intervention, "intervention"
         ),
         network=_build(config.get("network"), BaseNetwork, "network", Network),
         agent=_build(config.get("agent"), Agent, "agent", PPO),
-        probes=_build_parts(config.get("probes"), Probes, Probe, "probes"),
-        schedule=_build(config.get("schedule"), Schedule, "schedule"),
+        probes=_build_chain(config.get("probes"), Probes, Probe, "probes"),
+        schedule=_build(config.get("schedule"), Schedule, "schedule", Schedule),
         intrinsic=_build(config.get("intrinsic", {}), IntrinsicModule, "intrinsic", NoIntrinsic),
     )
     runs = [run.replace(seed=seed) for seed in seeds]
@@ -60,59 +60,75 @@ def from_config(config: Mapping[str, Any]) -> list[Run]:
 
 
 def trackers_from(config: Mapping[str, Any]) -> tuple[Tracker, ...]:
-    """The trackers that a configuration's `tracking` holds by name.
+    """Builds the trackers of a configuration, which `tracking` holds by name.
 
     Raises:
       SettingError: for the first setting that cannot be used, or a package that is missing.
     """
-    trackers: Trackers = _build_parts(config.get("tracking"), Trackers, Tracker, "tracking")
+    trackers: Trackers = _build_chain(config.get("tracking"), Trackers, Tracker, "tracking")
     check(trackers, "tracking")
     for tracker in trackers.parts:
         tracker.check("tracking")
     return trackers.parts
 
 
-def _build_parts(node: Any, kind: type[Chain[Any]], of: type[Struct], key: str) -> Any:
-    node = {} if node is None else node  # an empty list of a group's options leaves nothing
+def _build_chain(node: Any, kind: type[Chain[Any]], part_kind: type[Struct], key: str) -> Any:
+    node = {} if node is None else node  # None where a group has an empty list of options
     if not isinstance(node, Mapping):
         raise SettingError(key, node, "must hold parts by name")
-    parts = {name: _build(part, of, f"{key}.{name}") for name, part in node.items()}
+    parts = {name: _build(part, part_kind, f"{key}.{name}") for name, part in node.items()}
     return kind(tuple(parts.values()), tuple(parts))
 
 
 def _build(node: Any, kind: type[S], key: str, default: type[S] | None = None) -> S:
-    """Builds an object of the class that `_target_` names, or else of `default`, or of `kind`."""
+    """Builds an object from its settings.
+
+    Args:
+      node: the settings, where `_target_` is the import path of the class.
+      kind: the base class of what is allowed, which is itself allowed if it is the default.
+      key: the dotted key of `node`, for errors.
+      default: the class if there is no `_target_`, which must be given if this is None.
+    """
     if node is None:
         raise SettingError(key, node, "must be given")
     if not isinstance(node, Mapping):
         raise SettingError(key, node, f"must hold settings, such as {TARGET}: an import path")
-    spec = locate(node[TARGET], f"{key}.{TARGET}") if TARGET in node else default or kind
-    if not (isinstance(spec, type) and issubclass(spec, kind)):
-        raise SettingError(f"{key}.{TARGET}", node[TARGET], f"must be a kind of {kind.__name__}")
-    known, hints = dict(fields(spec)), get_type_hints(spec)
+    target = f"{key}.{TARGET}"
+    if TARGET in node:
+        struct = locate(node[TARGET], target)
+        if not (isinstance(struct, type) and issubclass(struct, kind)):
+            raise SettingError(target, node[TARGET], f"must be a kind of {kind.__name__}")
+        if struct is kind and kind is not default:
+            allowed = f"must be a kind of {kind.__name__}, not the base class itself"
+            raise SettingError(target, node[TARGET], allowed)
+    elif default is not None:
+        struct = default
+    else:
+        raise SettingError(target, None, f"must be the import path of a kind of {kind.__name__}")
+    known, hints = dict(fields(struct)), get_type_hints(struct)
     settings = {}
     for name, value in node.items():
         if name == TARGET:
             continue
         if name not in known:
-            there = ", ".join(known) or "none"
-            raise SettingError(f"{key}.{name}", value, f"no such setting; there are {there}")
-        kind_of = hints[name]
-        if isinstance(kind_of, type) and issubclass(kind_of, Struct):
+            names = ", ".join(known) or "none"
+            raise SettingError(f"{key}.{name}", value, f"no such setting; there are {names}")
+        field_kind = hints[name]
+        if isinstance(field_kind, type) and issubclass(field_kind, Struct):
             value = (
-                _build_parts(value, kind_of, _part_of(kind_of), f"{key}.{name}")
-                if issubclass(kind_of, Chain)
-                else _build(value, kind_of, f"{key}.{name}")
+                _build_chain(value, field_kind, _part_kind(field_kind), f"{key}.{name}")
+                if issubclass(field_kind, Chain)
+                else _build(value, field_kind, f"{key}.{name}", field_kind)
             )
         settings[name] = value
     for name, field in known.items():
         if name not in settings and field.default is dataclasses.MISSING:
             raise SettingError(f"{key}.{name}", None, "must be given")
-    return spec(**settings)
+    return struct(**settings)
 
 
-def _part_of(kind: type[Chain[Any]]) -> type[Struct]:
-    """What the parts of such a kind are."""
-    (part,) = get_args(kind.__orig_bases__[0])  # type: ignore[attr-defined]
-    assert issubclass(part, Struct)
-    return part
+def _part_kind(kind: type[Chain[Any]]) -> type[Struct]:
+    """Returns the base class of the parts of a kind of chain."""
+    (part_kind,) = get_args(kind.__orig_bases__[0])  # type: ignore[attr-defined]
+    assert issubclass(part_kind, Struct)
+    return part_kind

@@ -1,4 +1,4 @@
-"""Settings that had other names before version 0.2, accepted under those for one release."""
+"""Names from before version 0.2 of settings, options and modules, accepted for one release."""
 
 import importlib
 import re
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-# Dotted keys. What is renamed as a whole comes before the keys within it.
+# Dotted keys. A renamed key comes before the keys within it.
 KEYS = {
     "agent.clip": "agent.clip_eps",
     "agent.entropy": "agent.ent_coef",
@@ -22,7 +22,7 @@ KEYS = {
     "schedule.probe_batch": "schedule.probe_batch_size",
     "shift.offset.reach": "shift.offset.max_offset",
 }
-# Options of groups on the command line.
+# Options of configuration groups on the command line.
 OPTIONS = {
     "rnd=small": "intrinsic=rnd",
     "rnd=burda": "intrinsic=rnd_atari",
@@ -44,8 +44,10 @@ MODULES = {
     "plasticity.interventions.units": "plasticity.interventions.unit_resets",
     "plasticity.training.tracking": "plasticity.storage.tracking",
 }
+_OLD_SIZE = re.compile(r"\bcpu/")  # of presets of interventions
 _OWN = re.compile(r"plasticity\.")
 _TARGET = "_target_"
+_WARNED: dict[Any, Any] = {}  # the registry of warnings
 
 
 def rename_key(key: str) -> str:
@@ -58,22 +60,36 @@ def rename_key(key: str) -> str:
 
 def rename_override(override: str) -> str:
     """Returns a command line override under present names, with a warning if it had old ones."""
-    if override in OPTIONS:
-        return _warned(override, OPTIONS[override])
+    group, _, value = override.partition("=")
+    if group == "intervention" and _OLD_SIZE.search(value):
+        _warn("cpu/", "small/")
+        value = _OLD_SIZE.sub("small/", value)
+        override = f"{group}={value}"
+    options = [f"{group}={name}" for name in value.split(",")]  # several in a sweep
+    if any(option in OPTIONS for option in options):
+        present = [OPTIONS.get(option, option) for option in options]
+        for option, new in zip(options, present, strict=True):
+            if new != option:
+                _warn(option, new)
+        group = next(OPTIONS[option] for option in options if option in OPTIONS).partition("=")[0]
+        return f"{group}=" + ",".join(option.partition("=")[2] for option in present)
     match = re.fullmatch(r"([+~]*)([\w./]+(?:@[\w.]+)?)(=.*)?", override, re.DOTALL)
     if not match:
         return override
     sign, key, value = match[1], match[2], match[3] or ""
     group, at, package = key.partition("@")
     new = f"{group}@{rename_key(package)}" if at else rename_key(group)
-    return override if new == key else _warned(override, f"{sign}{new}{value}")
+    if new == key:
+        return override
+    _warn(key, new)
+    return f"{sign}{new}{value}"
 
 
 def rename_config(config: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:
     """Returns a configuration, in plain containers, under present names.
 
-    Settings of a user's own classes are left alone. Where both names are given, the old one counts,
-    for then the new one is a default.
+    Settings of a user's own classes keep their names. Where both names are given, the value under
+    the old one is used: the other is then a default.
 
     Args:
       config: the configuration.
@@ -83,10 +99,16 @@ def rename_config(config: Mapping[str, Any], warn: bool = True) -> dict[str, Any
     for name, value in config.items():
         new = KEYS.get(name, name)
         if new != name and warn:
-            _warned(name, new)
+            _warn(name, new)
         if new == "intrinsic" and value is None:
             value = {_TARGET: "plasticity.agents.NoIntrinsic"}
-        renamed[new] = _rename_within(value, new, warn)
+        present = _rename_within(value, new, warn)
+        default = renamed.get(new)
+        if isinstance(default, dict) and isinstance(present, dict) and _TARGET not in present:
+            present = default | present  # some fields under the old name of a group
+        renamed[new] = present
+    if "agent" in renamed:  # configurations of before there were intrinsic rewards lack them
+        renamed.setdefault("intrinsic", {_TARGET: "plasticity.agents.NoIntrinsic"})
     return renamed
 
 
@@ -102,7 +124,7 @@ def _rename_within(node: Any, path: str, warn: bool) -> Any:
         new = KEYS.get(key, key) if own else key
         if new != key:
             if warn:
-                _warned(key, new)
+                _warn(key, new)
             old_names[new.rpartition(".")[2]] = value
             continue
         if name == _TARGET and isinstance(value, str):
@@ -112,9 +134,10 @@ def _rename_within(node: Any, path: str, warn: bool) -> Any:
     return renamed | old_names
 
 
-def _warned(old: str, new: str) -> str:
-    warnings.warn(f"{old} is now called {new}; the old name works until 0.3", stacklevel=3)
-    return new
+def _warn(old: str, new: str) -> None:
+    # At one place, so that each name is warned of once in a process.
+    message = f"{old} is now called {new}; the old name works until 0.3"
+    warnings.warn_explicit(message, UserWarning, __name__, 1, registry=_WARNED)
 
 
 def renamed_attribute(module: str, name: str, renamed: Mapping[str, str]) -> Any:

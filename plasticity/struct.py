@@ -175,11 +175,21 @@ def locate(path: str, key: str) -> Any:
 
     Raises:
       SettingError: there is no such object.
+      Exception: whatever the module raises while it is imported.
     """
+    names = path.split(".") if isinstance(path, str) else []
+    if len(names) < 2 or not all(name.isidentifier() for name in names):
+        raise SettingError(key, path, "must be an import path, such as package.module.Name")
+    module = ".".join(names[:-1])
     try:
-        module, _, name = path.rpartition(".")
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module exists, and fails to import another one
+        raise SettingError(key, path, f"must be an import path ({error})") from error
+    try:
+        return getattr(imported, names[-1])
+    except AttributeError as error:
         raise SettingError(key, path, f"must be an import path ({error})") from error
 
 

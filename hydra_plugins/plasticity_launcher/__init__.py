@@ -1,1 +1,1 @@
-"""Makes the launcher of sweeps known to Hydra."""
+"""The launcher of sweeps, as a plugin of Hydra."""

@@ -1,4 +1,4 @@
-"""Hydra's door to `plasticity.cli.sweep`: a launcher must be in this namespace to be found."""
+"""The launcher `fused`. Hydra finds launchers in this namespace package only."""
 
 import contextlib
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from plasticity.cli.cluster import Cluster
-from plasticity.cli.command import job_of, train_options
+from plasticity.cli.command import compose_job, train_options
 from plasticity.cli.sweep import train_all
 from plasticity.training.sweep import GROUPS_DIR
 
 
 class FusedLauncher(Launcher):
-    """Trains the jobs of a sweep in as few programs as there can be.
+    """Trains the jobs of a sweep in as few programs as possible.
 
     Args:
-      agents: at most so many in one program; as many as fit in memory if not given.
-      inner: a launcher that has each program trained as a job of a cluster; one after the other
-        in this process if not given.
+      agents: the largest number of runs in one program; as many as fit in memory if not given.
+      inner: a launcher that trains each program as a job of a cluster; if not given, programs are
+        trained one after another in this process.
     """
 
     def __init__(self, agents: int | None = None, inner: Launcher | None = None) -> None:
@@ -30,17 +30,17 @@ class FusedLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Takes over what the jobs are composed from. What they do is known."""
+        """Stores what jobs are composed from. The task function is not used."""
         self._context, self._config = hydra_context, config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Trains them and returns, of each, the mean return over its lifetime, or its error."""
+        """Trains jobs. Returns the mean train return of each over all updates, or its error."""
         setup_globals()
         config = self._config
         jobs = [
-            job_of(self._context.config_loader, config, overrides, number)
+            compose_job(self._context.config_loader, config, overrides, number)
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         sweep = Path(config.hydra.sweep.dir)
@@ -50,7 +50,7 @@ class FusedLauncher(Launcher):
             jobs = [job._replace(folder=job.folder.absolute()) for job in jobs]
             dispatch = Cluster(self._inner, self._context, config, sweep, self._agents)
         outcomes = train_all(jobs, sweep, self._agents, train_options(config), dispatch)
-        with contextlib.suppress(OSError):  # not there, or with what can be gone on with
+        with contextlib.suppress(OSError):  # missing, or it holds checkpoints to resume from
             (sweep / GROUPS_DIR).rmdir()
         return [
             JobReturn(

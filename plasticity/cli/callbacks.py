@@ -1,6 +1,5 @@
-"""What happens around the jobs of a Hydra run or sweep."""
+"""Hydra callbacks: checks every job before the first one trains, and reports on a sweep."""
 
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,58 +10,72 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from plasticity.cli.command import build_job, fail, is_users, job_of, train_options
+from plasticity.cli.command import (
+    build_job,
+    checked_jobs,
+    compose_job,
+    exit_with,
+    train_options,
+)
 from plasticity.cli.report import report
 from plasticity.struct import SettingError
 from plasticity.training import Job
 
 
 class Study(Callback):
-    """Looks at every job before the first of them starts, and reports on a sweep at its end.
+    """Checks all jobs before the first one trains, and reports on a sweep when all are done.
 
-    Hydra makes a job's folder before it calls the job, which so could not refuse to start
-    without leaving a trace. Nor do errors get past Hydra from here, but for SystemExit.
+    Hydra makes a job's folder before it calls the job, so that a job could not be refused without
+    leaving a folder. Of the exceptions of a callback, Hydra lets SystemExit through only.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(config, lambda: [build_job(config, Path(config.hydra.run.dir))])
+        self._check(config, lambda: [((), build_job(config, Path(config.hydra.run.dir)))])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         basic = config.hydra.sweeper._target_.endswith("BasicSweeper")
-        # What jobs another sweeper will ask for is not known; each is looked at as it comes.
+        # The jobs of other sweepers are not known beforehand; each is checked before it trains.
         self._check(config, (lambda: _jobs(config)) if basic else None)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             self.conclude(Path(config.hydra.sweep.dir))
         except Exception as error:
-            if not is_users(error):
-                traceback.print_exc()
-            fail(error)
+            exit_with(error)
 
     def conclude(self, folder: Path) -> None:
-        """What is done with a sweep when all of it is trained: a report, unless overridden."""
+        """Reports on a sweep that has been trained. Studies override it."""
         report([folder])
 
-    def _check(self, config: DictConfig, jobs: Callable[[], Iterable[Job]] | None) -> None:
+    def _check(
+        self,
+        config: DictConfig,
+        jobs: Callable[[], Iterable[tuple[tuple[str, ...], Job]]] | None,
+    ) -> None:
+        checked_jobs.clear()
         try:
             train_options(config)
-            if jobs is not None and not [job.is_finished() for job in jobs()]:
+            if jobs is None:
+                return
+            for key, job in jobs():
+                job.is_finished()  # refuses a folder that holds anything else
+                checked_jobs[key] = job
+            if not checked_jobs:
                 raise SettingError("sweep", [], "must have at least one job")
         except Exception as error:
-            # Anything else would be a warning to Hydra, and the job would start all the same.
-            if not is_users(error):
-                traceback.print_exc()
-            fail(error)
+            exit_with(error)
 
 
-def _jobs(config: DictConfig) -> Iterator[Job]:
-    """The jobs of Hydra's own sweeper."""
+def _jobs(config: DictConfig) -> Iterator[tuple[tuple[str, ...], Job]]:
+    """Yields the jobs of Hydra's own sweeper, with their number and overrides."""
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(
         [*params, *config.hydra.overrides.task]
     )
-    (each,) = BasicSweeper.split_arguments(overrides, None)
-    for number, job in enumerate(each):
-        yield job_of(loader, config, job, number)
+    (batch,) = BasicSweeper.split_arguments(overrides, None)
+    for number, job_overrides in enumerate(batch):
+        yield (
+            (str(number), *job_overrides),
+            compose_job(loader, config, job_overrides, number),
+        )

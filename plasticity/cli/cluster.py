@@ -1,4 +1,4 @@
-"""The groups of a sweep as jobs of a cluster, by another of Hydra's launchers."""
+"""Trains the groups of a sweep as jobs of a cluster, by another one of Hydra's launchers."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from plasticity.cli.command import ClusterError, is_users, one_line, set_up, train_options
+from plasticity.cli.command import ClusterError, is_user_error, one_line, set_up, train_options
 from plasticity.cli.sweep import train_all
 from plasticity.training import Job
 from plasticity.training.sweep import Group, TrainOptions
@@ -22,44 +22,45 @@ from plasticity.training.sweep import Group, TrainOptions
 
 @dataclass(frozen=True)
 class Cluster:
-    """Has groups trained by a launcher, each as one job of its own.
+    """Trains groups by a launcher, each as one job of the cluster.
 
     Attributes:
-      launcher: of one process for each job: of SLURM, of Ray.
+      launcher: starts a process for each job, on SLURM or Ray.
       context: Hydra's, for the launcher.
       config: the sweep's configuration.
-      sweep: the sweep's folder, absolute, for a job may begin in another one.
-      agents: see `fused.plan`; a job divides its group further if its device is small.
+      sweep_dir: the sweep's folder; absolute, as a job may start in another working directory.
+      max_agents: see `plasticity.training.sweep.plan`. A job divides its group further if its
+        device has less memory.
     """
 
     launcher: Launcher
     context: HydraContext
     config: DictConfig
-    sweep: Path
-    agents: int | None
+    sweep_dir: Path
+    max_agents: int | None
 
     def __call__(self, groups: Sequence[Group]) -> Mapping[Path, Exception]:
-        """Waits until all groups are done, and returns what went wrong, by the job's folder."""
+        """Waits until all groups are done, and returns the error of each failed job, by folder."""
         if not groups:
             return {}
         print(f"  each a job of {type(self.launcher).__name__}", flush=True)
         jobs = tuple(group.jobs for group in groups)
-        task = Task(jobs, self.sweep, self.agents, train_options(self.config))
+        task = Task(jobs, self.sweep_dir, self.max_agents, train_options(self.config))
         self.launcher.setup(hydra_context=self.context, task_function=task, config=self.config)
-        # Launchers compose the configuration anew in each job. It says nothing that is used, but
-        # for the folder: with a time in its name it would become another one.
-        folder = str(self.sweep).replace("'", "\\'")
+        # Launchers compose the configuration again in each job. Only its folder is used, which
+        # must be given: one with a time in its name would change.
+        folder = str(self.sweep_dir).replace("'", "\\'")
         overrides = [f"hydra.sweep.dir='{folder}'", "hydra.sweep.subdir=."]
         try:
             returned = self.launcher.launch([overrides] * len(groups), initial_job_idx=0)
         except Exception as error:
-            # One ended without an answer. Those after it may be training still.
+            # A job ended without a return value. Later ones may still be training.
             lost = ClusterError(f"is waited for no longer, as {_first_lines(error)}")
             lost.__cause__ = error
             returned = [JobReturn(status=JobStatus.FAILED, _return_value=lost)] * len(groups)
         return {
-            job.folder: _failure(answer, job)
-            for group, answer in zip(groups, returned, strict=True)
+            job.folder: _failure(job_return, job)
+            for group, job_return in zip(groups, returned, strict=True)
             for job in group.jobs
             if not job.is_finished()
         }
@@ -67,28 +68,28 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Task:
-    """What a job of the cluster does: it trains the group that its number names.
+    """The task of a job of the cluster: trains the group of the job's number.
 
     Attributes:
       groups: the jobs of all groups.
-      sweep: the folder that theirs are in.
-      agents: see `fused.plan`.
-      keeping: what is kept while they train.
+      sweep_dir: the folder that their folders are in.
+      max_agents: see `plasticity.training.sweep.plan`.
+      options: how they are checkpointed and tracked.
     """
 
     groups: tuple[tuple[Job, ...], ...]
-    sweep: Path
-    agents: int | None
+    sweep_dir: Path
+    max_agents: int | None
     options: TrainOptions
 
     def __call__(self, config: DictConfig) -> dict[Path, str]:
-        """Trains, or goes on with, a group. Returns what went wrong, by the job's folder."""
+        """Trains or resumes a group. Returns the message of each failed job, by folder."""
         set_up()
         jobs = self.groups[HydraConfig.get().job.num]
         try:
-            outcomes = train_all(jobs, self.sweep, self.agents, self.options)
+            outcomes = train_all(jobs, self.sweep_dir, self.max_agents, self.options)
         except KeyboardInterrupt as interrupt:
-            _leave(*interrupt.args)
+            _exit_for_requeue(*interrupt.args)
         return {
             job.folder: one_line(outcome)
             for job, outcome in zip(jobs, outcomes, strict=True)
@@ -96,29 +97,29 @@ class Task:
         }
 
 
-def _leave(number: signal.Signals = signal.SIGINT) -> NoReturn:
-    """Ends a job, whose checkpoint is written, so that its scheduler begins it again."""
+def _exit_for_requeue(number: signal.Signals = signal.SIGINT) -> NoReturn:
+    """Ends a job, whose checkpoint is written, so that its scheduler starts it again."""
     executor = os.environ.get("SUBMITIT_EXECUTOR")
     if executor is not None and number == signal.SIGUSR2:
         # submitit's own handler requeues the job and ends the process.
         os.kill(os.getpid(), number)
     while executor == "slurm":
-        # After SIGTERM a job that ends by itself has failed. One that SLURM has to kill is
-        # requeued if it was pre-empted, and not if it was cancelled.
+        # A job that exits after SIGTERM counts as failed. One that SLURM has to kill is requeued
+        # if it was preempted, and not if it was cancelled.
         signal.pause()
-    # To Ray a crash, after which it tries again.
+    # Ray retries a task that crashed.
     sys.exit(1)
 
 
-def _failure(answer: JobReturn, job: Job) -> Exception:
-    """Why a job is not finished."""
-    said = answer._return_value
-    if isinstance(said, Exception):
-        return said if is_users(said) else ClusterError(_first_lines(said))
-    return ClusterError(said.get(job.folder, "was not trained"))
+def _failure(job_return: JobReturn, job: Job) -> Exception:
+    """Returns the error because of which a job is not finished."""
+    value = job_return._return_value
+    if isinstance(value, Exception):
+        return value if is_user_error(value) else ClusterError(_first_lines(value))
+    return ClusterError(value.get(job.folder, "was not trained"))
 
 
 def _first_lines(error: Exception) -> str:
-    """What went wrong, without the output that launchers put after it."""
+    """Returns an error's message without the output that launchers append to it."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {'; '.join(lines[:2])}"

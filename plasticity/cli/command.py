@@ -1,4 +1,4 @@
-"""What the entry points share: from a configuration to runs, and from an error to one line."""
+"""Shared by the entry points: building jobs from configurations, and one-line error messages."""
 
 import contextlib
 import os
@@ -6,21 +6,27 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import hydra
 import jax
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from plasticity.cli.config_groups import register_config_groups
 from plasticity.config import from_config, trackers_from
 from plasticity.renamed import rename_config, rename_override
 from plasticity.results import ResultsError
+from plasticity.storage.errors import StorageError
 from plasticity.struct import SettingError
 from plasticity.training import Job, Run
 from plasticity.training.sweep import TrainOptions
@@ -32,24 +38,39 @@ CONFIGS = next(
     if folder.is_dir()
 )
 CONFIG = "train"
+register_config_groups()
 
 # In configs: the names of the parts of a group, "layer_norm+soft_shrink_perturb".
 OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_start", replace=True)
 
+# Jobs that were composed and checked before the first of them trains, by number and overrides.
+checked_jobs: dict[tuple[str, ...], Job] = {}
+
 _EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
-_NOT_OF_THE_STUDY = ("hydra", "out", "checkpoint_minutes", "tracking")
-_FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: set to 1, tracebacks are shown whole
+_NOT_OF_THE_RUN = ("hydra", "out", "checkpoint_minutes", "tracking")
+_HYDRA = Path(hydra.__file__).parent
+_FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's switch: set to 1, errors have their full traceback
 
 
 class ClusterError(Exception):
     """A job of a cluster did not finish."""
 
 
+_USER_ERRORS = (
+    SettingError,
+    ResultsError,
+    StorageError,
+    ClusterError,
+    HydraException,
+    OmegaConfBaseException,
+)
+
+
 def train_options(config: DictConfig) -> TrainOptions:
-    """What a configuration says of it, and of where results go.
+    """Reads how runs are checkpointed and tracked from a configuration.
 
     Raises:
-      SettingError: a setting cannot be used.
+      SettingError: a setting cannot be used, that of the output folder included.
     """
     if not isinstance(config.out, str) or not config.out:
         raise SettingError("out", config.out, "must be a folder")
@@ -61,25 +82,35 @@ def train_options(config: DictConfig) -> TrainOptions:
 
 
 def build_job(config: DictConfig, folder: Path) -> Job:
-    """The job that a configuration defines, with its results in `folder`.
+    """Builds the job that a configuration defines, with its results in `folder`.
 
     Raises:
       SettingError: a setting cannot be used.
     """
-    study = OmegaConf.masked_copy(
-        config, [str(key) for key in config if key not in _NOT_OF_THE_STUDY]
+    of_the_run = OmegaConf.masked_copy(
+        config, [str(key) for key in config if key not in _NOT_OF_THE_RUN]
     )
-    plain: Any = OmegaConf.to_container(study, resolve=True)
+    plain: Any = OmegaConf.to_container(of_the_run, resolve=True)
     plain = rename_config(plain)
     return Job(tuple(from_config(plain)), folder, plain)
 
 
-def job_of(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int) -> Job:
-    """The job of a sweep that `overrides` make of its configuration.
+def compose_job(
+    loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int
+) -> Job:
+    """Composes and builds a job of a sweep, or returns it from `checked_jobs`.
+
+    Args:
+      loader: Hydra's loader.
+      sweep: the sweep's configuration.
+      overrides: the job's overrides.
+      number: the job's number, from 0.
 
     Raises:
       SettingError: a setting cannot be used.
     """
+    if job := checked_jobs.pop((str(number), *overrides), None):
+        return job
     config = loader.load_sweep_config(sweep, list(overrides))
     OmegaConf.update(config, "hydra.job.num", number)
     OmegaConf.update(config, "hydra.job.id", str(number))
@@ -87,7 +118,7 @@ def job_of(loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], nu
 
 
 def runs_of(*overrides: str) -> list[Run]:
-    """The runs that the command line `overrides` would train."""
+    """Returns the runs that a command line of these overrides would train."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         renamed = [rename_override(override) for override in overrides]
@@ -95,9 +126,10 @@ def runs_of(*overrides: str) -> list[Run]:
 
 
 def command(main: Callable[[], Any]) -> None:
-    """Runs an entry point; what its user got wrong ends it with one line and status 2.
+    """Runs an entry point of the command line.
 
-    Ctrl-C ends it with status 130.
+    A user's mistake ends the process with one line on standard error and status 2, Ctrl-C with
+    status 130. Any other error is raised.
     """
     set_up()
     sys.argv[1:] = [rename_override(word) for word in sys.argv[1:]]
@@ -108,7 +140,7 @@ def command(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if whole == "1" or not is_users(error):
+        if whole == "1" or not is_user_error(error):
             raise
         fail(error)
     finally:
@@ -117,53 +149,62 @@ def command(main: Callable[[], Any]) -> None:
 
 
 def set_up() -> None:
-    """What is done once in each process that trains, before JAX begins to compute."""
-    warnings.showwarning = _say
-    # A program compiled once, in this sweep or an earlier one, is not compiled again.
+    """Sets up a process that trains, before JAX computes: warnings, compilation cache, devices."""
+    warnings.showwarning = _show_warning
+    # Programs are compiled once, also over several sweeps.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/plasticity/jax"))
-    # A device for each core, so that a stack is shared out among them. A process that has begun
-    # to compute already keeps those that it has.
+    # One device for each core, among which a stack is divided. It is too late in a process in which
+    # JAX has computed before.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", _cores())
 
 
 def _cores() -> int:
-    """The processor's cores that this process may use."""
-    given = os.cpu_count() or 1
+    """Returns the number of cores that this process may use."""
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        given = len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     # What SLURM, and what Ray (or the user) grants, where that is not enforced.
     granted = [os.environ.get(name, "") for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS")]
-    return min([given, *(int(number) for number in granted if number.isdigit())]) or 1
+    return min([cores, *(int(number) for number in granted if number.isdigit())]) or 1
 
 
-def is_users(error: Exception) -> bool:
-    """Whether `error` is about what the user asked for, not a fault of the program."""
-    known = SettingError | ResultsError | HydraException | OmegaConfBaseException | ClusterError
-    if isinstance(error, known):
+def is_user_error(error: Exception) -> bool:
+    """Returns whether one line of an error is enough for the user to correct it.
+
+    That is a setting, an override, a folder of results, or the storage of a run. The error of a
+    class of the user's own is not: it needs its traceback.
+    """
+    if isinstance(error, _USER_ERRORS):
         return True
-    where = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, OSError) or f"{os.sep}hydra{os.sep}" in where
+    # Hydra refuses some overrides, as `agent=5`, by a plain ValueError.
+    frames = traceback.extract_tb(error.__traceback__)
+    return type(error) is ValueError and Path(frames[-1].filename).is_relative_to(_HYDRA)
 
 
-def fail(error: Exception) -> None:
+def exit_with(error: Exception) -> NoReturn:
+    """Ends the process: with one line for a user's mistake, else with the traceback."""
+    if is_user_error(error):
+        fail(error)
+    traceback.print_exception(error)
+    sys.exit(1)
+
+
+def fail(error: Exception) -> NoReturn:
     """Ends the process with one line about `error` on standard error, and status 2."""
     print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(2)
 
 
 def one_line(error: Exception) -> str:
-    """What is wrong, on one line: key, value and what is allowed where Hydra tells."""
+    """Returns an error's message on one line; for Hydra's: key, value and what is allowed."""
     text = str(error)
     if missing := re.search(r"Could not (?:find|load) '(.+)/(.+)'", text):
         if missing[1] == "hydra/launcher" and missing[2] in _EXTRAS:
             extra = _EXTRAS[missing[2]]
             return f"hydra/launcher: needs the extra: pip install 'plasticity-rl[{extra}]'"
-        group = CONFIGS / missing[1]
-        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE) or sorted(
-            path.stem for path in group.glob("*.yaml")
-        )
+        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE) or _options(missing[1])
         return f"{missing[1]}={missing[2]}: must be one of {', '.join(options)}"
     if unknown := re.search(r"Could not override '(.+)'.*use \+([^\n]+)", text, re.DOTALL):
         return f"{unknown[2]}: no such key; {_known_beside(unknown[1])}"
@@ -171,20 +212,46 @@ def one_line(error: Exception) -> str:
     return "; ".join(line for line in lines if not line.startswith("Set the environment"))
 
 
-def _say(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Shows a warning as one line, without the place in the source that it comes from."""
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Shows a warning as one line, without its place in the source."""
     print(f"warning: {message}", file=sys.stderr)
 
 
-def _known_beside(key: str) -> str:
-    """What keys there are where the first unknown part of `key` was looked for."""
-    groups = "|".join(path.name for path in CONFIGS.iterdir() if path.is_dir())
-    # Options chosen on the command line decide which keys there are.
-    choice = rf"({groups})=(\w+|\[.*\])|\+.*=\{{.*\}}"
-    chosen = [word for word in sys.argv[1:] if re.fullmatch(choice, word)]
+@contextlib.contextmanager
+def _user_hydra() -> Iterator[tuple[ConfigLoader, list[str]]]:
+    """Initializes Hydra with the command line's --config-dir.
+
+    Yields the loader, and the overrides that decide which options and keys there are.
+    """
+    arguments, _ = get_args_parser().parse_known_args(sys.argv[1:])
+    search_path = create_config_search_path(str(CONFIGS))
+    if arguments.config_dir:
+        search_path.prepend(
+            "command-line",
+            f"file://{os.path.abspath(arguments.config_dir)}",
+            SearchPathQuery(provider="schema"),
+        )
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        node = compose(CONFIG, chosen)
+    try:
+        loader = Hydra.create_main_hydra2("train", search_path).config_loader
+        groups = "|".join(loader.list_groups(""))
+        choice = rf"({groups})=([\w/]+|\[.*\])|\+.*=\{{.*\}}|hydra\.searchpath=.*"
+        yield loader, [word for word in arguments.overrides if re.fullmatch(choice, word)]
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _options(group: str) -> list[str]:
+    """Returns the options of a configuration group."""
+    with _user_hydra() as (loader, overrides):
+        search_path = [word for word in overrides if word.startswith("hydra.searchpath=")]
+        return loader.get_group_options(group, config_name=CONFIG, overrides=search_path)
+
+
+def _known_beside(key: str) -> str:
+    """Lists the keys that exist where the first unknown part of `key` was looked up."""
+    with _user_hydra() as (_, overrides):
+        node = compose(CONFIG, overrides)
     path: list[str] = []
     for name in key.split("."):
         if not isinstance(node, DictConfig) or name not in node:

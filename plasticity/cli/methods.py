@@ -1,24 +1,21 @@
-"""What there is to choose from: `python -m plasticity.cli.methods`.
+"""Lists interventions, probes and shifts: `python -m plasticity.cli.methods`.
 
-Lists every intervention, probe and shift by the name it has on the command line: what it is, the
-paper it comes from, and its coefficients with their defaults and ranges. With a name, or several,
-all that is documented of it.
+Lists each by its name on the command line, with what it does, its paper, and its coefficients with
+their defaults and ranges. Given one or several names, prints their full documentation.
 """
 
 import argparse
 import inspect
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plasticity.cli.command import CONFIGS, command
-from plasticity.struct import TARGET, SettingError, Struct, fields, locate
+from plasticity.cli.command import command
+from plasticity.cli.config_groups import exported_classes
+from plasticity.struct import SettingError, Struct, fields
 
 GROUPS = {"intervention": "Interventions", "probes": "Probes", "shift": "Shifts"}
 # "(Sokar et al. 2023)" and "Juliani & Ash (2024)", with or without the brackets around.
@@ -27,7 +24,7 @@ _PAPER = re.compile(rf"({_NAME}(?:,? (?:& |and )?{_NAME})*(?: et al\.)?),? \(?((
 
 
 class Setting(NamedTuple):
-    """A coefficient of a method."""
+    """A coefficient of a method, with its default and what is allowed."""
 
     name: str
     default: object
@@ -35,33 +32,36 @@ class Setting(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A method as it is listed."""
+    """An intervention, probe or shift as it is listed.
+
+    Attributes:
+      name: its name on the command line.
+      kind: its class.
+      summary: the first line of its documentation.
+      papers: the papers that its documentation cites.
+      settings: its coefficients.
+    """
 
     name: str
-    kind: Any  # its class, a kind of Spec
-    what: str
+    kind: Any
+    summary: str
     papers: tuple[str, ...]
     settings: tuple[Setting, ...]
 
 
 def methods(group: str) -> list[Method]:
-    """The methods that a group of configs/ holds, each option that is one of its own."""
-    found = []
-    for path in sorted((CONFIGS / group).glob("*.yaml")):
-        part = OmegaConf.select(OmegaConf.load(path), path.stem)
-        if part is not None:
-            found.append(_method(path, locate(part[TARGET], f"{group}.{path.stem}.{TARGET}")))
-    return found
+    """Returns the methods of a group: `intervention`, `probes` or `shift`."""
+    return [_method(name, kind) for name, kind in exported_classes(group).items()]
 
 
-def _method(path: Path, kind: type[Struct]) -> Method:
+def _method(name: str, kind: type[Struct]) -> Method:
     text = inspect.getdoc(kind) or ""
-    what = _flowing(text.split("\n\n")[0])
+    summary = _unwrap(text.split("\n\n")[0])
     return Method(
-        name=path.stem,
+        name=name,
         kind=kind,
-        # The paper has a column of its own.
-        what=re.sub(rf" \((?:{_PAPER.pattern}(?:; )?)+\)", "", what).rstrip("."),
+        # Papers have a column of their own.
+        summary=re.sub(rf" \((?:{_PAPER.pattern}(?:; )?)+\)", "", summary).rstrip("."),
         papers=papers(text),
         settings=tuple(
             Setting(name, field.default, str(field.metadata["range"]))
@@ -72,22 +72,23 @@ def _method(path: Path, kind: type[Struct]) -> Method:
 
 
 def papers(text: str) -> tuple[str, ...]:
-    """The papers that a text names, once each."""
-    return tuple(dict.fromkeys(f"{names} {year}" for names, year in _PAPER.findall(_flowing(text))))
+    """Returns the papers that a text cites, once each, in order."""
+    return tuple(dict.fromkeys(f"{names} {year}" for names, year in _PAPER.findall(_unwrap(text))))
 
 
-def _flowing(text: str) -> str:
+def _unwrap(text: str) -> str:
+    """Joins the lines of a paragraph."""
     return re.sub(r"\s+", " ", text)
 
 
 def listing(listed: list[Method]) -> Table:
-    """A group's methods for a terminal."""
+    """Returns methods as a table for the terminal."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(no_wrap=True)
     rows.add_column()
     for method in listed:
         lines = [
-            f"{method.what}.",
+            f"{method.summary}.",
             *(["; ".join(method.papers)] if method.papers else []),
             *(f"  {name} = {default}  ({allowed})" for name, default, allowed in method.settings),
         ]
@@ -95,29 +96,14 @@ def listing(listed: list[Method]) -> Table:
     return rows
 
 
-def markdown(listed: list[Method]) -> Iterator[str]:
-    """The lines of a group's table as docs/methods.md has it."""
-    yield "| name | what | paper | coefficients |"
-    yield "| --- | --- | --- | --- |"
-    for method in listed:
-        coefficients = "<br>".join(
-            f"`{name}` = {default}: {allowed}" for name, default, allowed in method.settings
-        )
-        what = method.what.replace("|", r"\|")
-        yield f"| `{method.name}` | {what} | {'; '.join(method.papers)} | {coefficients} |"
-
-
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     command(_main)
 
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="of methods to show in full; all in short if none")
-    parser.add_argument(
-        "--markdown", action="store_true", help="print the tables of docs/methods.md"
-    )
+    parser.add_argument("names", nargs="*", help="methods to document in full; lists all if none")
     arguments = parser.parse_args()
     groups = {group: methods(group) for group in GROUPS}
     known = {method.name: method for listed in groups.values() for method in listed}
@@ -131,11 +117,8 @@ def _main() -> None:
     if arguments.names:
         return
     for group, listed in groups.items():
-        if arguments.markdown:
-            print("\n".join([f"## {GROUPS[group]}", "", *markdown(listed), ""]))
-        else:
-            console.print(Text(f"{GROUPS[group]}: {group}=NAME\n", style="bold underline"))
-            console.print(listing(listed), end="\n\n")
+        console.print(Text(f"{GROUPS[group]}: {group}=NAME\n", style="bold underline"))
+        console.print(listing(listed), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains the jobs of a sweep from the command line, with a figure of each."""
+"""Trains the jobs of a sweep from the command line, and draws a figure of each."""
 
 import sys
 import traceback
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from plasticity import results
-from plasticity.cli.command import is_users, one_line
+from plasticity.cli.command import is_user_error, one_line
 from plasticity.training.sweep import (
     Group,
     TrainOptions,
@@ -29,10 +29,10 @@ def train_all(
     """Trains jobs, those of equal structure together, and draws a figure of each.
 
     Args:
-      jobs: the jobs; finished ones are left alone.
+      jobs: the jobs. Finished ones are not trained again.
       sweep_dir: the folder that their folders are in; if not given there is one job and no sweep.
       max_agents: see `plasticity.training.sweep.plan`.
-      options: what is kept while they train.
+      options: how they are checkpointed and tracked.
       dispatch: has groups trained by other processes, and returns the error of each job that
         failed, by its folder. If not given, they are trained one after another in this process.
 
@@ -43,9 +43,9 @@ def train_all(
       SettingError: a folder holds something else.
       KeyboardInterrupt: after Ctrl-C or SIGTERM.
     """
-    folder = Path(sweep_dir or ".")
-    remove_stale_checkpoints(jobs, folder)
-    groups = plan(jobs, folder, max_agents, local=dispatch is None)
+    root = Path(sweep_dir or ".")
+    remove_stale_checkpoints(jobs, root)
+    groups = plan(jobs, root, max_agents, local=dispatch is None)
     if sweep_dir is not None:
         for line in describe_plan(jobs, groups, local=dispatch is None):
             print(line, flush=True)
@@ -55,11 +55,11 @@ def train_all(
         else:
             failed = train_groups(
                 groups,
-                folder,
+                root,
                 options,
                 numbered=sweep_dir is not None,
                 on_trained=_draw,
-                on_error=lambda error: None if is_users(error) else traceback.print_exc(),
+                on_error=_print_traceback if sweep_dir is not None else lambda error: None,
                 say=lambda line: print(line, file=sys.stderr),
             )
     except KeyboardInterrupt:
@@ -69,9 +69,15 @@ def train_all(
     outcomes = [failed.get(job.folder) or _mean_return(job) for job in jobs]
     if failed and sweep_dir is not None:
         print(f"{len(failed)} of {len(jobs)} jobs failed:", file=sys.stderr)
-        for place, why in failed.items():
-            print(f"  {place}: {one_line(why)}", file=sys.stderr)
+        for folder, error in failed.items():
+            print(f"  {folder}: {one_line(error)}", file=sys.stderr)
     return outcomes
+
+
+def _print_traceback(error: Exception) -> None:
+    """Prints the traceback of an error that one line does not explain."""
+    if not is_user_error(error):
+        traceback.print_exception(error)
 
 
 def _draw(group: Group) -> None:

@@ -6,15 +6,24 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from plasticity.cli.command import CONFIG, CONFIGS, build_job, command, train_options
+from plasticity.cli.command import (
+    CONFIG,
+    CONFIGS,
+    build_job,
+    checked_jobs,
+    command,
+    train_options,
+)
 from plasticity.cli.sweep import train_all
 
 
 @hydra.main(config_path=str(CONFIGS), config_name=CONFIG, version_base="1.3")
 def job(config: DictConfig) -> float:
-    """One job: its seeds train stacked in one program; its results go into Hydra's folder."""
+    """Trains one job, its seeds in one program. Results are written to Hydra's output folder."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    (outcome,) = train_all([build_job(config, folder)], options=train_options(config))
+    checked = checked_jobs.pop((), None)
+    this = checked._replace(folder=folder) if checked else build_job(config, folder)
+    (outcome,) = train_all([this], options=train_options(config))
     if isinstance(outcome, Exception):
         raise outcome
     print(f"results in {folder}")
@@ -22,7 +31,7 @@ def job(config: DictConfig) -> float:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     command(job)
 
 

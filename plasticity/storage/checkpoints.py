@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import args
 
+from plasticity.storage.errors import StorageError, writing
 from plasticity.storage.run_dir import versions
 from plasticity.struct import SettingError
 
@@ -37,8 +38,9 @@ class CheckpointManager:
         self._versions = versions()
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._folder / _LOCK).open("w")
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._folder / _LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -82,7 +84,7 @@ class CheckpointManager:
           about: anything else, as JSON.
 
         Raises:
-          OSError: it, or the last one, cannot be written. What was there before still is.
+          StorageError: it, or the last one, cannot be written. What was there before still is.
         """
         self._wait()
         described = {"versions": self._versions, "runs": self._fingerprint, **about}
@@ -147,14 +149,15 @@ class CheckpointManager:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns what Orbax raises where a disk is full, or missing, into an OSError."""
+        """Turns what Orbax raises where a disk is full, or missing, into a StorageError."""
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
             for part in self._folder.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(part, ignore_errors=True)  # Orbax would leave it there
             reason = str(error).split("; ")[0].splitlines()[0]
-            raise OSError(f"{self._folder}: a checkpoint cannot be written: {reason}") from error
+            message = f"{self._folder}: a checkpoint cannot be written: {reason}"
+            raise StorageError(message) from error
 
 
 def flatten(tree: Any) -> dict[str, Any]:

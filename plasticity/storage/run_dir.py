@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from plasticity.renamed import rename_config
 from plasticity.storage import table
+from plasticity.storage.errors import writing
 from plasticity.struct import SettingError
 
 PARAMS = "params"
@@ -156,7 +157,7 @@ class RunDir:
 
     def write_params(self, params: Any) -> None:
         """Writes the final parameters, as host arrays: a reader may lack the device."""
-        with ocp.StandardCheckpointer() as checkpointer:
+        with writing(self._info.folder / PARAMS), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((self._info.folder / PARAMS).resolve(), params, force=True)
 
     def _write_meta(self, status: str) -> None:

@@ -19,6 +19,8 @@ from types import MappingProxyType
 import pandas as pd
 import pyarrow as pa
 
+from plasticity.storage.errors import writing
+
 __all__ = [
     "COLUMNS",
     "CONFIG",
@@ -115,17 +117,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
     The replacement is atomic: a reader sees the old file or the new one, never a part of one, even
     after a crash. The temporary file is in the folder of `path`, which is created if it does not
     exist.
+
+    Raises:
+      StorageError: it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> None:

@@ -1,5 +1,6 @@
 """The whole path from the command line to the figure, and what a user may get wrong on it."""
 
+import errno
 import json
 import os
 import shlex
@@ -13,10 +14,10 @@ from helpers import ROOT, TINY, write_examples
 
 from plasticity import load_params, results
 from plasticity.cli import report
-from plasticity.cli.command import runs_of
+from plasticity.cli.command import build_job, runs_of
 
 
-def test_a_sweep_ends_in_tables_a_figure_and_one_frame(shell, tmp_path, capsys):
+def test_sweep_writes_tables_and_a_figure_that_load_as_one_frame(shell, tmp_path, capsys):
     """A sweep of chains and seeds: every job has its own folder, and all load as one frame."""
     line = f"-m {TINY} 'intervention=warm_start,[layer_norm,soft_shrink_perturb]' 'seed=[3,5]'"
     assert shell(f"{line} out=sweep") == 0
@@ -61,7 +62,7 @@ def test_a_sweep_ends_in_tables_a_figure_and_one_frame(shell, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_classes_of_ones_own_work_by_their_import_paths(shell, tmp_path):
+def test_train_takes_user_classes_by_import_path(shell, tmp_path):
     """README's examples: nothing of the package is edited, and coefficients reach the numbers."""
     write_examples(tmp_path)
     own = "'+intervention.jitter={_target_: my_interventions.Jitter, scale: %s}'"
@@ -75,6 +76,136 @@ def test_classes_of_ones_own_work_by_their_import_paths(shell, tmp_path):
     assert list(biases[0]["update"]) == list(range(1, frame["update"].max() + 1))
     assert biases[0].value.max() < 1
     assert biases[1].value.min() > 10
+
+
+AGENTS = """
+import jax.numpy as jnp
+import plasticity as pl
+from plasticity.agents.a2c import A2C
+from plasticity.agents.base import Agent, end_update, gradient_step
+from plasticity.agents.ppo import clipped_adam, gae_batch
+
+
+class Frozen(pl.PPO):
+    def loss(self, output, minibatch):
+        loss, metrics = super().loss(output, minibatch)
+        return 0 * loss, metrics
+
+
+class Reinforce(Agent):
+    gae_lambda: float = pl.field(1.0, ge=0, le=1)
+    learning_rate: float = pl.field(1e-3, gt=0)
+
+    def optimizer(self, key):
+        return A2C(learning_rate=self.learning_rate).optimizer(key)
+
+    def make_batch(self, trajectory, intrinsic=None):
+        return gae_batch(trajectory, self.gamma, self.gae_lambda)
+
+    def per_sample_loss(self, output, batch):
+        value_loss = jnp.square(output.value - batch.target)
+        return value_loss - batch.advantage * output.policy.log_prob(batch.action)
+
+    def update(self, interventions, context, train_state, state, rollout):
+        train_state, state, metrics = gradient_step(
+            self, interventions, context, train_state, state, rollout.batch, rollout
+        )
+        train_state, state, changes = end_update(
+            interventions, context, train_state, state, rollout
+        )
+        return train_state, state, {**metrics, **changes}
+
+
+class Broken(pl.PPO):
+    def loss(self, output, minibatch):
+        raise OSError("of the user's own loss")
+"""
+WITHOUT_AGENT = TINY.replace("agent.minibatch_size=20", "").replace("agent.", "+agent.")
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        f"'~agent' +agent._target_=my_agents.Reinforce {WITHOUT_AGENT}",
+        f"--config-dir mine agent=reinforce {WITHOUT_AGENT.replace('+agent', '++agent')}",
+    ],
+)
+def test_train_takes_a_user_agent(shell, tmp_path, choice):
+    """Would catch an agent that only the package can add, inline or as an option in a file."""
+    (tmp_path / "my_agents.py").write_text(AGENTS)
+    (tmp_path / "mine/agent").mkdir(parents=True)
+    (tmp_path / "mine/agent/reinforce.yaml").write_text("_target_: my_agents.Reinforce\n")
+    assert shell(f"{choice} out=own") == 0
+    frame = results.load("own")
+    assert frame[frame.metric == "update_size"].value.min() > 0
+    assert "_target_: my_agents.Reinforce" in (tmp_path / "own/config.yaml").read_text()
+
+
+def test_train_uses_the_overridden_loss_of_a_ppo_subclass(shell, tmp_path):
+    """Would catch a subclass that is accepted while PPO's own loss is used."""
+    (tmp_path / "my_agents.py").write_text(AGENTS)
+    assert shell(f"{TINY} agent._target_=my_agents.Frozen out=own") == 0
+    frame = results.load("own")
+    assert (frame[frame.metric == "gradient_norm"].value == 0).all()
+
+
+def test_train_raises_the_error_of_a_user_class(shell, tmp_path, capsys):
+    """Would catch a user's own mistake that is reported without the line it is in."""
+    (tmp_path / "my_agents.py").write_text(AGENTS)
+    (tmp_path / "my_envs.py").write_text("import no_such_package\n")
+    with pytest.raises(OSError, match="of the user's own loss") as caught:
+        shell(f"{TINY} agent._target_=my_agents.Broken out=own")
+    assert caught.traceback[-1].path.name == "my_agents.py"
+    capsys.readouterr()
+    assert shell("env._target_=my_envs.Env out=other") == 1
+    error = capsys.readouterr().err
+    assert "error:" not in error
+    assert error.startswith("Traceback")
+    assert "my_envs.py" in error
+    assert error.endswith("ModuleNotFoundError: No module named 'no_such_package'\n")
+
+
+def test_train_reports_a_storage_error_in_one_line(shell, capsys, monkeypatch):
+    """Would catch a full disk that is reported as a fault of the program."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("plasticity.storage.table.os.fsync", full)
+    assert shell(f"{TINY} out=run") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert error.endswith("run/config.yaml: cannot be written: No space left on device")
+
+
+@pytest.mark.parametrize("where", ["--config-dir mine", "'hydra.searchpath=[file://mine]'"])
+def test_train_knows_the_keys_of_a_user_option(shell, tmp_path, capsys, where):
+    """Would catch options of --config-dir that are unknown when an error is explained."""
+    (tmp_path / "mine/env").mkdir(parents=True)
+    (tmp_path / "mine/env/room.yaml").write_text("_target_: plasticity.envs.CartPole\nsize: 1\n")
+    for line, expected in {
+        "env=room env.nope=1": "env.nope=1: no such key; env has _target_, size",
+        "env=rom": "env=rom: must be one of ant, atari,",
+        "shift=[permute,foo] env=room": "shift=foo: must be one of dynamics, expand",
+    }.items():
+        assert shell(f"{where} {line} out=new") == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {expected}")
+        assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_sweep_composes_each_job_once(shell, monkeypatch):
+    """Would catch jobs that are built for the check before the sweep, and again to train."""
+    built = []
+
+    def counted(config, folder):
+        built.append(folder.name)
+        return build_job(config, folder)
+
+    monkeypatch.setattr("plasticity.cli.command.build_job", counted)
+    assert shell(f"-m {TINY} seed=0,1 out=sweep") == 0
+    assert built == ["0_warm_start", "1_warm_start"]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +241,17 @@ def test_classes_of_ones_own_work_by_their_import_paths(shell, tmp_path):
         ),
         ("+intervention.x._target_=no.Such", "intervention.x._target_='no.Such': must be an"),
         ("+intervention.x._target_=pathlib.Path", "must be a kind of Intervention"),
+        ("agent._target_=pathlib.Path", "agent._target_='pathlib.Path': must be a kind of Agent\n"),
+        ("agent._target_=plasticity.Agent", "must be a kind of Agent, not the base class itself"),
+        (
+            "+intervention.x._target_=plasticity.Intervention",
+            "must be a kind of Intervention, not the base class itself",
+        ),
+        ("+probes.x._target_=plasticity.Probe", "must be a kind of Probe, not the base class"),
+        ("+shift.x._target_=plasticity.Shift", "must be a kind of Shift, not the base class"),
+        ("env._target_=plasticity.Env", "must be a kind of Env, not the base class itself"),
+        ("~env", "env=None: must be given"),
+        ("~env +env.levels=3", "env._target_=None: must be the import path of a kind of Env"),
         ("+agent.foo=3", "agent.foo=3: no such setting"),
         ("env=minigrid env.id=Nope-v0", "env.id='Nope-v0': must be registered"),
         ("env=minigrid env.wrappers=[]", "must have observations in a Box"),
@@ -130,7 +272,7 @@ def test_classes_of_ones_own_work_by_their_import_paths(shell, tmp_path):
         ("intervention=crelu network.hidden=[64,5]", "network.hidden=(64, 5): each must be a mul"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(shell, tmp_path, capsys, line, said):
+def test_train_refuses_an_unusable_setting_in_one_line(shell, tmp_path, capsys, line, said):
     """It names key, value and what is allowed; nothing is written or touched."""
     (tmp_path / "occupied").mkdir()
     (tmp_path / "occupied/config.yaml").write_text("kept")
@@ -142,7 +284,7 @@ def test_what_cannot_be_used_is_one_line(shell, tmp_path, capsys, line, said):
     assert (tmp_path / "occupied/config.yaml").read_text() == "kept"
 
 
-def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path):
+def test_ctrl_c_keeps_results_and_says_where_they_are(tmp_path):
     """A real process, interrupted in a later round: its rows are there, and its status."""
     arguments = shlex.split(
         f"{TINY} schedule.rounds=100000 schedule.updates_per_round=20 out={tmp_path}/run"
@@ -169,7 +311,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path):
     assert results.load(tmp_path / "run")["round"].max() >= 1
 
 
-def test_presets_of_the_paper_agree_with_their_classes():
+def test_paper_presets_equal_the_defaults_of_their_classes():
     """The command line and Python must not have different defaults."""
     (run,) = runs_of("network=paper", "agent=paper")
     for part in (run.network, run.agent, run.env):

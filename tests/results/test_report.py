@@ -12,7 +12,7 @@ from results_helpers import (
 )
 
 from plasticity import results
-from plasticity.cli.report import figures_of, report
+from plasticity.cli.report import figures_dir, report
 
 
 def test_a_report_tells_the_settings_of_a_sweep_apart(
@@ -72,7 +72,7 @@ def test_figures_go_into_a_folder_that_exists(tmp_path: Path, frame: pd.DataFram
         (tmp_path / "sw*" / "*", tmp_path),
         (Path("no*"), Path()),
     ):
-        assert figures_of(place) == folder / "figures"
+        assert figures_dir(place) == folder / "figures"
 
 
 def test_a_report_of_runs_without_rows_is_one_line(

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 import plasticity as pl
 from plasticity import results
+from plasticity.storage.errors import StorageError
 from plasticity.storage.signals import SignalGuard
 from plasticity.training import Job, loop, memory_estimate, sweep
 from plasticity.training.memory_estimate import Memory, memory_of
@@ -121,7 +122,7 @@ def test_sweep_lists_failed_jobs_and_finishes_the_others(shell, tmp_path, capsys
 
     def failing(jobs, *args, **kwargs):
         if jobs[0].runs[0].intervention.name == "l2_norm":
-            raise OSError("sweep: no space left")
+            raise StorageError("sweep: no space left")
         real(jobs, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -163,6 +164,44 @@ def test_plan_makes_equal_groups_that_fit_memory(tiny_run, tmp_path, monkeypatch
     other = tiny_run(network=pl.Network(hidden=(4,)))
     mixed = sweep.plan([*jobs, job(10, other)], tmp_path)
     assert [len(group.jobs) for group in mixed][-1] == 1
+
+
+def nested_jobs(sweep_dir, tiny_run):
+    """Jobs in `a/0`, `a/1`, `b/0` and `b/1` of a sweep's folder, never trained."""
+    return [
+        Job((tiny_run(seed=seed),), sweep_dir / method / str(seed), {"seed": seed})
+        for method in "ab"
+        for seed in range(2)
+    ]
+
+
+def test_plan_tells_groups_of_folders_with_equal_names_apart(tiny_run, tmp_path):
+    """Would catch two groups with one place for checkpoints, or one that resumes the other's."""
+    jobs = nested_jobs(tmp_path, tiny_run)
+    first, second = sweep.plan(jobs, tmp_path, max_agents=2)
+    assert [group.jobs for group in (first, second)] == [tuple(jobs[:2]), tuple(jobs[2:])]
+    assert first.checkpoint_dir != second.checkpoint_dir
+    second.checkpoint_dir.mkdir(parents=True)
+    (second.checkpoint_dir / "jobs.json").write_text('["b/0", "b/1"]')
+    assert sweep.plan(jobs, tmp_path, max_agents=1)[0] == second
+
+
+def test_remove_stale_checkpoints_tells_folders_with_equal_names_apart(tiny_run, tmp_path):
+    """Would catch a finished job that removes the checkpoints of another of the same name."""
+    jobs = nested_jobs(tmp_path, tiny_run)
+    groups = sweep.plan(jobs, tmp_path, max_agents=2)
+    for name, group in zip("ab", groups, strict=True):
+        group.checkpoint_dir.mkdir(parents=True)
+        (group.checkpoint_dir / "jobs.json").write_text(f'["{name}/0", "{name}/1"]')
+    for job in jobs:
+        (job.folder / "checkpoints").mkdir(parents=True)
+    for job in jobs[:2]:
+        (job.folder / "config.yaml").write_text(json.dumps(dict(job.config)))
+        (job.folder / "meta.json").write_text('{"status": "finished"}')
+    sweep.remove_stale_checkpoints(jobs, tmp_path)
+    kept = [(job.folder / "checkpoints").exists() for job in jobs]
+    assert kept == [False, False, True, True]
+    assert [group.checkpoint_dir.exists() for group in groups] == [False, True]
 
 
 def test_memory_of_is_about_what_the_compiler_allocates(tiny_run):
