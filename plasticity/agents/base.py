@@ -3,7 +3,7 @@
 Shapes: T steps of a rollout, N environments, B = T * N transitions, M transitions of a minibatch.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +65,10 @@ class IntrinsicRewards(NamedTuple):
 class Agent(Struct):
     """Base class of agents: hyperparameters, and pure methods that learn from a rollout.
 
-    Write `optimizer`, `make_batch`, `per_sample_loss`, `loss` and `update`; `gradient_step` makes
-    one step with all hooks of the interventions. `plasticity/agents/a2c.py` is a short example.
+    Write `optimizer`, `make_batch`, `per_sample_loss` and `update`; `gradient_step` makes one step
+    with all hooks of the interventions. `plasticity/agents/a2c.py` is a short example. A subclass
+    of an agent that has a `loss` of its own may not override `per_sample_loss` alone, for probes
+    would then differentiate another loss than the one that is trained.
     The training loop collects rollouts, normalizes observations and rewards, and resets the
     optimizer and the statistics at shifts.
 
@@ -91,6 +93,15 @@ class Agent(Struct):
     normalize_observations: bool = static_field(False)
     normalize_rewards: bool = static_field(False)
     reset_statistics: bool = static_field(False)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__
+        if "per_sample_loss" in own and "loss" not in own and cls.loss is not Agent.loss:
+            raise TypeError(
+                f"{cls.__name__} overrides per_sample_loss, which its base's loss does not use: "
+                "override loss_terms, or loss as well"
+            )
 
     @property
     def batch_size(self) -> int:
@@ -172,7 +183,8 @@ class Agent(Struct):
 
         Returns:
           Train state and interventions' state after the update, and metrics. `gradient_norm` and
-          `update_size` must be among the latter: they tell whether the run has diverged.
+          `update_size` must be among the latter, each with an entry "all": a run in which one of
+          them is not finite has diverged.
         """
         raise NotImplementedError
 

@@ -235,7 +235,7 @@ def _user_hydra() -> Iterator[tuple[ConfigLoader, list[str]]]:
     try:
         loader = Hydra.create_main_hydra2("train", search_path).config_loader
         groups = "|".join(loader.list_groups(""))
-        choice = rf"({groups})=([\w/]+|\[.*\])|\+.*=\{{.*\}}|hydra\.searchpath=.*"
+        choice = rf"({groups})=([\w/]+|\[.*\])|\+.*=\{{.*\}}|~\w+|hydra\.searchpath=.*"
         yield loader, [word for word in arguments.overrides if re.fullmatch(choice, word)]
     finally:
         GlobalHydra.instance().clear()

@@ -85,3 +85,12 @@ def test_override_of_ppo_is_used():
     first, last = entropies(run)
     assert first < last
     assert float(last) == pytest.approx(np.log(3), abs=1e-3)
+
+
+def test_override_of_per_sample_loss_alone_is_refused():
+    """Would catch a loss that probes measure and nobody trains on."""
+    with pytest.raises(TypeError, match="override loss_terms, or loss as well"):
+
+        class Zero(PPO):
+            def per_sample_loss(self, output, batch):
+                return 0.0 * output.value
