@@ -40,6 +40,14 @@ def _forget_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _forget_users_modules():
+    """Modules that a test writes as a user would are named my_*; another test has its own."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def tiny_run():
     """Makes a run of a few hundred parameters and short rounds, with any fields changed."""

@@ -134,6 +134,7 @@ class RunDir:
     def __enter__(self) -> Self:
         self._start = time.perf_counter()
         self._earlier = read_meta(self._info.folder).get("sessions", [])
+        table.remove_temporary_files(self._info.folder)
         with table.replacing(self._info.folder / table.CONFIG) as temporary:
             OmegaConf.save(OmegaConf.create(dict(self._info.config)), temporary)
         self._write_meta("running")

@@ -274,6 +274,7 @@ def remove_stale_checkpoints(jobs: Sequence[Job], sweep_dir: Path) -> None:
     for job in jobs:
         if _id(job, sweep_dir) in finished:
             shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
+            table.remove_temporary_files(job.folder)
     for listed in (sweep_dir / GROUPS_DIR).glob(f"*/{_JOBS}"):
         if set(json.loads(listed.read_text())) <= finished:
             shutil.rmtree(listed.parent, ignore_errors=True)

@@ -127,6 +127,7 @@ def train_stack(
     if job.is_finished():
         # A process that was killed at the very end may have left them.
         shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
+        table.remove_temporary_files(job.folder)
     else:
         train_jobs(
             [job],

@@ -493,7 +493,7 @@ def test_one_command_trains_draws_and_judges(shell, tmp_path, capsys):
         pack([tmp_path / "again"], tmp_path / "packed")
 
     for words, told in {
-        "smal": "must be a folder of results, or one of coinrun_small, ",
+        "smal": "must be a folder of results, or one of coinrun_paper, ",
         "small --markdown": "must be a folder",
         "out seed=[0]": "must be folders, too; overrides go with a size",
     }.items():

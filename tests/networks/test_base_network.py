@@ -3,12 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT
-from omegaconf import OmegaConf
 
 from plasticity import config, train
 from plasticity.networks import ACTIVATIONS, Network, get_activation
-from plasticity.struct import SettingError
+from plasticity.probes import DeadUnits, DormantUnits, EffectiveRank, Probes, WeightNorm
+from plasticity.struct import SettingError, to_config
 
 USER_MODULE = '''
 import flax.linen as nn
@@ -131,7 +130,7 @@ def settings(network, **changes):
         "env": {"_target_": "plasticity.Gather", "levels": 3, "episode_steps": 10},
         "network": network,
         "agent": {"num_envs": 2, "num_steps": 20, "minibatch_size": 20},
-        "probes": OmegaConf.to_container(OmegaConf.load(ROOT / "configs/probes/default.yaml")),
+        "probes": to_config(Probes.of(DeadUnits(), DormantUnits(), WeightNorm(), EffectiveRank())),
         "schedule": {
             "rounds": 1,
             "updates_per_round": 2,
