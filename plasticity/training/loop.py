@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from plasticity.agents import IntrinsicRewards, Metrics, Trajectory
+from plasticity.agents.intrinsic.base import Policy
 from plasticity.agents.normalization import RewardScaler, RunningMeanStd
 from plasticity.envs.base import CompiledEnv, Env, Task
 from plasticity.envs.task_wrapper import TaskWrapper
@@ -325,7 +326,7 @@ def needs_rollout(runs: Run, states: RunState, observations: Array) -> bool:
     return False
 
 
-def policy(run: Run, state: RunState) -> rollouts.Policy:
+def policy(run: Run, state: RunState) -> Policy:
     """Returns the network with the current parameters, a function of observations [N, ...]."""
     apply = _current_context(run, state).apply
     return lambda observation: apply(state.train_state.params, observation)

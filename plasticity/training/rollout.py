@@ -3,19 +3,18 @@
 Shapes: T steps, N environments.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from plasticity.agents import Trajectory
+from plasticity.agents.intrinsic.base import Policy
 from plasticity.envs.base import CompiledEnv, State, Task
 from plasticity.networks import Categorical, Gaussian, Output, distribution_class
 from plasticity.training.state import EnvState, EpisodeStats
 
 Array = jax.Array
-Policy = Callable[[Array], Output]  # observations [N, ...] -> Output
 
 
 class Transition(NamedTuple):
