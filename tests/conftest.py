@@ -1,5 +1,6 @@
 """What every test shares: the CPU, no display, quick compilation, and a run small enough to try."""
 
+import gc
 import os
 import shlex
 import sys
@@ -31,6 +32,11 @@ from plasticity.envs.gather import Gather
 from plasticity.networks import Network
 from plasticity.training import loop
 from plasticity.training.run import Run, Schedule
+
+
+def pytest_collection_finish():
+    """Leaves the imported modules to no garbage collection: each would look through them all."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

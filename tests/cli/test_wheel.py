@@ -17,7 +17,8 @@ def site(tmp_path_factory):
     pytest.importorskip("setuptools", reason="the wheel is built without isolation")
     wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "-w", str(wheels), str(ROOT)], check=True, cwd=wheels)
+    # In the repository, relative to which the Makefile names pip's file of constraints.
+    subprocess.run([*build, "-w", str(wheels), "."], check=True, cwd=ROOT)
     (wheel,) = wheels.glob("plasticity_rl-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)

@@ -4,11 +4,11 @@ Each is compared with an undisturbed run: its table row for row, its parameters 
 """
 
 import json
+import multiprocessing
 import os
 import random
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,10 +19,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
-from helpers import ROOT, RUN, TINY
+from helpers import RUN, TINY
 
 import plasticity as pl
 from plasticity import results
+from plasticity.cli.command import command
+from plasticity.cli.train import job
 from plasticity.envs.host import Gymnasium
 from plasticity.storage import checkpoints
 from plasticity.storage.checkpoints import CheckpointManager
@@ -276,30 +278,44 @@ def test_host_environments_resume_from_the_end_of_a_round(tmp_path, stop_every):
     is_as_undisturbed(tmp_path / "run", tmp_path / "undisturbed/run")
 
 
-def start(folder):
-    """A process that trains three seeds, with a checkpoint at almost every stop."""
-    line = (
-        f"{TINY} schedule.rounds=20 schedule.updates_per_round=20 schedule.log_every=8 "
-        f"schedule.probe_every=10 'seed=[0,1,2]' checkpoint_minutes=0.0005 out={folder}"
-    )
-    quick = {
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # small programs are kept as well
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", *shlex.split(line)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **quick},
-    )
+def train_line(line, errors):
+    """Runs a command line of `train` as a process of its own, with standard error in a file."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.argv = ["train", *shlex.split(line)]
+    command(job)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts a process that trains three seeds, with a checkpoint at almost every stop."""
+    # Forks each process from one that has imported everything, and has no threads yet.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["plasticity.cli.train"])
+    errors = tmp_path_factory.mktemp("processes") / "stderr"
+
+    def begin(folder):
+        line = (
+            f"{TINY} schedule.rounds=12 schedule.updates_per_round=20 schedule.log_every=8 "
+            f"schedule.probe_every=10 'seed=[0,1,2]' checkpoint_minutes=0.0005 out={folder}"
+        )
+        errors.write_text("")
+        process = processes.Process(target=train_line, args=(line, errors))
+        process.start()
+        return process
+
+    def end(process, status, timeout):
+        process.join(timeout)
+        assert process.exitcode == status, errors.read_text()
+        return errors.read_text()
+
+    return begin, end
 
 
 def until(there: Path, process):
     """Waits for a file of a process that is under way."""
     while not there.exists():
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive()
         time.sleep(0.01)
 
 
@@ -308,42 +324,36 @@ def until_written(table: Path, times: int, process):
     written_at = None
     for _ in range(times):
         while (now := table.stat().st_mtime_ns if table.exists() else None) == written_at:
-            assert process.poll() is None, process.communicate()
+            assert process.is_alive()
             time.sleep(0.002)
         written_at = now
 
 
 @pytest.mark.slow
-def test_killed_ten_times_equals_undisturbed(tmp_path):
+def test_killed_ten_times_equals_undisturbed(tmp_path, start):
     """Would catch files that a kill leaves half written, and all that only a real end shows.
 
     The first end is by SIGTERM, the others by SIGKILL, each after a few writes of the table.
     """
     undisturbed, folder = tmp_path / "undisturbed/run", tmp_path / "run"
-    process = start(undisturbed)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
+    begin, end = start
+    end(begin(undisturbed), 0, timeout=300)
 
-    process = start(folder)
+    process = begin(folder)
     until(folder / "metrics.parquet", process)
     process.terminate()
-    _, error = process.communicate(timeout=100)
-    assert process.returncode == 130, error
-    assert "Traceback" not in error
+    assert "Traceback" not in end(process, 130, timeout=100)
     assert meta_of(folder)["status"] == "interrupted"
 
     draw = random.Random(0)
     for _ in range(9):
-        process = start(folder)
-        # Of some 80 writes in all, so that it lasts for all; the table of the last one counts.
-        until_written(folder / "metrics.parquet", draw.randrange(1, 7), process)
+        process = begin(folder)
+        # Of some 48 writes in all, so that it lasts for all; the table of the last one counts.
+        until_written(folder / "metrics.parquet", draw.randrange(1, 5), process)
         time.sleep(draw.uniform(0, 0.05))
         process.kill()
-        _, error = process.communicate(timeout=100)
-        assert process.returncode == -signal.SIGKILL, error
-    process = start(folder)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
+        end(process, -signal.SIGKILL, timeout=100)
+    end(begin(folder), 0, timeout=300)
     began = [session["from_update"] for session in meta_of(folder)["sessions"]]
     assert began == sorted(began)
     assert len({update for update in began if update > 0}) >= 3
