@@ -176,12 +176,12 @@ def update(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState,
     intrinsic, bonus_metrics = run.intrinsic.scale(intrinsic, bonus)
     rewards = run.intrinsic.make_intrinsic(intrinsic, trajectory, bonus, policy(run, state))
     rollout = Rollout(_make_batch(run, state, trajectory, rewards), state.train_state.params)
-    train_state, intervention, metrics = run.agent.update(
+    intervention, train_state, metrics = run.agent.update(
         run.intervention,
-        context._replace(key=key_for(run.seed, Stream.UPDATE, state.update)),
-        state.train_state,
         state.intervention,
+        state.train_state,
         rollout,
+        context._replace(key=key_for(run.seed, Stream.UPDATE, state.update)),
     )
     intrinsic, intrinsic_metrics = run.intrinsic.update(
         run.agent, intrinsic, trajectory, rollout, intrinsic_context
@@ -278,12 +278,14 @@ def run_probes(
     """
     context = _current_context(run, state)
 
-    def make_batch() -> Batch:
-        met = _probe_rollout(run, state) if trajectory is None else trajectory
+    def compute_batch() -> Batch:
+        collected = _probe_rollout(run, state) if trajectory is None else trajectory
         intrinsic_context = _intrinsic_context(run, context, Stream.INTRINSIC_UPDATE)
-        bonus = run.intrinsic.bonus(state.intrinsic, met, intrinsic_context)
-        rewards = run.intrinsic.make_intrinsic(state.intrinsic, met, bonus, policy(run, state))
-        return run.agent.prepare_advantages(_make_batch(run, state, met, rewards))
+        bonus = run.intrinsic.bonus(state.intrinsic, collected, intrinsic_context)
+        rewards = run.intrinsic.make_intrinsic(
+            state.intrinsic, collected, bonus, policy(run, state)
+        )
+        return run.agent.prepare_advantages(_make_batch(run, state, collected, rewards))
 
     def per_sample_loss(params: Params, batch: Batch) -> Array:
         return run.agent.per_sample_loss(context.apply(params, batch.observation), batch)
@@ -300,7 +302,7 @@ def run_probes(
             effective_params=context.effective_params,
             init_params=context.init_params,
             per_sample_loss=per_sample_loss,
-            make_batch=make_batch,
+            compute_batch=compute_batch,
         )
     )
 

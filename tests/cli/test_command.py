@@ -106,14 +106,14 @@ class Reinforce(Agent):
         value_loss = jnp.square(output.value - batch.target)
         return value_loss - batch.advantage * output.policy.log_prob(batch.action)
 
-    def update(self, interventions, context, train_state, state, rollout):
-        train_state, state, metrics = gradient_step(
-            self, interventions, context, train_state, state, rollout.batch, rollout
+    def update(self, interventions, state, train_state, rollout, context):
+        state, train_state, metrics = gradient_step(
+            self, interventions, state, train_state, rollout.batch, rollout, context
         )
-        train_state, state, changes = end_update(
-            interventions, context, train_state, state, rollout
+        state, train_state, changes = end_update(
+            interventions, state, train_state, rollout, context
         )
-        return train_state, state, {**metrics, **changes}
+        return state, train_state, {**metrics, **changes}
 
 
 class Broken(pl.PPO):

@@ -74,7 +74,7 @@ def view(*activations, params=PARAMS, initial=PARAMS, round_start=PARAMS):
         effective_params=lambda params: params,
         init_params=None,
         per_sample_loss=None,
-        make_batch=None,
+        compute_batch=None,
     )
 
 
@@ -114,7 +114,7 @@ def test_rollout_inactive_fraction_uses_the_rollout():
         apply=lambda params, observations: Output(
             None, None, {"hidden_0": jnp.maximum(params["scale"] * observations, 0)}, {}
         ),
-        make_batch=lambda: SimpleNamespace(observation=observations),
+        compute_batch=lambda: SimpleNamespace(observation=observations),
     )
     found = {name: float(x) for name, x in RolloutInactiveFraction()(rollout_view).items()}
     assert found == pytest.approx({"hidden_0": 3 / 6, "all": 3 / 6})
