@@ -28,6 +28,7 @@ from plasticity.storage.signals import SignalGuard
 from plasticity.storage.tracking import Tracker, Tracking
 from plasticity.struct import TARGET, to_config
 from plasticity.training import loop
+from plasticity.training.fusion import fuse
 from plasticity.training.run import Run, seeds_of, stack
 from plasticity.training.state import EpisodeStats, MetricSums, RunState
 from plasticity.training.trainer import make_trainer
@@ -117,7 +118,7 @@ def train_stack(
     if trackers and len({run.seed for run in runs}) < len(runs):
         raise ValueError("runs that share a seed cannot be tracked in one folder")
     if folder is None:
-        recorder = make_recorder(stacked, names)
+        recorder = make_recorder(runs, names)
         _train_rounds(stacked, recorder, make_progress(stacked, shown=progress))
         return recorder.frame()
     if config is None:
@@ -148,7 +149,7 @@ def train_jobs(
     trackers: Sequence[Tracker] = (),
     progress: Progress | None = None,
 ) -> None:
-    """Trains jobs whose runs are of equal structure as one program, or resumes them.
+    """Trains jobs as one program, or resumes them: their runs must be of equal `fusion_key`.
 
     Each folder ends as if its job had been trained alone. The jobs must have passed `check_run`
     and `Job.is_finished`.
@@ -167,9 +168,9 @@ def train_jobs(
       KeyboardInterrupt: as in `plasticity.train`.
     """
     runs = [run for job in jobs for run in job.runs]
-    stacked = stack(runs)
+    stacked = stack(fuse(runs))
     names = names or [job.folder.resolve().name for job in jobs for _ in job.runs]
-    recorder = make_recorder(stacked, names)
+    recorder = make_recorder(runs, names)
     ends = list(itertools.accumulate(len(job.runs) for job in jobs))
     shares = [slice(end - len(job.runs), end) for job, end in zip(jobs, ends, strict=True)]
     infos = [job.info for job in jobs]
@@ -211,19 +212,24 @@ def train_jobs(
             folder.write_params(jax.tree.map(lambda x, own=share: x[own], params))
 
 
-def make_recorder(runs: Run, names: Sequence[str]) -> Recorder:
-    """Returns an empty recorder for stacked runs.
+def make_recorder(runs: Sequence[Run], names: Sequence[str]) -> Recorder:
+    """Returns an empty recorder for runs that train together.
 
     Args:
-      runs: the stack, [S].
+      runs: the runs, [S].
       names: the table's `run` column, for each run.
     """
-    return Recorder(
-        list(zip(names, seeds_of(runs), strict=True)),
-        {"env": runs.env.name, "shift": runs.shift.name, "intervention": runs.intervention.name},
-        runs.schedule.updates_per_round,
-        runs.agent.batch_size,
-    )
+    labels: list[dict[str, str | int]] = [
+        {
+            "run": name,
+            "env": run.env.name,
+            "shift": run.shift.name,
+            "intervention": run.intervention.name,
+            "seed": int(run.seed),
+        }
+        for name, run in zip(names, runs, strict=True)
+    ]
+    return Recorder(labels, runs[0].schedule.updates_per_round, runs[0].agent.batch_size)
 
 
 def make_progress(runs: Run, title: str = "", shown: bool = True) -> Progress:
