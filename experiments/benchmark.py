@@ -154,8 +154,8 @@ def training_table(here: Machine, speeds: dict[tuple[str, int], Speed | None]) -
     """Speeds by preset and number of agents; None where that failed."""
     missing = "" if here.gpu else "\nGPU: none on this machine, not measured"
     table = _table(
-        *("preset", "agents", "steps/s", "steps/s an agent", "time / one agent's"),
-        *("of the floor", "probes", "compiling"),
+        *("preset", "agents", "steps/s", "steps/s per agent", "time relative to 1 agent"),
+        *("of roofline", "probes", "compilation"),
         "peak memory" if here.gpu else "peak memory of the process",
         title=f"Training: {here.name}{missing}",
     )
@@ -178,11 +178,11 @@ def training_table(here: Machine, speeds: dict[tuple[str, int], Speed | None]) -
 
 
 def floor_table(name: str, speeds: dict[tuple[str, int], Speed | None]) -> Table:
-    """What the column `of the floor` was reckoned with."""
+    """Returns the numbers behind the column `of roofline`."""
     table = _table(
         *("preset", "agents", "operations/step", "bytes/step", "GFLOP/s", "GB/s"),
-        *("floor, steps/s", "set by"),
-        title=f"Floor: {name}",
+        *("roofline, steps/s", "limited by"),
+        title=f"Roofline: {name}",
     )
     for (preset, agents), speed in speeds.items():
         if speed is None:
