@@ -154,7 +154,7 @@ def _allowed(allowed: Range) -> str:
     types = {"a whole number": "int", "a finite number": "float", "true or false": "bool"}
     for words, name in {**types, "a str": "str", " and": ","}.items():
         text = text.replace(words, name)
-    return text
+    return re.sub("(>=?|<=?) ", "\\1\N{NO-BREAK SPACE}", text)
 
 
 def _split_attributes(text: str) -> tuple[str, dict[str, str]]:
