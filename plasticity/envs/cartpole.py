@@ -26,7 +26,7 @@ class CartPoleState(NamedTuple):
 
 
 class CartPole(CompiledEnv):
-    """CartPole: the reward is 1 a step, and `episode_steps` truncate an episode.
+    """CartPole-v1 of Gymnasium: a reward of 1 per step, truncated after `episode_steps`.
 
     Attributes:
       episode_steps: the time limit.

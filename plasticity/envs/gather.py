@@ -48,11 +48,12 @@ class GatherState(NamedTuple):
 
 
 class Gather(CompiledEnv):
-    """Collect gems, avoid pits. Actions: 0 up, 1 right, 2 down, 3 left.
+    """The gridworld of Juliani & Ash (2024): collect gems, avoid pits.
 
-    Observations are 11 x 11 x 3, channels last: the agent, the objects (`reward` at gems, `-reward`
-    at pits), the walls; or a picture of the room. Every episode has `episode_steps` steps and
-    terminates then, as in the reference: the bootstrap value is 0, though the time is not observed.
+    Actions are 0 up, 1 right, 2 down, 3 left. Observations are 11 x 11 x 3, channels last: the
+    agent, the objects (`reward` at gems, `-reward` at pits) and the walls; or an image of the room.
+    Every episode terminates after `episode_steps` steps, as in the study's code: the bootstrap
+    value is 0, although the time is not observed.
 
     Attributes:
       levels: the size of a level set.

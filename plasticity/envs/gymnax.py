@@ -22,7 +22,9 @@ class GymnaxState(NamedTuple):
 
 
 class Gymnax(CompiledEnv):
-    """An environment of Gymnax. Its time limit truncates episodes; its autoreset is not used.
+    """An environment of gymnax, by its id.
+
+    Its time limit truncates episodes; its autoreset is not used.
 
     Where actions are continuous, the agent's [-1, 1] is scaled to their bounds.
 

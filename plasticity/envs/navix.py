@@ -26,7 +26,9 @@ class NavixState(NamedTuple):
 
 
 class Navix(CompiledEnv):
-    """A task of MiniGrid, fully observed: the object, color and state of each cell, times 0.1.
+    """A MiniGrid task by Navix, fully observed.
+
+    Observations are the object, color and state of each cell, times 0.1.
 
     A level is the layout, and everything that is drawn during the episode. As in MiniGrid the
     reward at the goal is 1 - 0.9 * (steps taken / time limit), and the time limit truncates

@@ -137,10 +137,10 @@ def make_bad(kind: str, root: Path) -> tuple[Path, str]:
 def test_bad_results_are_one_line_with_the_place_and_what_is_expected(
     kind: str, tmp_path: Path
 ) -> None:
-    place, message = make_bad(kind, tmp_path)
+    path, message = make_bad(kind, tmp_path)
     with pytest.raises(results.ResultsError) as caught:
-        results.load(place)
-    assert str(caught.value).startswith(str(place))
+        results.load(path)
+    assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -205,14 +205,14 @@ def test_tell_apart_names_the_settings_that_a_run_has() -> None:
         one.assign(run=str(i), **{key: values[i] for key, values in rows.items()}) for i in range(3)
     ]
     table = pd.concat(tables, ignore_index=True)
-    told = results.label_by_config(table, list(rows))
-    assert list(told["intervention"][::2]) == [
+    labeled = results.label_by_config(table, list(rows))
+    assert list(labeled["intervention"][::2]) == [
         "warm_start learning_rate=0.001 hidden=[64,64] shared=True",
         "warm_start learning_rate=1e-05 a.shrink=0.5 b.shrink=2 hidden=[64] shared=False",
         "warm_start a.shrink=1",
     ]
-    assert told["intervention"].dtype == "str"
-    pd.testing.assert_frame_equal(told.assign(intervention="warm_start"), table)
+    assert labeled["intervention"].dtype == "str"
+    pd.testing.assert_frame_equal(labeled.assign(intervention="warm_start"), table)
     pd.testing.assert_frame_equal(results.label_by_config(table, []), table)
     assert set(results.label_by_config(table, ["b.shrink"])["intervention"]) == {
         "warm_start",

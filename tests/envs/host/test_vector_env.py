@@ -24,11 +24,11 @@ def test_host_vec_env_draws_all_levels_of_its_set():
     task = jax.device_get(jax.vmap(lambda seed: host_run().env.task(seed))(jnp.array([0, 1])))
     vec_env = HostVecEnv(runs.env, 2, 200)
     for held_out in (False, True):
-        this = Task(*task).held_out() if held_out else task
-        met = vec_env.reset(this, make_rngs(runs, Stream.ENVS))[..., 0] * 2**10
+        game_task = Task(*task).held_out() if held_out else task
+        level_ids = vec_env.reset(game_task, make_rngs(runs, Stream.ENVS))[..., 0] * 2**10
         for s in range(2):
             first = s * 20_000 + held_out * 10_000
-            assert set(np.unique(met[s])) == set(range(first, first + 8))
+            assert set(np.unique(level_ids[s])) == set(range(first, first + 8))
     vec_env.close()
 
 
@@ -46,13 +46,15 @@ def test_host_vec_env_applies_each_runs_task(monkeypatch):
     vec_env.reset(task, make_rngs(runs, Stream.ENVS))
     rewards = [vec_env.step(np.full((2, 500), 1))[0].reward for _ in range(4)]
     assert all((reward == [[1], [-2]]).all() for reward in rewards)
-    told = np.stack([envs.actions for envs in vec_env._envs], axis=1)
+    actions = np.stack([envs.actions for envs in vec_env._envs], axis=1)
     assert [envs.task.levels.first for envs in vec_env._envs] == [0, 20_000]
     # Run 0 means 2 by action 1; run 1 is not sticky.
-    assert (told[:, 1] == 1).all()
-    assert set(np.unique(told[:, 0])) == {0, 2}
+    assert (actions[:, 1] == 1).all()
+    assert set(np.unique(actions[:, 0])) == {0, 2}
     # Half of the draws hold on to action 0, which an episode begins with.
-    assert (told[:, 0] == 0).mean(axis=1) == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 2], abs=0.08)
+    assert (actions[:, 0] == 0).mean(axis=1) == pytest.approx(
+        [1 / 2, 1 / 4, 1 / 8, 1 / 2], abs=0.08
+    )
     vec_env.set_task(task._replace(sticky_prob=np.array([0.0, 1.0])))
     vec_env.step(np.full((2, 500), 2))
     assert [set(envs.actions[-1]) for envs in vec_env._envs] == [{0}, {1}]
@@ -69,11 +71,11 @@ def test_host_vec_env_transforms_continuous_actions_whole():
     vec_env.reset(task, make_rngs(runs, Stream.ENVS))
     for t in range(1, 5):
         vec_env.step(np.full((1, 200, 3), t) + np.array([0.1, 0.2, 0.3]))
-    met = {tuple(action) for action in vec_env._envs[0].actions[2].round(1)}
+    actions = {tuple(action) for action in vec_env._envs[0].actions[2].round(1)}
     # The third step ends an episode, and the fourth follows on zeros.
-    assert met == {(0, 0, 0), *((t + 0.3, t + 0.1, t + 0.2) for t in (1, 2, 3))}
-    met = {tuple(action) for action in vec_env._envs[0].actions[3].round(1)}
-    assert met == {(0, 0, 0), (4.3, 4.1, 4.2)}
+    assert actions == {(0, 0, 0), *((t + 0.3, t + 0.1, t + 0.2) for t in (1, 2, 3))}
+    actions = {tuple(action) for action in vec_env._envs[0].actions[3].round(1)}
+    assert actions == {(0, 0, 0), (4.3, 4.1, 4.2)}
     vec_env.close()
 
 
@@ -86,16 +88,16 @@ def test_host_sequence_plays_one_game_after_another():
     envs, everywhere = env.make(2), np.array([True, True])
     task = jax.device_get(env.task(1))
     for number, game in enumerate((small, large)):
-        this = task._replace(dynamics={"game": np.float32(number)})
+        game_task = task._replace(dynamics={"game": np.float32(number)})
         alone, draws = game.make(2), [np.random.default_rng(0) for _ in range(2)]
         for each in (envs, alone):
-            each.set_task(this)
+            each.set_task(game_task)
         if number:
             with pytest.raises(ValueError, match="switches games: all environments"):
                 envs.reset(np.array([True, False]), draws[0])
         size = game.observation_shape[0]
-        seen = envs.reset(everywhere, draws[0])
-        np.testing.assert_array_equal(seen[:, :size], alone.reset(everywhere, draws[1]))
+        obs = envs.reset(everywhere, draws[0])
+        np.testing.assert_array_equal(obs[:, :size], alone.reset(everywhere, draws[1]))
         for action in (2, 1, 0):
             step = envs.step(np.array([action, 0]))
             own = alone.step(np.array([action % game.num_actions, 0]))
@@ -119,12 +121,12 @@ def test_gymnasium_applies_wrappers_and_resets_by_mask():
     assert (env.name, env.observation_shape, env.num_actions) == (HOST_ID, (2,), 3)
     envs, draw = env.make(2), np.random.default_rng(0)
     envs.set_task(Task(Levels(5, 1, 1), dynamics={}))
-    seen = envs.reset(np.array([True, True]), draw)
-    assert seen.tolist() == [[10, 0], [10, 0]]
+    obs = envs.reset(np.array([True, True]), draw)
+    assert obs.tolist() == [[10, 0], [10, 0]]
     assert envs.step(np.array([0, 0])).observation.tolist() == [[10, 2], [10, 2]]
     envs.set_task(Task(Levels(9, 1, 1), dynamics={}))
-    kept = envs.reset(np.array([False, True]), draw)
-    assert kept.tolist() == [[10, 2], [18, 0]]
+    obs = envs.reset(np.array([False, True]), draw)
+    assert obs.tolist() == [[10, 2], [18, 0]]
     envs.close()
     with pytest.raises(ValueError, match="autoreset_mode"):
         GymnasiumEnvs(gymnasium.make_vec(HOST_ID, num_envs=1, vectorization_mode="sync"))
