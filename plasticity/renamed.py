@@ -44,6 +44,8 @@ MODULES = {
     "plasticity.interventions.units": "plasticity.interventions.unit_resets",
     "plasticity.training.tracking": "plasticity.storage.tracking",
 }
+# Settings that are new, with the values that configurations without them mean.
+ADDED = {"schedule": {"eval_max_steps": 27_000}}
 _OLD_SIZE = re.compile(r"\bcpu/")  # of presets of interventions
 _OWN = re.compile(r"plasticity\.")
 _TARGET = "_target_"
@@ -109,6 +111,9 @@ def rename_config(config: Mapping[str, Any], warn: bool = True) -> dict[str, Any
         renamed[new] = present
     if "agent" in renamed:  # configurations of before there were intrinsic rewards lack them
         renamed.setdefault("intrinsic", {_TARGET: "plasticity.agents.NoIntrinsic"})
+    for name, added in ADDED.items():
+        if isinstance(renamed.get(name), dict):
+            renamed[name] = {**added, **renamed[name]}
     return renamed
 
 

@@ -249,7 +249,8 @@ def measurement_updates(run: Run) -> list[int]:
     """Returns the updates of a round after which anything is measured; the last is its end."""
     schedule = run.schedule
     end = schedule.updates_per_round
-    intervals = {schedule.log_every, schedule.eval_every, *probe_intervals(run).values()}
+    eval_every = schedule.eval_every if schedule.eval_episodes else 0
+    intervals = {schedule.log_every, eval_every, *probe_intervals(run).values()}
     due = {u for every in intervals if every for u in range(every, end, every)}
     return [*sorted(due), end]
 
@@ -307,7 +308,9 @@ def _train_rounds(
     # Signals are held back first: programs are compiled as soon as the trainer is made.
     with (
         SignalGuard() as signals,
-        contextlib.closing(make_trainer(runs, checkpoint and checkpoint.state)) as trainer,
+        contextlib.closing(
+            make_trainer(runs, checkpoint and checkpoint.state, signals.check_overdue)
+        ) as trainer,
         progress,
     ):
         done = int(trainer.state.update[0])
@@ -327,7 +330,7 @@ def _train_rounds(
                 if is_due(schedule.log_every, stop):
                     metrics |= mean_metrics(pending)
                     pending = jax.tree.map(np.zeros_like, pending)
-                if is_due(schedule.eval_every, stop):
+                if schedule.eval_episodes and is_due(schedule.eval_every, stop):
                     metrics |= trainer.evaluate()
                 probes = [name for name, every in intervals if is_due(every, stop)]
                 if probes:

@@ -45,13 +45,14 @@ def test_each_metric_is_logged_when_it_is_due(frame):
 
 def test_probes_do_not_affect_training(frame):
     """Would catch probes or evaluations that draw from the training's randomness."""
-    seldom = dataclasses.replace(RUN.schedule, log_every=6, probe_every=0)
+    seldom = dataclasses.replace(RUN.schedule, log_every=6, probe_every=0, eval_episodes=0)
     alone = pl.train([RUN.replace(schedule=seldom), RUN.replace(schedule=seldom, seed=1)])
     ends = [
         part[part["update"].isin([6, 12]) & (part.metric == "weight_norm")]["value"].to_numpy()
         for part in (frame, alone)
     ]
     np.testing.assert_array_equal(*ends)
+    assert not alone["metric"].str.startswith("eval").any()
 
 
 def test_train_same_seed_same_run(frame):

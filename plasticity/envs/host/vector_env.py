@@ -77,7 +77,13 @@ class HostVecEnv:
     def __init__(self, env: HostEnv, num_runs: int, num_envs: int) -> None:
         self._num_envs = num_envs
         self._continuous = env.continuous_actions
-        self._envs: list[HostEnvs] = [unstack(env, s).make(num_envs) for s in range(num_runs)]
+        self._envs: list[HostEnvs] = []
+        try:
+            for s in range(num_runs):
+                self._envs.append(unstack(env, s).make(num_envs))
+        except BaseException:
+            self.close()
+            raise
         shape = (env.num_actions,) if self._continuous else ()
         dtype = np.float32 if self._continuous else np.int64
         self._no_action = np.zeros((num_envs, *shape), dtype)
