@@ -3,6 +3,7 @@
 Shapes: T steps, N environments.
 """
 
+import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -178,6 +179,7 @@ def continue_evaluation(
     )
 
 
+@functools.cache  # so that it warns once, whatever the filters of warnings
 def warn_of_cut_off_episodes(env: str, max_steps: int) -> None:
     """Warns, once for each environment, that an evaluation stopped before its episodes ended."""
     warnings.warn(
