@@ -54,7 +54,9 @@ class CartPole(CompiledEnv):
         return {"gravity": positive, "length": positive, "force": positive}
 
     def reset(self, task: Task, key: Array) -> CartPoleState:
-        return CartPoleState(_DYNAMICS.initial(key, _PARAMS), jnp.zeros((), jnp.int32))
+        # Its dynamics compute in float32, whatever the default.
+        physics = _DYNAMICS.initial(key, _PARAMS).astype(jnp.float32)
+        return CartPoleState(physics, jnp.zeros((), jnp.int32))
 
     def observe(self, task: Task, state: CartPoleState) -> Array:
         return state.physics
@@ -63,10 +65,11 @@ class CartPole(CompiledEnv):
         params = _params(task)
         physics = _DYNAMICS.transition(state.physics, action, None, params)
         steps = state.steps + 1
+        physics = physics.astype(jnp.float32)
         terminated = _DYNAMICS.terminal(physics, None, params)
         return Step(
             state=CartPoleState(physics, steps),
-            reward=jnp.ones(()),
+            reward=jnp.ones((), jnp.float32),
             terminated=terminated,
             truncated=~terminated & (steps >= self.episode_steps),
         )

@@ -66,6 +66,7 @@ def init(run: Run) -> RunState:
         round=zero,
         update=zero,
         diverged=zero,
+        env_not_finite=zero,
     )
 
 
@@ -204,6 +205,11 @@ def update(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState,
         task=_task_at(run, state, update),
         update=update,
         diverged=jnp.where(~finite & (state.diverged == 0), update, state.diverged),
+        env_not_finite=jnp.where(
+            ~_is_finite(trajectory) & (state.diverged == 0) & (state.env_not_finite == 0),
+            update,
+            state.env_not_finite,
+        ),
     )
     return state, {**metrics, **bonus_metrics, **intrinsic_metrics}
 
@@ -370,6 +376,12 @@ def _init_normalizers(run: Run) -> tuple[RunningMeanStd | None, RewardScaler | N
         RunningMeanStd.init(run.env.observation_shape) if agent.normalize_observations else None,
         RewardScaler.init(agent.num_envs) if agent.normalize_rewards else None,
     )
+
+
+def _is_finite(trajectory: Trajectory) -> Array:
+    """Returns whether all that environments gave is finite. bool []."""
+    arrays = trajectory.reward, trajectory.observation, trajectory.last_obs
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in arrays]))
 
 
 def _make_batch(

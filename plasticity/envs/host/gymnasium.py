@@ -255,7 +255,7 @@ def _spaces(id: str, kwargs: Mapping[str, Any], wrappers: tuple[Any, ...]) -> Sp
         raise SettingError(
             "env.id",
             id,
-            f"must have discrete actions, in at most {_MAX_ACTIONS} combinations, or a bounded box, "
+            f"must have discrete actions, at most {_MAX_ACTIONS} combinations, or a bounded box, "
             f"not {actions}; env.wrappers can name a gymnasium.ActionWrapper of yours",
         )
     return Spaces(spec, observations.shape, num_actions, actions)
