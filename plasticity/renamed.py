@@ -47,8 +47,8 @@ MODULES = {
 # Settings that are new, by group or class, with the values that configurations without them mean.
 ADDED: dict[str, dict[str, Any]] = {
     "schedule": {"eval_max_steps": 27_000},
-    "Gymnasium": {"kwargs": {}},
-    "Gymnax": {"kwargs": {}, "params": {}},
+    "Gymnasium": {"kwargs": None},
+    "Gymnax": {"kwargs": None, "params": None},
 }
 _OLD_SIZE = re.compile(r"\bcpu/")  # of presets of interventions
 _OWN = re.compile(r"plasticity\.")

@@ -226,10 +226,12 @@ def fields(struct: Struct | type[Struct]) -> Iterator[tuple[str, dataclasses.Fie
 def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
     """Converts a value to its field's type: lists to tuples, whole numbers to floats.
 
-    Mappings in fields declared by `static_field` become hashable.
+    Mappings in fields declared by `static_field` become hashable; None is an empty one.
     """
     if isinstance(value, Mapping) and field.metadata.get("static"):
         return _freeze(value)
+    if value is None and isinstance(field.default, FrozenDict):
+        return field.default
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         plain = tuple(_plain(element, field) for element in value)
         same = all(new is old for new, old in zip(plain, value, strict=True))
@@ -316,7 +318,8 @@ def to_config(struct: Struct, among: Sequence[Struct] = ()) -> dict[str, Any]:
         elif any(other != value for other in values):
             plain[name] = values
         else:
-            plain[name] = thaw(value)
+            # In YAML, Hydra replaces null by arguments, but merges no names into a mapping.
+            plain[name] = None if isinstance(value, FrozenDict) and not value else thaw(value)
     return plain
 
 
