@@ -96,6 +96,7 @@ class Broken(RecordingEnvs):
         return step
 
 
+@pytest.mark.slow
 def test_a_simulators_nan_is_not_the_agents(monkeypatch):
     """Would catch a broken simulator reported as an agent that diverged, or as nothing."""
     made = []
