@@ -68,6 +68,7 @@ class Range:
             float: "a finite number",
             bool: "true or false",
             Mapping: "arguments by name",
+            object: "a value",
         }
         bounds = [
             f"{sign} {bound}"

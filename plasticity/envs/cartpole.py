@@ -54,7 +54,7 @@ class CartPole(CompiledEnv):
         return {"gravity": positive, "length": positive, "force": positive}
 
     def reset(self, task: Task, key: Array) -> CartPoleState:
-        # Its dynamics compute in float32, whatever the default.
+        # float32 in JAX's 64-bit mode too, as after a step.
         physics = _DYNAMICS.initial(key, _PARAMS).astype(jnp.float32)
         return CartPoleState(physics, jnp.zeros((), jnp.int32))
 
@@ -63,9 +63,8 @@ class CartPole(CompiledEnv):
 
     def step(self, task: Task, state: CartPoleState, action: Array, key: Array) -> Step:
         params = _params(task)
-        physics = _DYNAMICS.transition(state.physics, action, None, params)
+        physics = _DYNAMICS.transition(state.physics, action, None, params).astype(jnp.float32)
         steps = state.steps + 1
-        physics = physics.astype(jnp.float32)
         terminated = _DYNAMICS.terminal(physics, None, params)
         return Step(
             state=CartPoleState(physics, steps),

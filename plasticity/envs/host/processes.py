@@ -109,10 +109,10 @@ class ProcessVectorEnv(AsyncVectorEnv):
             raise
 
     def _ends(self) -> list[str]:
-        """Returns how the processes ended that have."""
+        """Returns how processes ended that did so without reporting an error."""
         processes = [process for process in getattr(self, "processes", []) if process.pid]
         multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
-        codes = [process.exitcode for process in processes if process.exitcode is not None]
+        codes = [process.exitcode for process in processes if process.exitcode]
         return [
             f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
             for code in codes

@@ -20,7 +20,7 @@ def simulator_maker():
     """
 
     def make():
-        class OddError(Exception):
+        class OddError(OSError):  # as errors of a pipe are
             def __init__(self, first, second):
                 super().__init__(f"{first} and {second}")
 

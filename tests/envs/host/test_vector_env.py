@@ -211,6 +211,7 @@ def test_gymnasium_passes_arguments_on():
 
 def test_gymnax_takes_parameters():
     """Would catch parameters that are lost, or a mistyped one that is passed over."""
+    pytest.importorskip("gymnax", reason="the extra `envs` is not installed")
     env = Gymnax("math:CartPole-v1", params={"gravity": 0.5})
     assert (env.name, env.num_actions, env._made[1].gravity) == ("CartPole-v1", 2, 0.5)
     for changes, error in (
