@@ -1,5 +1,6 @@
 """Holds back Ctrl-C and schedulers' signals until it is safe to stop."""
 
+import math
 import signal
 import threading
 import time
@@ -23,7 +24,7 @@ class SignalGuard:
 
     def __init__(self) -> None:
         self.pending_signal: signal.Signals | None = None
-        self._pending_since = 0.0
+        self._pending_since = math.inf
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -52,7 +53,7 @@ class SignalGuard:
         For loops that may be long, and whose work is lost when they are interrupted.
         """
         if time.monotonic() - self._pending_since >= _GRACE_SECONDS:
-            self.check()
+            raise KeyboardInterrupt(self.pending_signal)
 
     def _hold(self, number: int, frame: FrameType | None) -> None:
         if self.pending_signal:
