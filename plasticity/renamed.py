@@ -44,6 +44,12 @@ MODULES = {
     "plasticity.interventions.units": "plasticity.interventions.unit_resets",
     "plasticity.training.tracking": "plasticity.storage.tracking",
 }
+# Settings that are new, by group or class, with the values that configurations without them mean.
+ADDED: dict[str, dict[str, Any]] = {
+    "schedule": {"eval_max_steps": 27_000},
+    "Gymnasium": {"kwargs": None},
+    "Gymnax": {"kwargs": None, "params": None},
+}
 _OLD_SIZE = re.compile(r"\bcpu/")  # of presets of interventions
 _OWN = re.compile(r"plasticity\.")
 _TARGET = "_target_"
@@ -109,6 +115,8 @@ def rename_config(config: Mapping[str, Any], warn: bool = True) -> dict[str, Any
         renamed[new] = present
     if "agent" in renamed:  # configurations of before there were intrinsic rewards lack them
         renamed.setdefault("intrinsic", {_TARGET: "plasticity.agents.NoIntrinsic"})
+    if isinstance(renamed.get("schedule"), dict):
+        renamed["schedule"] = ADDED["schedule"] | renamed["schedule"]
     return renamed
 
 
@@ -131,7 +139,10 @@ def _rename_within(node: Any, path: str, warn: bool) -> Any:
             module, _, class_name = value.rpartition(".")
             value = f"{MODULES.get(module, module)}.{class_name}"
         renamed[name] = _rename_within(value, key, warn)
-    return renamed | old_names
+    renamed |= old_names
+    if own and isinstance(target, str):
+        renamed = ADDED.get(target.rpartition(".")[2], {}) | renamed
+    return renamed
 
 
 def _warn(old: str, new: str) -> None:

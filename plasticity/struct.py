@@ -10,11 +10,12 @@ import dataclasses
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Self, TypeVar, dataclass_transform, get_type_hints
 
 import jax
 import numpy as np
+from flax.core import FrozenDict
 
 TARGET = "_target_"  # in a configuration, the key of a class's import path, as Hydra has it
 
@@ -42,7 +43,7 @@ class Range:
     """The values that a field may have: bounds for numbers, or a set of choices.
 
     Attributes:
-      kind: the type of the value.
+      kind: the type of the value; `Mapping` for keyword arguments.
       ge: the lower bound.
       gt: the lower bound, excluded.
       le: the upper bound.
@@ -62,7 +63,13 @@ class Range:
     def __str__(self) -> str:
         if choices := self._choices():
             return "one of " + ", ".join(map(str, choices))
-        noun = {int: "a whole number", float: "a finite number", bool: "true or false"}
+        noun = {
+            int: "a whole number",
+            float: "a finite number",
+            bool: "true or false",
+            Mapping: "arguments by name",
+            object: "a value",
+        }
         bounds = [
             f"{sign} {bound}"
             for sign, bound in ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
@@ -218,7 +225,14 @@ def fields(struct: Struct | type[Struct]) -> Iterator[tuple[str, dataclasses.Fie
 
 
 def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
-    """Converts a value to its field's type: lists to tuples, whole numbers to floats."""
+    """Converts a value to its field's type: lists to tuples, whole numbers to floats.
+
+    Mappings in fields declared by `static_field` become hashable; None is an empty one.
+    """
+    if isinstance(value, Mapping) and field.metadata.get("static"):
+        return _freeze(value)
+    if value is None and isinstance(field.default, FrozenDict):
+        return field.default
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         plain = tuple(_plain(element, field) for element in value)
         same = all(new is old for new, old in zip(plain, value, strict=True))
@@ -230,6 +244,20 @@ def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
         with contextlib.suppress(OverflowError):  # then `check` refuses it
             return float(value)
     return value
+
+
+def _freeze(value: Any) -> Any:
+    """Returns plain containers as hashable ones."""
+    if isinstance(value, Mapping):
+        return FrozenDict({name: _freeze(entry) for name, entry in value.items()})
+    return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
+
+
+def thaw(value: Any) -> Any:
+    """Returns the hashable containers of a setting as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {name: thaw(entry) for name, entry in value.items()}
+    return list(map(thaw, value)) if isinstance(value, list | tuple) else value
 
 
 def check(struct: object, key: str = "") -> None:
@@ -291,7 +319,8 @@ def to_config(struct: Struct, among: Sequence[Struct] = ()) -> dict[str, Any]:
         elif any(other != value for other in values):
             plain[name] = values
         else:
-            plain[name] = list(value) if isinstance(value, tuple) else value
+            # In YAML, Hydra replaces null by arguments, but merges no names into a mapping.
+            plain[name] = None if isinstance(value, FrozenDict) and not value else thaw(value)
     return plain
 
 

@@ -30,7 +30,11 @@ class Schedule(Struct):
       shift_duration: updates over which a shift is gradual; 0 for all at once.
       log_every: updates between two rows of training metrics, which are means since the last one.
       eval_every: updates between two evaluations; 0 for the ends of rounds alone.
-      eval_episodes: episodes of an evaluation, on training levels and on held-out ones each.
+      eval_episodes: episodes of an evaluation, on training levels and on held-out ones each; 0
+        for no evaluation.
+      eval_max_steps: steps after which an evaluation stops, as a time limit of its own: an episode
+        under way counts with its return so far, and a warning says so. The default is the usual
+        limit of Atari games, 108,000 frames.
       probe_every: updates between two measurements of probes that have no interval of their own; 0
         for the ends of rounds alone.
       probe_batch_size: observations in the probe batch.
@@ -41,7 +45,8 @@ class Schedule(Struct):
     shift_duration: int = static_field(0, ge=0)
     log_every: int = static_field(100, ge=1)
     eval_every: int = static_field(1_000, ge=0)
-    eval_episodes: int = static_field(50, ge=1)
+    eval_episodes: int = static_field(50, ge=0)
+    eval_max_steps: int = static_field(27_000, ge=1)
     probe_every: int = static_field(100, ge=0)
     probe_batch_size: int = static_field(512, ge=1)
 

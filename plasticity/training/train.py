@@ -9,6 +9,7 @@ import itertools
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,7 +256,8 @@ def measurement_updates(run: Run) -> list[int]:
     """Returns the updates of a round after which anything is measured; the last is its end."""
     schedule = run.schedule
     end = schedule.updates_per_round
-    intervals = {schedule.log_every, schedule.eval_every, *probe_intervals(run).values()}
+    eval_every = schedule.eval_every if schedule.eval_episodes else 0
+    intervals = {schedule.log_every, eval_every, *probe_intervals(run).values()}
     due = {u for every in intervals if every for u in range(every, end, every)}
     return [*sorted(due), end]
 
@@ -274,6 +276,28 @@ def mean_metrics(sums: MetricSums) -> Metrics:
         "train_return": {"all": train_return},
         "episodes": {"all": sums.episodes.num_episodes},
     }
+
+
+def warn_of_simulators(runs: Run, env_not_finite: np.ndarray, reported: set[int]) -> None:
+    """Warns of runs that diverge since their environments returned what is not finite.
+
+    Args:
+      runs: the stack, [S].
+      env_not_finite: the update at which that was the case, or 0, [S] or longer.
+      reported: the runs that were warned of, to which those of now are added.
+    """
+    batch_size = runs.agent.batch_size
+    for number, seed in enumerate(seeds_of(runs)):
+        update = int(env_not_finite[number])
+        if update and number not in reported:
+            reported.add(number)
+            warnings.warn(
+                f"{runs.env.name}, seed {seed}: the simulator, and not the agent, gave rewards or "
+                f"observations that are not finite, in update {update} (steps "
+                f"{(update - 1) * batch_size + 1} to {update * batch_size}); the run is lost from "
+                "there on",
+                stacklevel=1,
+            )
 
 
 def _train_rounds(
@@ -313,11 +337,14 @@ def _train_rounds(
     # Signals are held back first: programs are compiled as soon as the trainer is made.
     with (
         SignalGuard() as signals,
-        contextlib.closing(make_trainer(runs, checkpoint and checkpoint.state)) as trainer,
+        contextlib.closing(
+            make_trainer(runs, checkpoint and checkpoint.state, signals.check_overdue)
+        ) as trainer,
         progress,
     ):
         done = int(trainer.state.update[0])
         pending = checkpoint and checkpoint.pending
+        reported: set[int] = set()
         saved_at = time.monotonic()
         for round in range(done // end_of_round + 1, schedule.rounds + 1):
             last = max(done - (round - 1) * end_of_round, 0)
@@ -333,13 +360,15 @@ def _train_rounds(
                 if is_due(schedule.log_every, stop):
                     metrics |= mean_metrics(pending)
                     pending = jax.tree.map(np.zeros_like, pending)
-                if is_due(schedule.eval_every, stop):
+                if schedule.eval_episodes and is_due(schedule.eval_every, stop):
                     metrics |= trainer.evaluate()
                 probes = [name for name, every in intervals if is_due(every, stop)]
                 if probes:
                     metrics |= trainer.run_probes(probes)
                 update = (round - 1) * end_of_round + stop
-                recorder.add(update, jax.device_get(metrics), trainer.state.diverged)
+                state = trainer.state
+                recorder.add(update, jax.device_get(metrics), state.diverged)
+                warn_of_simulators(runs, np.asarray(state.env_not_finite), reported)
                 on_record()
                 progress.show(round, update, metrics.get("train_return"), stop == end_of_round)
                 interval_over = time.monotonic() - saved_at > 60 * checkpoint_minutes > 0

@@ -120,11 +120,15 @@ def test_ppo_learns_continuous_actions():
     """Would catch a density, a sample or a gradient of the wrong sign."""
     run = run_of()
 
+    def evaluate(run, state):
+        evaluations = loop.start_evaluation(run, state)
+        return loop.continue_evaluation(run, state, evaluations, 100)[1]
+
     def train(run):
         state = loop.init(run)
-        before = loop.evaluate(run, state)
+        before = evaluate(run, state)
         state, sums = loop.train_updates(run, state, 60)
-        return before, loop.evaluate(run, state), state, sums
+        return before, evaluate(run, state), state, sums
 
     before, after, state, sums = jax.jit(train)(run)
     before, after = (float(of["eval_train_return"]["all"]) for of in (before, after))

@@ -6,14 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counting_helpers import HOST_ID, Numbers, RecordingEnvs, host_run
+from gymnasium import spaces
 
+from plasticity.envs import Gymnax
 from plasticity.envs.base import Levels, Task
 from plasticity.envs.host import Gymnasium, HostVecEnv
-from plasticity.envs.host.gymnasium import GymnasiumEnvs
+from plasticity.envs.host.gymnasium import GymnasiumEnvs, _spaces, convert_actions
 from plasticity.envs.sequence import HostGames, HostSequence
 from plasticity.rng import Stream
 from plasticity.shifts import Shifts, SwitchGame
-from plasticity.struct import SettingError, check
+from plasticity.struct import SettingError, check, to_config
 from plasticity.training.host_rollout import make_rngs
 from plasticity.training.run import Schedule, check_run, stack
 
@@ -134,3 +136,94 @@ def test_gymnasium_applies_wrappers_and_resets_by_mask():
         Gymnasium(id="No-v0").num_actions  # noqa: B018
     with pytest.raises(SettingError, match=r"^vectorization='vmap': must be one of sync, async$"):
         check(Gymnasium(id=HOST_ID, vectorization="vmap"))
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "expected"),
+    [
+        (spaces.Discrete(3, start=-1), [0, 2], [-1, 1]),
+        (spaces.MultiDiscrete([2, 3]), [0, 1, 3, 5], [[0, 0], [0, 1], [1, 0], [1, 2]]),
+        (spaces.MultiBinary(2), [1, 2], [[0, 1], [1, 0]]),
+        (spaces.Box(0, 9, (1,), np.int64), [[-1.5], [-0.1], [0.99]], [[0], [4], [9]]),
+        (spaces.Box(-128, 127, (1,), np.int8), [[-1.0], [1.0]], [[-128], [127]]),
+        (spaces.Box(-2, 2, (1,)), [[0.5], [9.0]], [[1], [2]]),
+    ],
+    ids=repr,
+)
+def test_actions_are_converted_to_their_space(space, actions, expected):
+    """Would catch an offset left out, whole numbers cut off, or a sum beyond their type."""
+    converted = convert_actions(np.array(actions), space)
+    assert converted.tolist() == expected
+    assert all(action in space for action in converted)
+
+
+def spaced(seen, acted):
+    """Returns an environment of these spaces."""
+    env = gymnasium.make("CartPole-v1").unwrapped
+    env.observation_space, env.action_space = seen, acted
+    return env
+
+
+BOX, TWO = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
+
+
+@pytest.mark.parametrize(
+    ("seen", "acted", "error"),
+    [
+        (spaces.Dict(a=BOX, b=TWO), TWO, r"not Dict.*=\[gymnasium.wrappers.FlattenObservation\]"),
+        (TWO, TWO, r"not Discrete\(2\); env.wrappers=\[gymnasium.wrappers.FlattenObservation\]"),
+        (spaces.Sequence(TWO), TWO, "not Sequence.*; see env.wrappers$"),
+        (BOX, spaces.MultiDiscrete([100] * 3), "at most 4096 combinations, .* not MultiDiscrete"),
+        (BOX, spaces.Box(-np.inf, np.inf, (1,)), "a bounded box, not Box.*ActionWrapper"),
+    ],
+    ids=["dict", "discrete", "sequence", "combinations", "unbounded"],
+)
+def test_gymnasium_names_the_wrapper_of_refused_spaces(monkeypatch, seen, acted, error):
+    """Would catch a refusal that leaves a user without a way."""
+    env = spaced(seen, acted)
+    monkeypatch.setattr(gymnasium, "make", lambda id: env)
+    with pytest.raises(SettingError, match=error):
+        _spaces.__wrapped__("CartPole-v1", {}, ())
+
+
+def test_gymnasium_passes_arguments_on():
+    """Would catch arguments that are lost, that cannot be stacked, or that no config.yaml holds."""
+    wrapper = {"_target_": "gymnasium.wrappers.FrameStackObservation", "stack_size": 3}
+    env = Gymnasium("CartPole-v1", kwargs={"max_episode_steps": 2}, wrappers=(wrapper,))
+    env.check()
+    assert env.observation_shape == (3, 4)
+    envs = env.make(1)
+    envs.set_task(Task(Levels(0, 1, 1), dynamics={}))
+    envs.reset(np.array([True]), np.random.default_rng(0))
+    assert [bool(envs.step(np.array([0])).truncated[0]) for _ in range(2)] == [False, True]
+    envs.close()
+    stack([host_run().replace(env=env), host_run().replace(env=env)])
+    config = to_config(env)
+    assert (config["kwargs"], config["wrappers"]) == ({"max_episode_steps": 2}, [wrapper])
+    assert to_config(Gymnasium("CartPole-v1"))["kwargs"] is None
+    assert Gymnasium("CartPole-v1", kwargs=None) == Gymnasium("CartPole-v1")
+    for changes, error in (
+        ({"kwargs": {"no": 1}}, r"^env.kwargs=\{'no': 1\}: must be arguments of CartPole-v1 \("),
+        ({"wrappers": ({"stack_size": 3},)}, "^env.wrappers._target_=None: must be an import path"),
+        ({"wrappers": ({**wrapper, "no": 1},)}, r"^env.wrappers=\{.*must wrap CartPole-v1 \("),
+    ):
+        with pytest.raises(SettingError, match=error):
+            env.replace(**changes).check()
+
+
+def test_gymnax_takes_parameters():
+    """Would catch parameters that are lost, or a mistyped one that is passed over."""
+    pytest.importorskip("gymnax", reason="the extra `envs` is not installed")
+    env = Gymnax("math:CartPole-v1", params={"gravity": 0.5})
+    assert (env.name, env.num_actions, env._made[1].gravity) == ("CartPole-v1", 2, 0.5)
+    for changes, error in (
+        (
+            {"params": {"gravty": 1}},
+            "^env.params.gravty=1: no such parameter of CartPole-v1;",
+        ),
+        ({"params": {"gravity": "low"}}, "^env.params.gravity='low': must be a number"),
+        ({"kwargs": {"no": 1}}, r"^env.kwargs=\{'no': 1\}: must be arguments of CartPole-v1 \("),
+        ({"id": "no_module:CartPole-v1"}, "^env.id='no_module:CartPole-v1': must begin with a mod"),
+    ):
+        with pytest.raises(SettingError, match=error):
+            env.replace(**changes).check()
