@@ -70,6 +70,7 @@ class Range:
       lt: the upper bound, excluded.
       choices: the allowed values, or a function that lists them; bounds do not count then.
       least: the least number of values, where the field is a sequence.
+      most: the largest number of values then.
     """
 
     kind: type
@@ -79,6 +80,7 @@ class Range:
     lt: float = math.inf
     choices: tuple[Any, ...] | Callable[[], tuple[Any, ...]] = ()
     least: int = 0
+    most: int = 10_000
 
     def __str__(self) -> str:
         if choices := self._choices():
@@ -135,7 +137,7 @@ def static_field(
       kind: the type of the value, or of each element; that of the default if not given.
       kw_only: whether the field is keyword-only, as fields of a base class should be.
       **bounds: `ge`, `gt`, `le`, `lt`; or `choices`, a tuple or a function that lists them; and
-        `least`, the least number of values of a sequence.
+        `least` and `most`, the least and the largest number of values of a sequence.
     """
     metadata: dict[str, Any] = {"static": True}
     sample = default[0] if isinstance(default, tuple) and default else default
@@ -305,6 +307,8 @@ def check(struct: object, key: str = "") -> None:
                 raise SettingError(
                     path, value, f"must be a list of at least {allowed.least}, each {allowed}"
                 )
+            if many and len(value) > allowed.most:
+                raise SettingError(path, value, f"must be a list of at most {allowed.most}")
             for element in value if many else (value,):
                 if element not in allowed:
                     raise SettingError(path, value, f"must be {'a list, each ' * many}{allowed}")

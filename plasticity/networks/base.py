@@ -138,9 +138,8 @@ def check_network(
     )
     batch_size = 2
     init: Callable[..., Any] = module.init_with_output
-    output, variables = jax.eval_shape(
-        init, jax.random.key(0), jnp.zeros((batch_size, *observation_shape))
-    )
+    observation = jax.ShapeDtypeStruct((batch_size, *observation_shape), jnp.float32)
+    output, variables = jax.eval_shape(init, jax.random.key(0), observation)
     output_type = "an array" if hasattr(output, "shape") else type(output).__name__
     require(
         isinstance(output, Output),

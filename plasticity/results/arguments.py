@@ -37,7 +37,7 @@ def frame_with(columns: Sequence[str], *, rows: bool = True, unique: Sequence[st
 
     def rule(value: object) -> str | None:
         if not isinstance(value, pd.DataFrame):
-            return f"expected a data frame with columns {', '.join(columns)}"
+            return f"expected a data frame with columns {', '.join(columns) or 'for each metric'}"
         if missing := [name for name in columns if name not in value.columns]:
             return f"lacks columns {', '.join(missing)}; expected {', '.join(columns)}"
         if rows and value.empty:
@@ -136,7 +136,7 @@ RULES: Mapping[str, Rule] = {
     "num_bins": _count,
     "path": _path,
     "path_without_suffix": _path,
-    "points": frame_with(("env", "shift", "intervention")),
+    "points": frame_with(("shift", "intervention")),
     "profiles": frame_with(("intervention", "threshold", "value", "low", "high")),
     "references": _names,
     "resamples": _count,
@@ -152,7 +152,8 @@ RULES: Mapping[str, Rule] = {
             *("env", "shift", "intervention", "seeds", "rounds", "diverged"),
             *("return_first", "return_last"),
             *(f"{name}{bound}" for name in ("loss", "gain") for bound in _BOUNDS),
-        )
+        ),
+        rows=False,
     ),
     "target": _name,
     "targets": each(Range(str), 1),

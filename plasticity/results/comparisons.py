@@ -25,7 +25,7 @@ import scipy.stats
 import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
-from plasticity.results.arguments import check_known, checked
+from plasticity.results.arguments import check_known, checked, frame_with
 from plasticity.results.statistics import (
     BASELINE,
     CONDITION,
@@ -336,7 +336,7 @@ def metric_points(frame: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     return pd.DataFrame(columns).reset_index()
 
 
-@checked()
+@checked(points=frame_with(()))
 def correlations(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
     """Computes Pearson's correlation of each metric with a return, over shifts and interventions.
 
@@ -371,7 +371,7 @@ def correlations(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     return table
 
 
-@checked()
+@checked(points=frame_with(()))
 def linear_model(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
     """Fits a generalized linear model of a return on all metrics (Gaussian, identity link).
 

@@ -312,7 +312,7 @@ def difference(
     return _difference(left, right, confidence, resamples, seed)
 
 
-@checked()
+@checked(frame=frame_with(COLUMNS, rows=False))
 def summary(
     frame: pd.DataFrame,
     last: int = 3,

@@ -51,7 +51,7 @@ class RunInfo(NamedTuple):
 
 def check_folder(folder: object, key: str = "folder") -> None:
     """Raises `SettingError`, naming `key`, if something cannot be the path of a folder."""
-    allowed = "must be the path of a folder"
+    allowed = "must be a folder"
     if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
         raise SettingError(key, folder, allowed)
     try:

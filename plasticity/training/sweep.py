@@ -15,10 +15,10 @@ import pandas as pd
 
 from plasticity.envs.base import CompiledEnv
 from plasticity.storage import table
-from plasticity.storage.run_dir import CHECKPOINTS, check_folder
+from plasticity.storage.run_dir import CHECKPOINTS, check_folder, read_meta
 from plasticity.storage.tracking import Tracker
 from plasticity.struct import Range, SettingError, check, check_kind
-from plasticity.training.memory_estimate import available, memory_of
+from plasticity.training.memory_estimate import available, check_memory, memory_of
 from plasticity.training.placement import Placement
 from plasticity.training.run import Run, check_run, stack
 from plasticity.training.train import (
@@ -120,12 +120,17 @@ def train(
         alike.setdefault(jax.tree.structure(run), []).append(number)
     if len(alike) > 1 and config is not None:
         raise ValueError(f"one config for runs of {len(alike)} structures")
-    frames = []
+    stacks = []
     for number, indices in enumerate(alike.values()):
         some = [runs[i] for i in indices]
         place = None if folder is None else Path(folder)
         if place is not None and len(alike) > 1:
             place /= f"{number}_{some[0].intervention.name}"
+        if place is None or read_meta(place).get("status") != "finished":
+            check_memory(some)
+        stacks.append((some, place, indices))
+    frames = []
+    for number, (some, place, indices) in enumerate(stacks):
         if progress and len(alike) > 1:
             print(
                 f"[{number + 1}/{len(alike)}] {some[0].intervention.name}: "
@@ -208,6 +213,8 @@ def plan(
         alone = not isinstance(run.env, CompiledEnv) or (job.folder / CHECKPOINTS).exists()
         alike.setdefault(job.folder if alone else jax.tree.structure(run), []).append(job)
     for some in alike.values():
+        if local:
+            check_memory(max((job.runs for job in some), key=len))
         total = sum(len(job.runs) for job in some)
         fitting = _fitting(some[0], max_agents) if local else max_agents or total
         share = math.ceil(total / math.ceil(total / fitting))

@@ -31,7 +31,7 @@ def test_measurement_updates_are_multiples_of_each_interval_and_the_end():
     run = RUN.replace(
         schedule=schedule, probes=pl.Probes.of(pl.DeadUnits(), pl.WeightNorm(every=7))
     )
-    assert measurement_updates(run) == [4, 5, 7, 8, 10]
+    assert list(measurement_updates(run)) == [4, 5, 7, 8, 10]
 
 
 def test_each_metric_is_logged_when_it_is_due(frame):
