@@ -7,10 +7,11 @@ runs of equal structure stack along a leading axis and train as one program; fie
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import (
     Any,
     Generic,
@@ -99,7 +100,7 @@ class Range:
         if isinstance(value, np.generic):
             value = value.item()
         if choices := self._choices():
-            return value in choices
+            return isinstance(value, Hashable) and value in choices
         if self.kind not in (int, float):
             return isinstance(value, self.kind)
         number = int if self.kind is int else int | float
@@ -291,7 +292,7 @@ def check(struct: object, key: str = "") -> None:
             check_kind(part, struct.part_kind(), _join(key, name))
             check(part, _join(key, name))
     elif isinstance(struct, Struct):
-        hints = get_type_hints(type(struct))
+        hints = _type_hints(type(struct))
         for name, field in fields(struct):
             value, path = getattr(struct, name), _join(key, name)
             allowed = field.metadata.get("range")
@@ -316,6 +317,12 @@ def check(struct: object, key: str = "") -> None:
                     raise SettingError(path, value, f"must be at most {MAX_FLOAT:.3g}, as float32")
                 if isinstance(element, int) and abs(element) > MAX_INT:
                     raise SettingError(path, value, f"must be at most {MAX_INT}, as int32")
+
+
+@functools.cache
+def _type_hints(struct: type) -> dict[str, Any]:
+    """Returns the types of a Struct's fields."""
+    return get_type_hints(struct)
 
 
 def check_kind(value: object, kind: type, key: str) -> None:

@@ -25,7 +25,7 @@ import scipy.stats
 import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
-from plasticity.results.arguments import check_known, checked, frame_with
+from plasticity.results.arguments import check_known, checked, each, frame_with
 from plasticity.results.statistics import (
     BASELINE,
     CONDITION,
@@ -37,6 +37,7 @@ from plasticity.results.statistics import (
     warn_about_seeds,
 )
 from plasticity.storage.table import ResultsError
+from plasticity.struct import Range
 
 __all__ = [
     "aggregates",
@@ -86,7 +87,7 @@ def end_of_rounds(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.Da
     return ends.assign(change=ends["value"] - start)
 
 
-@checked()
+@checked(rounds=each(Range(int, ge=1), 1))
 def scores(
     frame: pd.DataFrame,
     metric: str,

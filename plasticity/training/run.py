@@ -170,6 +170,7 @@ def check_run(run: Run) -> None:
         raise SettingError(
             "env.levels",
             levels,
-            f"needs {used} levels for schedule.rounds={schedule.rounds} under {run.shift.name}; "
+            f"needs {used} levels{' or more' * (schedule.rounds > LEVELS_PER_SEED)} for "
+            f"schedule.rounds={schedule.rounds} under {run.shift.name}; "
             f"must be few enough for the {LEVELS_PER_SEED} that a seed owns",
         )
