@@ -292,7 +292,7 @@ def check(struct: object, key: str = "") -> None:
             check_kind(part, struct.part_kind(), _join(key, name))
             check(part, _join(key, name))
     elif isinstance(struct, Struct):
-        hints = _type_hints(type(struct))
+        hints = _type_hints(type(struct))  # type: ignore[arg-type]
         for name, field in fields(struct):
             value, path = getattr(struct, name), _join(key, name)
             allowed = field.metadata.get("range")

@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 import plasticity as pl
 from plasticity import results
+from plasticity.storage.tracking import TensorBoard
+from plasticity.training import sweep
 from plasticity.training.train import measurement_updates
 
 
@@ -80,6 +82,26 @@ def test_train_marks_a_diverged_run_alone():
     assert after.value.isna().all()
     assert {"dead_units", "train_return"} <= set(after.metric)
     assert frame[frame.seed == 0].value.notna().all()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("checkpoint_minutes", value) for value in (-1, float("nan"), "5", None, True)),
+        *(("names", value) for value in ("ab", ["a"], ["a", 1], ["a", ""], 5)),
+        *(("config", value) for value in (5, "x", [1], {"a": object()})),
+        *(("trackers", value) for value in (5, "wandb", [5], [TensorBoard], [TensorBoard()])),
+        *(("folder", value) for value in (5, "", "a\0b", ["x"], "x" * 5000)),
+        *(("runs", value) for value in (None, 5, "x", [RUN, 5], [pl.Run])),
+    ],
+)
+def test_train_refuses_an_argument_in_one_line(argument, value, monkeypatch):
+    """Would catch what the command line refuses, and Python's interface let through."""
+    monkeypatch.setattr(sweep, "train_stack", lambda *args, **kwargs: pytest.fail("trains"))
+    arguments = {"runs": [RUN, RUN.replace(seed=1)], argument: value}
+    with pytest.raises(pl.SettingError, match=rf"^{argument}(\[\d\])?=") as caught:
+        pl.train(**arguments)
+    assert "\n" not in str(caught.value)
 
 
 def test_train_refuses_indistinguishable_runs():
