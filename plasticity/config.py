@@ -9,7 +9,7 @@ from plasticity.envs import Env
 from plasticity.interventions import Intervention, Interventions
 from plasticity.networks import BaseNetwork, Network
 from plasticity.probes import Probe, Probes
-from plasticity.renamed import rename_config
+from plasticity.renamed import rename_config, rename_key, warn_renamed
 from plasticity.shifts import Shift, Shifts
 from plasticity.storage.tracking import Tracker, Trackers
 from plasticity.struct import TARGET, Chain, SettingError, Struct, check, fields, locate
@@ -113,6 +113,12 @@ def _build(node: Any, kind: type[S], key: str, default: type[S] | None = None) -
         if name == TARGET:
             continue
         if name not in known:
+            # A class of the user's own that inherits a field which has been renamed.
+            old, new = f"{key}.{name}", rename_key(f"{key}.{name}")
+            if new != old and (present := new.rpartition(".")[2]) in known:
+                warn_renamed(old, new)
+                settings[present] = value
+                continue
             names = ", ".join(known) or "none"
             raise SettingError(f"{key}.{name}", value, f"no such setting; there are {names}")
         field_kind = hints[name]

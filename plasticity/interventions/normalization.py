@@ -1,5 +1,7 @@
 """Interventions that normalize the preactivations or the weights of the hidden layers."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 
 from plasticity.interventions.base import Array, Intervention
@@ -38,6 +40,8 @@ class WeightNormalization(Intervention):
     Methods that redraw a unit redraw its g as well. Methods that change weights alone change
     their directions: when some of a unit's weights are set to zero, the others grow.
     """
+
+    needs_units: ClassVar[bool] = True
 
     def add_params(self, params: Params, key: Array) -> Params:
         def with_scale(layer: Params) -> Params:

@@ -1,5 +1,7 @@
 """Interventions that reset weights, in whole or in part, or the optimizer's state."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
@@ -49,6 +51,9 @@ class ResetFinal(Intervention):
     torso's moments and Adam's count are kept. The paper resets at an interval: see `ResetLayers`.
     """
 
+    needs_units: ClassVar[bool] = True  # all that is in no torso counts as a head
+    needs_heads: ClassVar[bool] = True
+
     def on_shift(
         self, state: State, train_state: TrainState, context: Context
     ) -> tuple[State, TrainState]:
@@ -69,6 +74,9 @@ class ResetLayers(Intervention):
       every: updates of the agent between two resets. 200 are about 2e5 environment steps at the
         study's setting, after which the authors' SAC is reset as a whole.
     """
+
+    needs_units: ClassVar[bool] = True
+    needs_heads: ClassVar[bool] = True
 
     last: int = static_field(1, ge=1)
     every: int = field(200, kind=int, ge=1)

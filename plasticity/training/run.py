@@ -111,13 +111,15 @@ def check_run(run: Run) -> None:
     check(run)
     run.env.check()
     run.shift.check(run.env)
-    check_network(
-        run.intervention.network(run.network),
+    network = run.intervention.network(run.network)
+    params = check_network(
+        network,
         run.env.observation_shape,
         run.env.num_actions,
         continuous=run.env.continuous_actions,
         intrinsic=run.intrinsic.value_head,
     )
+    run.intervention.check_layers(network, params)
     run.intervention.optimizer(run.agent.optimizer(jax.random.key(0))).build()
     run.intervention.check()
     run.intrinsic.check(run.agent, run.env.observation_shape)

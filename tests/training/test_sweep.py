@@ -244,7 +244,7 @@ def test_what_no_memory_holds_is_refused_before_anything_is_compiled(
     key, value, tiny_run, monkeypatch
 ):
     """Would catch hours of swapping, a killed process, or another setting named."""
-    monkeypatch.setattr(memory_estimate, "_total", lambda: 10**12)
+    monkeypatch.setattr(memory_estimate, "_total", lambda: 10**11)
     monkeypatch.setattr(sweep, "train_stack", lambda *args, **kwargs: pytest.fail("trains"))
     run = tiny_run(intrinsic=pl.RND())
 
