@@ -80,7 +80,9 @@ def either(*rules: Rule) -> Rule:
 
     def rule(value: object) -> str | None:
         expected = [expected for rule in rules if (expected := rule(value))]
-        return " or ".join(expected) if len(expected) == len(rules) else None
+        if len(expected) < len(rules):
+            return None
+        return expected[0] + "".join(f" or {one.removeprefix('expected ')}" for one in expected[1:])
 
     return rule
 

@@ -157,8 +157,10 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
     """Writes a results table as Parquet, atomically.
 
     Raises:
-      ResultsError: the frame is not a results table. A file at `path` is left as it was.
+      ResultsError: the frame is not a results table, or `path` no path. A file there is left as it
+        was.
     """
+    _check_path(path)
     checked = validate(frame, path)
     with replacing(path) as temporary:
         checked.to_parquet(temporary, index=False)
@@ -170,14 +172,18 @@ def read(path: str | Path) -> pd.DataFrame:
     Raises:
       ResultsError: the file is not readable as Parquet, or holds no results table.
     """
+    _check_path(path)
     try:
         if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for ever
             raise ResultsError(f"{path}: is no file; expected a Parquet file")
         # By handle: pyarrow would take "=" in a folder's name for a partition of the table.
         with Path(path).open("rb") as file:
             frame = pd.read_parquet(file, engine="pyarrow")
-    except ResultsError:
-        raise
-    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ResultsError(f"{path}: cannot be read; expected a Parquet file") from error
     return validate(frame, path)
+
+
+def _check_path(path: object) -> None:
+    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+        raise ResultsError(f"path={path!r}: expected a path")

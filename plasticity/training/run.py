@@ -161,10 +161,10 @@ def check_run(run: Run) -> None:
     if levels is None:
         return
     task = Task(Levels(0, levels, levels), dynamics={})
-    moving, key = [part for part in run.shift.parts if part.needs_levels], jax.random.key(0)
+    moving, any_key = [part for part in run.shift.parts if part.needs_levels], jax.random.key(0)
     for round in range(1, schedule.rounds if moving else 1):
         for part in moving:
-            task = part(task, round, key=key)
+            task = part(task, round, key=any_key)
         if round > LEVELS_PER_SEED:  # a shift adds one at least, or none ever
             break
     used = task.levels.first + task.levels.size
