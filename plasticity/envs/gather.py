@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task
+from plasticity.envs.task import check_level_id
 from plasticity.struct import Range, SettingError, field, static_field
 
 __all__ = ["Gather", "Level"]
@@ -100,7 +101,16 @@ class Gather(CompiledEnv):
         return {"slip": Range(float, ge=0, le=1)}
 
     def level(self, level_id: Array | int) -> Level:
-        """Returns the level of that id: the same for every agent, seed and machine."""
+        """Returns the level of that id: the same for every agent, seed and machine.
+
+        Args:
+          level_id: an int32 [], or a whole number from 0 on and below 2 147 480 000.
+
+        Raises:
+          SettingError: it is a number that is no level's.
+        """
+        if not isinstance(level_id, jax.Array):
+            check_level_id(level_id)
         # Ranks of random bits draw without replacement. Counting the smaller ones ranks them
         # without a sort; the index breaks the (rare) ties.
         key = jax.random.fold_in(jax.random.key(_LEVEL_SEED, impl="threefry2x32"), level_id)

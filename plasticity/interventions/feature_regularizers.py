@@ -49,6 +49,8 @@ class InFeR(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
+    needs_heads: ClassVar[bool] = True
 
     coefficient: float = field(0.1, ge=0)
     scale: float = field(100.0, ge=0)
@@ -107,6 +109,8 @@ class ProximalFeatures(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
+    needs_heads: ClassVar[bool] = True
 
     coefficient: float = field(1.0, ge=0)
     layers: str = static_field("last", choices=("last", "all"))

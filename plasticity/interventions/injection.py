@@ -47,6 +47,7 @@ class PlasticityInjection(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_heads: ClassVar[bool] = True
 
     freeze: bool = static_field(False)
 

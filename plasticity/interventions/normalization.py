@@ -1,5 +1,7 @@
 """Interventions that normalize the preactivations or the weights of the hidden layers."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 
 from plasticity.interventions.base import Array, Intervention
@@ -38,6 +40,8 @@ class WeightNormalization(Intervention):
     Methods that reinitialize a unit reinitialize its g as well. Methods that change weights only
     change the direction v / ||v||: if some weights of a unit are set to zero, the others grow.
     """
+
+    needs_units: ClassVar[bool] = True
 
     def add_params(self, params: Params, key: Array) -> Params:
         def with_scale(layer: Params) -> Params:

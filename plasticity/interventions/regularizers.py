@@ -157,6 +157,7 @@ class Parseval(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     coefficient: float = field(1e-3, ge=0)
     scale: float = field(2.0, gt=0)

@@ -1,5 +1,7 @@
 """Interventions that reset weights, in whole or in part, or the optimizer's state."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
@@ -50,6 +52,9 @@ class ResetFinal(Intervention):
     see `ResetLayers`.
     """
 
+    needs_units: ClassVar[bool] = True  # all that is in no torso counts as a head
+    needs_heads: ClassVar[bool] = True
+
     def on_shift(
         self, state: State, train_state: TrainState, context: Context
     ) -> tuple[State, TrainState]:
@@ -70,6 +75,9 @@ class ResetLayers(Intervention):
       every: updates of the agent between two resets. 200 updates are about 2e5 environment steps
         with the study's settings, the interval at which the authors reset the whole of SAC.
     """
+
+    needs_units: ClassVar[bool] = True
+    needs_heads: ClassVar[bool] = True
 
     last: int = static_field(1, ge=1)
     every: int = field(200, kind=int, ge=1)

@@ -39,6 +39,7 @@ class ReDo(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     tau: float = field(0.025, ge=0)
     every: int = field(10, kind=int, ge=1)
@@ -104,6 +105,7 @@ class ContinualBackprop(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     replacement_rate: float = field(1e-4, ge=0, le=1)
     maturity: int = field(10_000, kind=int, ge=0)
@@ -186,6 +188,7 @@ class SelfNormalizedResets(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     threshold: float = field(0.01, ge=0, lt=1)
 
@@ -240,6 +243,7 @@ class ReGraMa(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     tau: float = field(0.01, ge=0)
     every: int = field(10, kind=int, ge=1)

@@ -25,6 +25,7 @@ import scipy.stats
 import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
+from plasticity.results.arguments import check_known, checked, each, frame_with
 from plasticity.results.statistics import (
     BASELINE,
     CONDITION,
@@ -36,6 +37,7 @@ from plasticity.results.statistics import (
     warn_about_seeds,
 )
 from plasticity.storage.table import ResultsError
+from plasticity.struct import Range
 
 __all__ = [
     "aggregates",
@@ -57,6 +59,7 @@ _SEED_KEYS = [*CONDITION, "intervention", "seed"]
 _RESAMPLES = 10_000
 
 
+@checked()
 def end_of_rounds(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.DataFrame:
     """Computes a metric at the end of each round, and its change since the end of the first.
 
@@ -84,6 +87,7 @@ def end_of_rounds(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.Da
     return ends.assign(change=ends["value"] - start)
 
 
+@checked(rounds=each(Range(int, ge=1), 1))
 def scores(
     frame: pd.DataFrame,
     metric: str,
@@ -122,6 +126,7 @@ def scores(
     return table
 
 
+@checked()
 def t_tests(scores: pd.DataFrame, against: str = CONTROL) -> pd.DataFrame:
     """Computes an unpaired t-test (Student's) over seeds of each intervention against one.
 
@@ -147,6 +152,7 @@ def t_tests(scores: pd.DataFrame, against: str = CONTROL) -> pd.DataFrame:
     return _test_each(scores, against, test)
 
 
+@checked()
 def paired_tests(
     scores: pd.DataFrame, against: str = CONTROL, correction: str = "holm"
 ) -> pd.DataFrame:
@@ -196,6 +202,7 @@ def interquartile_mean(values: np.ndarray, axis: int | tuple[int, ...] | None = 
     return np.asarray(scipy.stats.trim_mean(values, 0.25, axis=axis))
 
 
+@checked()
 def aggregates(
     scores: pd.DataFrame,
     statistic: Callable[..., np.ndarray] = interquartile_mean,
@@ -229,6 +236,7 @@ def aggregates(
     return pd.DataFrame(rows, columns=["intervention", "value", "low", "high", "seeds", "shifts"])
 
 
+@checked()
 def probability_of_improvement(
     scores: pd.DataFrame,
     against: str = BASELINE,
@@ -271,6 +279,7 @@ def probability_of_improvement(
     return pd.DataFrame(rows, columns=["intervention", "value", "low", "high"])
 
 
+@checked()
 def performance_profiles(
     scores: pd.DataFrame,
     thresholds: Sequence[float] | np.ndarray,
@@ -302,6 +311,7 @@ def performance_profiles(
     return pd.DataFrame(rows, columns=["intervention", "threshold", "value", "low", "high"])
 
 
+@checked()
 def metric_points(frame: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
     """Computes the mean change of a return and of each metric, for each shift and intervention.
 
@@ -327,6 +337,7 @@ def metric_points(frame: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     return pd.DataFrame(columns).reset_index()
 
 
+@checked(points=frame_with(()))
 def correlations(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
     """Computes Pearson's correlation of each metric with a return, over shifts and interventions.
 
@@ -339,6 +350,8 @@ def correlations(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
       A row for each metric: metric, points (their number), r, r_squared, p (two-sided), p_corrected
       (Holm), slope and intercept of the least-squares line. NaN if a metric does not vary.
     """
+    check_known("target", [target], points.columns)
+    check_known("metrics", metrics, points.columns)
     rows = []
     for metric in metrics:
         both = points[[metric, target]].dropna()
@@ -359,6 +372,7 @@ def correlations(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     return table
 
 
+@checked(points=frame_with(()))
 def linear_model(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
     """Fits a generalized linear model of a return on all metrics (Gaussian, identity link).
 
@@ -374,6 +388,8 @@ def linear_model(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     Raises:
       ResultsError: there are no more points than terms, or a metric does not vary.
     """
+    check_known("target", [target], points.columns)
+    check_known("metrics", metrics, points.columns)
     known = points[[target, *metrics]].dropna()
     if len(known) <= len(metrics) + 1:
         raise ResultsError(

@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,11 @@ import pandas as pd
 
 from plasticity.envs.base import CompiledEnv
 from plasticity.storage import table
-from plasticity.storage.run_dir import CHECKPOINTS
+from plasticity.storage.run_dir import CHECKPOINTS, check_folder, read_meta
 from plasticity.storage.tracking import Tracker
+from plasticity.struct import Range, SettingError, check, check_kind
 from plasticity.training.fusion import FusionKey, fuse, fusion_key
-from plasticity.training.memory_estimate import available, memory_of
+from plasticity.training.memory_estimate import available, check_memory, memory_of
 from plasticity.training.placement import Placement
 from plasticity.training.run import Run, check_run, stack
 from plasticity.training.train import (
@@ -44,9 +45,21 @@ class TrainOptions(NamedTuple):
     checkpoint_minutes: float = CHECKPOINT_MINUTES
     trackers: tuple[Tracker, ...] = ()
 
+    def check(self) -> None:
+        """Raises `SettingError` if one cannot be used, or a tracker's package is missing."""
+        minutes, allowed = self.checkpoint_minutes, Range(float, ge=0)
+        if minutes not in allowed:
+            raise SettingError("checkpoint_minutes", minutes, f"must be {allowed}")
+        _check_list(self.trackers, "trackers", "must be a list of trackers")
+        for number, tracker in enumerate(self.trackers):
+            key = f"trackers[{number}]"
+            check_kind(tracker, Tracker, key)
+            check(tracker, key)
+            tracker.check(key)
+
 
 def train(
-    runs: Run | Sequence[Run],
+    runs: Run | Iterable[Run],
     folder: str | Path | None = None,
     *,
     config: Mapping[str, Any] | None = None,
@@ -79,31 +92,46 @@ def train(
       The table, as `plasticity.results.load(folder)` gives it.
 
     Raises:
-      SettingError: a setting cannot be used, the folder holds anything else, or its checkpoint
-        is of other versions. Nothing has been compiled or written then.
+      SettingError: a setting or an argument cannot be used, the folder holds anything else, or its
+        checkpoint is of other versions. Nothing has been compiled or written then.
       ValueError: there are no runs, two of one structure share name and seed, or a seed where
         there are trackers; or `config` is given for runs of several structures.
       KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR2, once the current interval of updates
         is complete and, where possible, a checkpoint of it is written.
     """
+    if not isinstance(runs, Iterable) and not isinstance(runs, Run):
+        raise SettingError("runs", runs, "must be a Run, or a list of them")
     runs = (runs,) if isinstance(runs, Run) else tuple(runs)
     if not runs:
         raise ValueError("there are no runs")
-    for run in runs:
+    for number, run in enumerate(runs):
+        check_kind(run, Run, f"runs[{number}]")
         check_run(run)
-    if names is not None and len(names) != len(runs):
-        raise ValueError(f"{len(names)} names for {len(runs)} runs")
+    if names is not None:
+        _check_names(names, len(runs))
+    if folder is not None:
+        check_folder(folder)
+    if config is not None and not (isinstance(config, Mapping) and _is_plain(config)):
+        raise SettingError("config", config, "must hold settings by name, in plain containers")
+    TrainOptions(checkpoint_minutes, trackers).check()  # type: ignore[arg-type]
+    if trackers and folder is None:
+        raise SettingError("trackers", trackers, "must not be given without a folder")
     alike: dict[Any, list[int]] = {}
     for number, run in enumerate(runs):
         alike.setdefault(jax.tree.structure(run), []).append(number)
     if len(alike) > 1 and config is not None:
         raise ValueError(f"one config for runs of {len(alike)} structures")
-    frames = []
+    stacks = []
     for number, indices in enumerate(alike.values()):
         some = [runs[i] for i in indices]
         place = None if folder is None else Path(folder)
         if place is not None and len(alike) > 1:
             place /= f"{number}_{some[0].intervention.name}"
+        if place is None or read_meta(place).get("status") != "finished":
+            check_memory(some)
+        stacks.append((some, place, indices))
+    frames = []
+    for number, (some, place, indices) in enumerate(stacks):
         if progress and len(alike) > 1:
             print(
                 f"[{number + 1}/{len(alike)}] {some[0].intervention.name}: "
@@ -196,6 +224,8 @@ def plan(
         alone = not isinstance(run.env, CompiledEnv) or (job.folder / CHECKPOINTS).exists()
         by_key.setdefault(job.folder if alone else fusion_key(run, exact), []).append(job)
     for fusable in by_key.values():
+        if local:
+            check_memory(max((job.runs for job in fusable), key=len))
         total = sum(len(job.runs) for job in fusable)
         fitting = _fitting(fusable, max_agents) if local else max_agents or total
         share = math.ceil(total / math.ceil(total / fitting))
@@ -296,6 +326,31 @@ def remove_stale_checkpoints(jobs: Sequence[Job], sweep_dir: Path) -> None:
 def count(number: int, noun: str) -> str:
     """Returns `1 job`, `2 jobs`."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _check_names(names: Sequence[str], num_runs: int) -> None:
+    """Raises `SettingError` unless there is a name for each run."""
+    _check_list(names, "names", "must be a list of names")
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise SettingError(f"names[{number}]", name, "must be a name")
+    if len(names) != num_runs:
+        raise SettingError("names", names, f"must be as many as there are runs, {num_runs}")
+
+
+def _check_list(value: object, key: str, allowed: str) -> None:
+    """Raises `SettingError` unless a value is a sequence, and no string."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise SettingError(key, value, allowed)
+
+
+def _is_plain(node: object) -> bool:
+    """Returns whether a configuration is made of plain containers, numbers and strings alone."""
+    if isinstance(node, Mapping):
+        return all(isinstance(name, str) for name in node) and all(map(_is_plain, node.values()))
+    if isinstance(node, list | tuple):
+        return all(map(_is_plain, node))
+    return node is None or isinstance(node, bool | int | float | str)
 
 
 def _id(job: Job, sweep_dir: Path) -> str:

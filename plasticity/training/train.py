@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -252,14 +252,15 @@ def probe_intervals(run: Run) -> dict[str, int]:
     }
 
 
-def measurement_updates(run: Run) -> list[int]:
-    """Returns the updates of a round after which anything is measured; the last is its end."""
+def measurement_updates(run: Run) -> Iterator[int]:
+    """Yields the updates of a round after which anything is measured; the last is its end."""
     schedule = run.schedule
-    end = schedule.updates_per_round
+    update, end = 0, schedule.updates_per_round
     eval_every = schedule.eval_every if schedule.eval_episodes else 0
-    intervals = {schedule.log_every, eval_every, *probe_intervals(run).values()}
-    due = {u for every in intervals if every for u in range(every, end, every)}
-    return [*sorted(due), end]
+    intervals = {schedule.log_every, eval_every, *probe_intervals(run).values()} - {0}
+    while update < end:
+        update = min(end, *(every * (update // every + 1) for every in intervals))
+        yield update
 
 
 def mean_metrics(sums: MetricSums) -> Metrics:

@@ -122,7 +122,7 @@ def test_divergences_are_where_the_rows_say_or_values_end(frame: pd.DataFrame) -
     [
         ({"metric": "train_retrun"}, "metric train_retrun.*dead_units"),
         ({"metric": "dead_units", "layer": "hidden_9"}, "layer hidden_9.*all"),
-        ({"metric": "dead_units", "how": "median"}, "how=median: expected mean or last"),
+        ({"metric": "dead_units", "how": "median"}, "how='median': expected one of mean, last"),
     ],
 )
 def test_by_round_names_what_there_is(

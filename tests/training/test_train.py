@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 import plasticity as pl
 from plasticity import results
 from plasticity.envs.host import Gymnasium
+from plasticity.storage.tracking import TensorBoard
+from plasticity.training import sweep
 from plasticity.training.train import measurement_updates
 
 
@@ -34,7 +36,7 @@ def test_measurement_updates_are_multiples_of_each_interval_and_the_end():
     run = RUN.replace(
         schedule=schedule, probes=pl.Probes.of(pl.DeadUnits(), pl.WeightNorm(every=7))
     )
-    assert measurement_updates(run) == [4, 5, 7, 8, 10]
+    assert list(measurement_updates(run)) == [4, 5, 7, 8, 10]
 
 
 def test_each_metric_is_logged_when_it_is_due(frame):
@@ -119,6 +121,26 @@ def test_a_simulators_nan_is_not_the_agents(monkeypatch):
     assert any(text.startswith(f"{HOST_ID}, seed 4: ") for text in told)
     diverged = frame[frame["metric"] == "diverged"]
     assert diverged[["seed", "value"]].values.tolist() == [[4, 1]]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("checkpoint_minutes", value) for value in (-1, float("nan"), "5", None, True)),
+        *(("names", value) for value in ("ab", ["a"], ["a", 1], ["a", ""], 5)),
+        *(("config", value) for value in (5, "x", [1], {"a": object()})),
+        *(("trackers", value) for value in (5, "wandb", [5], [TensorBoard], [TensorBoard()])),
+        *(("folder", value) for value in (5, "", "a\0b", ["x"], "x" * 5000)),
+        *(("runs", value) for value in (None, 5, "x", [RUN, 5], [pl.Run])),
+    ],
+)
+def test_train_refuses_an_argument_in_one_line(argument, value, monkeypatch):
+    """Would catch what the command line refuses, and Python's interface let through."""
+    monkeypatch.setattr(sweep, "train_stack", lambda *args, **kwargs: pytest.fail("trains"))
+    arguments = {"runs": [RUN, RUN.replace(seed=1)], argument: value}
+    with pytest.raises(pl.SettingError, match=rf"^{argument}(\[\d\])?=") as caught:
+        pl.train(**arguments)
+    assert "\n" not in str(caught.value)
 
 
 def test_train_refuses_indistinguishable_runs():
