@@ -4,20 +4,16 @@ import gc
 import os
 import shlex
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Programs compiled by one test serve the others, later runs and child processes. Programs of a
-# test run for milliseconds and compile for seconds: without most optimizations half as many, and
-# with XLA's older emitters half of that.
+# test run for milliseconds and compile for seconds: without most optimizations, half as many.
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-if version("jax").startswith("0.10."):  # another XLA may not know the flag, and would end here
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 import jax
 
