@@ -71,6 +71,7 @@ from plasticity.results import (
     t_interval,
     warn_about_seeds,
 )
+from plasticity.results.comparisons import holm
 
 LAST = 3
 TENTHS = 10
@@ -464,8 +465,8 @@ CLAIMS: dict[str, Rule] = {
 def _with_verdicts(name: str, effects: Sequence[Effect]) -> list[Effect]:
     """Corrects the p-values of a claim's effects for their number, and gives each its verdict."""
     tested = [effect for effect in effects if not effect.verdict]
-    fails = iter(_holm([effect.p_fails for effect in tested]))
-    holds = iter(_holm([effect.p_holds for effect in tested]))
+    fails = iter(holm([effect.p_fails for effect in tested]).tolist())
+    holds = iter(holm([effect.p_holds for effect in tested]).tolist())
     some_suffice = {"C3": len(effects), "C5": len(SHIFTS)}.get(name, 0)
     result = []
     for i, effect in enumerate(effects):
@@ -481,19 +482,6 @@ def _with_verdicts(name: str, effects: Sequence[Effect]) -> list[Effect]:
             effect = effect._replace(p_holds=np.nan, p_fails=np.nan)
         result.append(effect)
     return result
-
-
-def _holm(p_values: Sequence[float]) -> list[float]:
-    """Corrects p-values for their number (Holm 1979).
-
-    As `multipletests` of statsmodels, which collects garbage at each call.
-    """
-    order = np.argsort(p_values, kind="stable")
-    factors = len(p_values) - np.arange(len(p_values))
-    ordered = np.maximum.accumulate(np.asarray(p_values, float)[order] * factors)
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.minimum(ordered, 1.0)
-    return corrected.tolist()
 
 
 def _claim_verdict(name: str, effects: Sequence[Effect]) -> str:

@@ -10,7 +10,6 @@ import pytest
 import scipy.stats
 from hydra import compose, initialize_config_dir
 from matplotlib.colors import to_hex
-from statsmodels.stats.multitest import multipletests
 
 from experiments.juliani_ash_2024 import claims
 from experiments.juliani_ash_2024.figures import RETURNS, figures, metrics_of, returns, tables
@@ -207,8 +206,6 @@ def test_an_effect_that_fails_is_corrected_for_their_number():
 
     assert (of(1).verdict, of(2).verdict, of(3).verdict) == ("fails", "fails", "undecided")
     assert of(3).p_fails == pytest.approx(0.06)
-    p = np.random.default_rng(0).random(20) ** 3
-    np.testing.assert_allclose(claims._holm(p), multipletests(p, method="holm")[1])
 
 
 def test_one_seed_or_mere_noise_decides_nothing():
@@ -253,8 +250,9 @@ def test_a_seed_that_diverged_leaves_its_parts_undecided():
     of = parts[parts["what"].str.contains("l2_norm") & (parts["shift"] == "window")]
     assert "1 seeds without a value" in of["what"].iloc[0]
     # What can be drawn is drawn all the same.
+    few = frame[frame["intervention"].isin([*METHODS[:2], "redo"]) & (frame["shift"] == "window")]
     with pytest.warns(UserWarning, match="A_profiles: left out, .*has no score"):
-        names = [one.name for one in figures(frame)]
+        names = [one.name for one in figures(few)]
     assert "4_intervals" in names
     assert "A_profiles" not in names
 
