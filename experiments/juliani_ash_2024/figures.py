@@ -61,7 +61,7 @@ INTRINSIC = "intrinsic_return"  # of Random Network Distillation (RND)
 # The columns of the figures by round.
 GROUPS = {
     "At shifts": ("reset_final", "plasticity_injection", "shrink_perturb"),
-    "While learning": ("soft_shrink_perturb", "regenerative_l2", "l2_norm", "redo"),
+    "While learning": ("soft_shrink_perturb", "regenerative_l2", "l2_norm", "redo", "redo_study"),
     "Architecture": ("layer_norm", "crelu"),
     "Both": ("soft_shrink_perturb+layer_norm", "regenerative_l2+layer_norm"),
 }
