@@ -624,6 +624,8 @@ def test_what_is_packed_has_the_whole_learning_curves(tmp_path):
 def test_each_size_names_what_there_is(size):
     """Would catch a method, a shift or a key that was renamed."""
     env = size.partition("_")[0] if "_" in size else "gather"
+    # Those whose results come with the repository began with whole observations.
+    from_start = size not in ("small", "coinrun_small")
     if not (CONFIGS / f"env/{env}.yaml").exists():
         pytest.skip(f"needs env={env}")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -639,8 +641,15 @@ def test_each_size_names_what_there_is(size):
                     f"intervention=[{params.intervention.replace('[', '').replace(']', '')}]",
                 ],
             )
+            assert config.shift.get("permute", {}).get("from_start", False) == (
+                from_start and shift.startswith("permute")
+            )
             assert list(config.shift) == [name for name in [shift.split("_")[0]] if name != "none"]
             assert {"warm_start", "soft_shrink_perturb"} <= {"warm_start", *config.intervention}
+            # The gridworld's is 1e-4 in the study, CoinRun's 0.01.
+            regenerative = config.intervention.get("regenerative_l2")
+            images = "paper" in size and env != "gather"
+            assert regenerative is None or regenerative.coefficient == (0.01 if images else 1e-4)
 
 
 def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path, capsys):
