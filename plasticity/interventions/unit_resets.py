@@ -29,7 +29,8 @@ class ReDo(Intervention):
     A unit is dormant if its mean absolute activation over the rollout is at most `tau` times the
     layer's mean of that. Its incoming weights are redrawn, norms and biases included. Its outgoing
     weights are set to zero, so that later layers are not affected at first. The optimizer's moments
-    of all these are set to zero. Where the activation function widens a layer, as concatenated ReLU
+    of all these are set to zero; Adam's count goes on, so that their first step is up to 3.2
+    learning rates long (see `reset_moments`). Where the activation function widens a layer, as concatenated ReLU
     does, a unit comprises all activations of one preactivation. All layers are evaluated before any
     is changed.
 
@@ -368,6 +369,8 @@ def recycle(
     train_state: TrainState, chosen: Mapping[str, Array], context: Context, *, outgoing: bool = True
 ) -> TrainState:
     """Redraws incoming and clears outgoing weights of the chosen units, moments included.
+
+    Adam's count goes on, which makes the first steps after it longer: see `reset_moments`.
 
     A single run computes nothing if no unit is chosen. In stacked runs (`vmap`) the condition
     becomes a selection between two results: each call draws a network.
