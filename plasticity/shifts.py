@@ -69,9 +69,13 @@ class Permute(Shift):
     Attributes:
       grid: the number of rows and of columns of equal blocks that an image is cut into; the blocks
         are permuted as a whole, as Juliani & Ash (2024) do in CoinRun. 0 permutes single entries.
+      from_start: whether the first round is permuted as well, as in the study. For a fully connected
+        network it makes no difference; for a convolutional one the first shift is otherwise from
+        whole images to shuffled ones, unlike all others.
     """
 
     grid: int = static_field(0, ge=0)
+    from_start: bool = static_field(False)
 
     def check(self, env: Env) -> None:
         shape = env.observation_shape
@@ -84,7 +88,8 @@ class Permute(Shift):
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
         size = self.grid**2 or math.prod(env.observation_shape)
-        return task._replace(permutation=jnp.arange(size, dtype=jnp.int32))
+        task = task._replace(permutation=jnp.arange(size, dtype=jnp.int32))
+        return self(task, 0, key) if self.from_start else task
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         permutation = _initialized(task.permutation, self)

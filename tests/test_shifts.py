@@ -84,6 +84,20 @@ def test_permute_composes_new_permutations():
     )
 
 
+def test_permute_from_start_permutes_the_first_round_too():
+    """Would catch whole images in round 1, or a first shift that is not composed like others."""
+    drawn = [task.permutation for task in tasks(Shifts.of(Permute(from_start=True)))]
+    assert np.array_equal(np.sort(drawn[0]), np.arange(363))
+    assert np.sum(drawn[0] == np.arange(363)) < 8
+    assert len({permutation.tobytes() for permutation in drawn}) == ROUNDS
+    other = tasks(Shifts.of(Permute(from_start=True)), seed=4)[0].permutation
+    assert not np.array_equal(drawn[0], other)
+    # All shifts after it are those of a run that began with whole observations.
+    whole = [task.permutation for task in tasks(Shifts.of(Permute()))]
+    for permuted, plain in zip(drawn, whole, strict=True):
+        assert np.array_equal(permuted, drawn[0][plain])
+
+
 def test_task_transform_obs_permutes_entries():
     """Would catch the permutation applied the wrong way round, or to the wrong axis."""
     observation = np.arange(363, dtype=np.float32).reshape(11, 11, 3)

@@ -1,26 +1,37 @@
 """The claims of Juliani & Ash (2024), and rules that evaluate them on a run of the study.
 
-The rules were fixed before the runs that they evaluate. A claim is a conjunction of *effects*, each
-of which is positive if the claim is right. An effect is a number for each seed, with a 95 %
-t-interval over seeds. An effect
+A claim is a conjunction of *effects*, each of which is positive if the claim is right. An effect is
+a number for each seed, with a 95 % t-interval over seeds and the p-values of its t-test. An effect
 
-- *holds* if the whole interval is above zero,
-- *fails* if the whole interval is below zero,
+- *holds* if the whole interval is above zero (p < 5 %, two-sided),
+- *fails* if it is below zero, by a p-value that is corrected for the number of the claim's effects
+  (Holm 1979), since one that fails is enough for the claim to fail: the probability that any
+  effect of a claim fails by chance is at most 2.5 %,
+- is *not decidable at this size* if `reset_all` itself falls under the shift,
 - is *undecided* otherwise, or without data to evaluate.
 
-A claim holds if all its effects do, fails if any does, and is undecided otherwise; C3 and C5 differ
-as their rules document. "All effects" needs no correction for their number. "Any effect" is not
-corrected for it: an effect of zero comes out as holding, or as failing, with a probability of 2.5 %
-each.
-
-Some effects were added after the first results were known; they are marked as *post hoc*, and count
-for no verdict.
+A claim fails if any of its effects does, and holds if all do. If all of the others are not
+decidable at this size, so is the claim; else it is undecided. That all effects hold needs no
+correction for their number. C3 and the first half of C5 differ as their rules document: one effect
+that holds is enough there, and is corrected in the same way.
 
 Returns are normalized as in the study: the return at the end of a round minus the same seed's at
 the end of the first round. The *score* of a method is its mean over the last three rounds, of four
 at least; with fewer there is no verdict. The *gap* is the score of `reset_all` minus that of
-`warm_start`; a method *cures* the loss if it regains at least half of the gap. If the gap is not
-above zero nothing was lost, and no cure can be evaluated.
+`warm_start`; a method *cures* the loss if it regains at least half of the gap.
+
+One rule says under which shifts C1 to C6 can be evaluated:
+
+- `reset_all` *falls* if the 95 % interval of its train score is below zero. It has a fresh network
+  in each round, so that what falls there is no plasticity: the size is too small for the task, and
+  no effect is decidable.
+- If the gap is not above zero, by its interval, *no loss was found*: there is nothing to cure, and
+  no fall to explain. Effects are undecided, except the gap of C1 itself.
+
+C6 leaves out such shifts.
+
+These rules were written before the results that they first evaluated, apart from four corrections
+made after that; docs/study.md tells which, and why.
 
 C1 to C6 are evaluated for each env with shifts separately. C7 is about Montezuma's Revenge, which
 has no shifts: the *late return* of a method is its mean train return, not normalized, over the
@@ -32,6 +43,7 @@ method had a return other than 0 in all of its training there is nothing to eval
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +53,7 @@ import scipy.stats
 from experiments.juliani_ash_2024.parts import (
     BASELINE,
     CONTROL,
+    CORRELATED,
     SHIFTS,
     StudyPart,
     env_name,
@@ -58,6 +71,7 @@ from plasticity.results import (
     t_interval,
     warn_about_seeds,
 )
+from plasticity.results.comparisons import holm
 
 LAST = 3
 TENTHS = 10
@@ -65,8 +79,12 @@ TRAIN, TEST = "train_return", "eval_test_return"
 DEAD_UNITS = "rollout_inactive_fraction"
 BEST = "soft_shrink_perturb+layer_norm"
 NO_RETURN = "no return was found"
+NO_LOSS = "no loss was found"
+CONTROL_FALLS = f"{CONTROL} falls"
+ALPHA = 0.05
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "undecided", "not run"
+NOT_DECIDABLE = "not decidable at this size"
 
 
 class Effect(NamedTuple):
@@ -74,14 +92,17 @@ class Effect(NamedTuple):
 
     Attributes:
       claim: such as `"C1"`.
-      shift: the shift, or `"all"`.
+      shift: the shift, or the shifts that a correlation is over.
       what: the effect in words; positive if the claim is right.
       effect: its mean over seeds; for a correlation the coefficient with the fall of the return.
-      low: the interval's lower bound.
-      high: its upper bound.
-      seeds: the number of seeds, or of points for a correlation over all shifts.
-      verdict: holds, fails or undecided.
-      post_hoc: whether it was added after results were known, and counts for no verdict.
+      low: the lower bound of its 95 % interval.
+      high: the upper bound.
+      p_holds: the p-value for holding: two-sided, 1 if the effect is not positive, NaN if it is not
+        tested. Corrected for the number of the claim's effects (Holm) where one that holds is
+        enough.
+      p_fails: the p-value for failing, always corrected; 1 if the effect is not negative.
+      seeds: the number of seeds, or of points for a correlation.
+      verdict: holds, fails, not decidable at this size, or undecided.
     """
 
     claim: str
@@ -90,9 +111,10 @@ class Effect(NamedTuple):
     effect: float
     low: float
     high: float
+    p_holds: float
+    p_fails: float
     seeds: int
-    verdict: str
-    post_hoc: bool = False
+    verdict: str = ""
 
 
 class Claim(NamedTuple):
@@ -101,7 +123,7 @@ class Claim(NamedTuple):
     Attributes:
       name: such as `"C1"`.
       paper: the claim in words.
-      verdict: holds, fails, undecided or not run.
+      verdict: holds, fails, not decidable at this size, undecided or not run.
       here: the verdicts on its effects in a few words, or why it was not run.
     """
 
@@ -149,8 +171,8 @@ def _evaluate(name: str, rule: "Rule", study: "StudyScores") -> tuple[Claim, lis
         effects = rule.effects(study)
     except ResultsError as error:
         return Claim(name, rule.paper, NOT_RUN, str(error)), []
-    planned = [effect for effect in effects if not effect.post_hoc]
-    return Claim(name, rule.paper, _claim_verdict(name, planned), _summarize(planned)), effects
+    effects = _with_verdicts(name, effects)
+    return Claim(name, rule.paper, _claim_verdict(name, effects), _summarize(effects)), effects
 
 
 def dead_units(frame: pd.DataFrame) -> str:
@@ -199,17 +221,28 @@ class StudyScores:
     """
 
     def __init__(self, frame: pd.DataFrame) -> None:
-        self.frame = frame
+        # Statistics look through all rows that they are given, and there are many metrics.
+        self.metrics = {
+            "weight_rms": "weight magnitude",
+            "gradient_norm": "gradient norm",
+            dead_units(frame): "dead units",
+        }
+        known = {name.partition("/")[0] for name in self.metrics}
+        known |= {TRAIN, TEST, "episodes", "diverged"}
+        self.frame = frame[frame["metric"].isin(known)]
         self._scores: dict[tuple[str, str], pd.DataFrame] = {}
+
+    @cached_property
+    def _rows(self) -> dict[str, pd.DataFrame]:
+        return {str(shift): rows for shift, rows in self.frame.groupby("shift")}
 
     def rows(self, shift: str) -> pd.DataFrame:
         """Returns the rows of a shift, if there are enough rounds for a verdict."""
         if (rounds := int(self.frame["round"].max())) <= LAST:
             raise ResultsError(f"{rounds} rounds: expected more than {LAST}")
-        rows = self.frame[self.frame["shift"] == shift]
-        if rows.empty:
+        if shift not in self._rows:
             raise ResultsError(f"shift {shift}: not in the table")
-        return rows
+        return self._rows[shift]
 
     def scores(self, shift: str, metric: str) -> pd.DataFrame:
         """Returns the normalized return over the last rounds, of each method and seed."""
@@ -219,7 +252,7 @@ class StudyScores:
             self._scores[shift, metric] = scores(rows, metric, rounds=rounds)
         return self._scores[shift, metric]
 
-    def method_scores(self, shift: str, name: str, metric: str) -> pd.Series:
+    def method_scores(self, shift: str, name: str, metric: str = TRAIN) -> pd.Series:
         """Returns the score of one method for each seed."""
         scores = self.scores(shift, metric)
         rows = scores[scores["intervention"] == name]
@@ -232,144 +265,131 @@ class StudyScores:
         baseline = self.method_scores(shift, BASELINE, metric)
         return self.method_scores(shift, name, metric) - baseline
 
-    def gap(self, shift: str) -> pd.Series:
+    def gap(self, shift: str, metric: str = TRAIN) -> pd.Series:
         """Returns the score of the control minus that of the baseline, for each seed."""
-        return self.gain(shift, CONTROL)
+        return self.gain(shift, CONTROL, metric)
 
-    def has_gap(self, shift: str) -> bool:
+    def has_gap(self, shift: str, metric: str = TRAIN) -> bool:
         """Returns whether the gap is above zero, that is, whether there is a loss to cure."""
-        return t_interval(self.gap(shift)).low > 0
+        return t_interval(self.gap(shift, metric)).low > 0
 
-    def beyond_half(self, shift: str, name: str) -> pd.Series:
+    def control_falls(self, shift: str) -> bool:
+        """Returns whether the control itself falls, so that nothing can be said of a loss."""
+        return t_interval(self.method_scores(shift, CONTROL)).high < 0
+
+    def beyond_half(self, shift: str, name: str, metric: str = TRAIN) -> pd.Series:
         """Returns the gain of a method minus half of the gap, for each seed."""
-        return self.gain(shift, name) - self.gap(shift) / 2
+        return self.gain(shift, name, metric) - self.gap(shift, metric) / 2
 
 
 def train_return_falls(study: StudyScores) -> list[Effect]:
     """C1: the end-of-round train return of the baseline falls, and ends below the control's."""
     effects = []
     for shift in SHIFTS:
-        gap = study.gap(shift)
+        gap = _effect("C1", shift, f"{CONTROL} - {BASELINE}", study.gap(shift))
         ends = end_of_rounds(study.rows(shift), TRAIN)
         baseline = ends[ends["intervention"] == BASELINE]
         by_seed = baseline.pivot(index="seed", columns="round", values="change")
         slopes = by_seed.apply(lambda row: np.polyfit(row.index, row, 1)[0], axis=1)
-        effects.append(_effect("C1", shift, "fall of warm_start, each round", -slopes))
-        effects.append(_effect("C1", shift, "reset_all - warm_start", gap))
+        fall = _effect("C1", shift, f"fall of {BASELINE}, each round", -slopes)
+        effects += [_where_lost(study, fall), _where_decidable(study, gap)]
     return effects
 
 
 def new_heads_do_not_cure(study: StudyScores) -> list[Effect]:
     """C2: neither resetting nor injecting output layers regains half of the gap."""
-    return [
+    effects = [
         _effect("C2", shift, f"half of the gap - gain of {name}", -study.beyond_half(shift, name))
-        if study.has_gap(shift)
-        else _undecided("C2", shift, f"gain of {name}: nothing was lost")
         for name in ("reset_final", "plasticity_injection")
         for shift in SHIFTS
     ]
+    return [_where_lost(study, effect) for effect in effects]
 
 
 def crelu_helps_in_some_conditions(study: StudyScores) -> list[Effect]:
     """C3: CReLU's gain over the baseline; some effects are to hold, and some to fail.
 
-    An effect also fails if its interval includes zero and the gain is below half of the gap.
+    An effect that does not hold fails if the gain is below half of the gap.
     """
     effects = []
     for shift in SHIFTS:
         effect = _effect("C3", shift, f"crelu - {BASELINE}", study.gain(shift, "crelu"))
-        no_cure = t_interval(study.beyond_half(shift, "crelu")).high < 0
-        if effect.verdict == UNDECIDED and study.has_gap(shift) and no_cure:
-            effect = effect._replace(
-                what=f"{effect.what}; less than half of the gap", verdict=FAILS
-            )
-        effects.append(effect)
+        no_cure = _p_value(-study.beyond_half(shift, "crelu"))
+        effects.append(_where_lost(study, effect._replace(p_fails=no_cure)))
     return effects
 
 
 def regenerative_methods_cure(study: StudyScores) -> list[Effect]:
     """C4: each of five methods regains at least half of the gap, under each shift."""
     names = ("shrink_perturb", "soft_shrink_perturb", "regenerative_l2", "l2_norm", "layer_norm")
-    return [
+    effects = [
         _effect("C4", shift, f"gain of {name} - half of the gap", study.beyond_half(shift, name))
-        if study.has_gap(shift)
-        else _undecided("C4", shift, f"gain of {name}: nothing was lost")
         for name in names
         for shift in SHIFTS
     ]
+    return [_where_lost(study, effect) for effect in effects]
 
 
 def soft_shrink_perturb_with_layer_norm_is_best(study: StudyScores) -> list[Effect]:
     """C5: layer_norm's gain in test return is not consistent; soft_shrink_perturb with it is best.
 
-    The first three effects are `layer_norm`'s gain in test return with its sign reversed: one that
-    holds is enough. The others are the combination's gains over the baseline; one also fails if
-    another method, except `reset_all`, is above it by a paired test corrected for the number of
-    methods (Holm, 5 %).
+    The first three effects are that `layer_norm` regains less than half of the gap in test return:
+    one that holds is enough, for it is said not to help everywhere, and not to be harmful. They all
+    have to fail for that half of the claim to fail. The others are the combination's gains over the
+    baseline. Such an effect has two ways to fail, so that the smaller p-value counts twice: below
+    zero, or below another method, except `reset_all`, by a paired test corrected for the number of
+    methods (Holm).
     """
-    effects = [
-        _effect(
-            "C5", shift, "test: warm_start - layer_norm", -study.gain(shift, "layer_norm", TEST)
-        )
-        for shift in SHIFTS
-    ]
+    effects = []
+    for shift in SHIFTS:
+        rest = -study.beyond_half(shift, "layer_norm", TEST)
+        effect = _effect("C5", shift, "test: half of the gap - gain of layer_norm", rest)
+        effects.append(_where_lost(study, effect, TEST))
     for metric, word in ((TRAIN, "train"), (TEST, "test")):
         for shift in SHIFTS:
             effect = _effect(
-                "C5", shift, f"{word}: {BEST} - warm_start", study.gain(shift, BEST, metric)
+                "C5", shift, f"{word}: {BEST} - {BASELINE}", study.gain(shift, BEST, metric)
             )
             tests = paired_tests(study.scores(shift, metric), against=BEST)
             tests = tests[tests["intervention"] != CONTROL]
-            above = tests[(tests["difference"] > 0) & (tests["p_corrected"] < 0.05)]
+            above = tests[(tests["difference"] > 0) & (tests["p_corrected"] < ALPHA)]
             if len(above):
                 names = ", ".join(above["intervention"])
-                effect = effect._replace(what=f"{effect.what}; below {names}", verdict=FAILS)
-            effects.append(effect)
+                effect = effect._replace(what=f"{effect.what}; below {names}")
+            p_fails = min(effect.p_fails, *above["p_corrected"], 0.5)
+            effects.append(_where_lost(study, effect._replace(p_fails=2 * p_fails), metric))
     return effects
 
 
 def metrics_correlate_with_the_fall(study: StudyScores) -> list[Effect]:
     """C6: the fall of the train return correlates with three metrics, over methods and shifts.
 
-    A point is a method under a shift; intervals are Fisher's, Bonferroni-corrected for the number
-    of metrics.
-
-    Post hoc: the same within each shift, because all methods fall under a shift that makes the task
-    harder, which masks correlations under the others. Their intervals are percentile bootstrap
-    intervals over seeds.
+    A point is a method under a shift, of the methods of the paper's figure: none of them changes
+    the network, on whose architecture metrics depend. Shifts under which the control itself falls,
+    or no loss was found, are left out. Intervals are Fisher's.
     """
-    for shift in SHIFTS:
-        study.rows(shift)  # raises if there can be no verdict
-    words = {
-        "weight_rms": "weight magnitude",
-        "gradient_norm": "gradient norm",
-        dead_units(study.frame): "dead units",
-    }
-    names = list(words)
-    points = metric_points(study.frame, TRAIN, names)
+    decidable = [shift for shift in SHIFTS if not study.control_falls(shift)]
+    shifts = [shift for shift in decidable if study.has_gap(shift)]
+    names = [f"correlation of {word} with the fall" for word in study.metrics.values()]
+    if not shifts:
+        why, verdict = (NO_LOSS, UNDECIDED) if decidable else (CONTROL_FALLS, NOT_DECIDABLE)
+        return [_without_data("C6", "all", f"{what}; {why}", verdict) for what in names]
+    where = "all" if len(shifts) == len(SHIFTS) else ", ".join(shifts)
+    frame = study.frame[study.frame["shift"].isin(shifts)]
+    frame = frame[frame["intervention"].isin(CORRELATED)]
+    points = metric_points(frame, TRAIN, list(study.metrics))
     effects = []
-    for name, word in words.items():
+    for name, what in zip(study.metrics, names, strict=True):
         both = points[[name, TRAIN]].dropna()
-        what = f"correlation of {word} with the fall"
         constant = (both.nunique() < 2).any()
-        if len(both) < 4 or constant or study.frame["seed"].nunique() < 2:
-            effects.append(_undecided("C6", "all", what))
+        if len(both) < 4 or constant or frame["seed"].nunique() < 2:
+            effects.append(_without_data("C6", where, what))
             continue
         result = scipy.stats.pearsonr(-both[TRAIN], both[name])
-        low, high = result.confidence_interval(1 - 0.05 / len(words))
-        effects.append(
-            Effect("C6", "all", what, result.statistic, low, high, len(both), _verdict(low, high))
-        )
-    for shift in SHIFTS:
-        rows = study.rows(shift)
-        changes = {
-            name: scores(rows, *_metric_and_layer(name)).pivot(
-                index="seed", columns="intervention", values="score"
-            )
-            for name in (TRAIN, *names)
-        }
-        for name, word in words.items():
-            effects.append(_correlation_within(shift, word, -changes[TRAIN], changes[name]))
+        low, high = result.confidence_interval(1 - ALPHA)
+        r, p = float(result.statistic), float(result.pvalue)
+        p_values = (p, 1.0) if r > 0 else (1.0, p)
+        effects.append(Effect("C6", where, what, r, low, high, *p_values, len(both)))
     return effects
 
 
@@ -382,7 +402,7 @@ def regenerative_methods_beat_rnd(study: StudyScores) -> list[Effect]:
         if name not in set(frame["intervention"]):
             raise ResultsError(f"intervention {name}: not in the table")
     if TRAIN not in set(frame["metric"]) or not select(frame, TRAIN)["value"].fillna(0).any():
-        return [_undecided("C7", "none", f"{name} - {BASELINE}: {NO_RETURN}") for name in names]
+        return [_without_data("C7", "none", f"{name} - {BASELINE}: {NO_RETURN}") for name in names]
     wide = return_in_tenth(frame).pivot(index="seed", columns="intervention", values="score")
     effects = []
     for name in names:
@@ -393,29 +413,6 @@ def regenerative_methods_beat_rnd(study: StudyScores) -> list[Effect]:
             _effect("C7", "none", f"{name} - {BASELINE}", returns[name] - returns[BASELINE])
         )
     return effects
-
-
-def _metric_and_layer(name: str) -> tuple[str, str]:
-    metric, _, layer = name.partition("/")
-    return metric, layer or "all"
-
-
-def _correlation_within(shift: str, word: str, falls: pd.DataFrame, metric: pd.DataFrame) -> Effect:
-    """Correlates two frames [seeds, methods] over methods under one shift."""
-    what = f"correlation of {word} with the fall, over methods"
-    x, y = (frame.dropna(axis=1) for frame in falls.align(metric, join="inner"))
-    methods = x.columns.intersection(y.columns)
-    left, right = x[methods].to_numpy(), y[methods].to_numpy()
-    if len(left) < 2 or len(methods) < 4 or np.ptp(right.mean(0)) == 0 or np.ptp(left.mean(0)) == 0:
-        return _undecided("C6", shift, what)._replace(post_hoc=True)
-    draws = np.random.default_rng(0).integers(len(left), size=(2_000, len(left)))
-    means = [array[draws].mean(axis=1) for array in (left, right)]  # [R, methods]
-    centered = [mean - mean.mean(axis=1, keepdims=True) for mean in means]
-    product = np.sum(centered[0] * centered[1], axis=1)
-    resampled = product / np.sqrt(np.prod([np.sum(one**2, axis=1) for one in centered], axis=0))
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    effect = float(np.corrcoef(left.mean(axis=0), right.mean(axis=0))[0, 1])
-    return Effect("C6", shift, what, effect, low, high, len(left), _verdict(low, high), True)
 
 
 class Rule(NamedTuple):
@@ -465,29 +462,51 @@ CLAIMS: dict[str, Rule] = {
 }
 
 
+def _with_verdicts(name: str, effects: Sequence[Effect]) -> list[Effect]:
+    """Corrects the p-values of a claim's effects for their number, and gives each its verdict."""
+    tested = [effect for effect in effects if not effect.verdict]
+    fails = iter(holm([effect.p_fails for effect in tested]).tolist())
+    holds = iter(holm([effect.p_holds for effect in tested]).tolist())
+    some_suffice = {"C3": len(effects), "C5": len(SHIFTS)}.get(name, 0)
+    result = []
+    for i, effect in enumerate(effects):
+        if not effect.verdict:
+            p_fails, p_corrected = next(fails), next(holds)
+            p_holds = p_corrected if i < some_suffice else effect.p_holds
+            significant = {FAILS: p_fails < ALPHA, HOLDS: p_holds < ALPHA, UNDECIDED: True}
+            if name == "C3" and significant[HOLDS]:  # less than half of the gap is help, too
+                significant[FAILS] = False
+            verdict = next(one for one, is_so in significant.items() if is_so)
+            effect = effect._replace(p_holds=p_holds, p_fails=p_fails, verdict=verdict)
+        else:
+            effect = effect._replace(p_holds=np.nan, p_fails=np.nan)
+        result.append(effect)
+    return result
+
+
 def _claim_verdict(name: str, effects: Sequence[Effect]) -> str:
     """Combines the verdicts on a claim's effects."""
+    verdicts = [effect.verdict for effect in effects]
     if name == "C3":
-        verdicts = {effect.verdict for effect in effects}
         if HOLDS in verdicts and FAILS in verdicts:
             return HOLDS
         # The same verdict under all shifts contradicts "in some conditions only".
-        return FAILS if verdicts in ({HOLDS}, {FAILS}) else UNDECIDED
+        return FAILS if set(verdicts) in ({HOLDS}, {FAILS}) else _open(verdicts)
     if name == "C5":
-        layer_norm, combination = effects[: len(SHIFTS)], effects[len(SHIFTS) :]
-        alone = {effect.verdict for effect in layer_norm}
-        first = HOLDS if HOLDS in alone else FAILS if alone == {FAILS} else UNDECIDED
-        return _conjunction([first, _conjunction(effect.verdict for effect in combination)])
-    return _conjunction(effect.verdict for effect in effects)
+        alone, combination = verdicts[: len(SHIFTS)], verdicts[len(SHIFTS) :]
+        first = HOLDS if HOLDS in alone else FAILS if set(alone) == {FAILS} else _open(alone)
+        return _conjunction([first, *combination])
+    return _conjunction(verdicts)
 
 
 def _conjunction(verdicts: Iterable[str]) -> str:
     distinct = set(verdicts)
-    return FAILS if FAILS in distinct else HOLDS if distinct == {HOLDS} else UNDECIDED
+    return FAILS if FAILS in distinct else HOLDS if distinct == {HOLDS} else _open(distinct)
 
 
-def _verdict(low: float, high: float) -> str:
-    return HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
+def _open(verdicts: Iterable[str]) -> str:
+    """Returns the verdict on a claim that neither holds nor fails."""
+    return UNDECIDED if UNDECIDED in verdicts else NOT_DECIDABLE
 
 
 def _summarize(effects: Sequence[Effect]) -> str:
@@ -495,21 +514,49 @@ def _summarize(effects: Sequence[Effect]) -> str:
     words = []
     for shift in dict.fromkeys(effect.shift for effect in effects):
         verdicts = [effect.verdict for effect in effects if effect.shift == shift]
-        counts = [(verdicts.count(one), one) for one in (HOLDS, FAILS, UNDECIDED)]
+        counts = [(verdicts.count(one), one) for one in (HOLDS, FAILS, UNDECIDED, NOT_DECIDABLE)]
         words.append(f"{shift}: " + ", ".join(f"{count} {one}" for count, one in counts if count))
     if all(effect.what.endswith(NO_RETURN) for effect in effects):
         words.append(NO_RETURN)
     return "; ".join(words)
 
 
-def _effect(claim: str, shift: str, what: str, effects: pd.Series) -> Effect:
+def _where_decidable(study: StudyScores, effect: Effect) -> Effect:
+    """Returns the effect, which is not decidable where the control itself falls."""
+    if not study.control_falls(effect.shift):
+        return effect
+    return effect._replace(what=f"{effect.what}; {CONTROL_FALLS}", verdict=NOT_DECIDABLE)
+
+
+def _where_lost(study: StudyScores, effect: Effect, metric: str = TRAIN) -> Effect:
+    """Returns the effect, which is moreover undecided where nothing was lost of a return."""
+    effect = _where_decidable(study, effect)
+    if effect.verdict or study.has_gap(effect.shift, metric):
+        return effect
+    return effect._replace(what=f"{effect.what}; {NO_LOSS}", verdict=UNDECIDED)
+
+
+def _effect(claim: str, shift: str, what: str, values: pd.Series) -> Effect:
     """Builds an effect from a value for each seed; undecided if a seed has none."""
-    interval, known = t_interval(effects), int(effects.count())
-    verdict = _verdict(interval.low, interval.high)
-    if known < len(effects):
-        what, verdict = f"{what}; {len(effects) - known} seeds without a value", UNDECIDED
-    return Effect(claim, shift, what, *interval, known, verdict)
+    interval, known = t_interval(values), int(values.count())
+    effect = Effect(
+        claim, shift, what, *interval, _p_value(values), _p_value(-values), known, verdict=""
+    )
+    if known < len(values):
+        missing = f"{what}; {len(values) - known} seeds without a value"
+        effect = effect._replace(what=missing, verdict=UNDECIDED)
+    return effect
 
 
-def _undecided(claim: str, shift: str, what: str) -> Effect:
-    return Effect(claim, shift, what, np.nan, np.nan, np.nan, 0, UNDECIDED)
+def _p_value(values: pd.Series) -> float:
+    """Computes the two-sided p-value of a t-test against zero; 1 if the mean is not positive."""
+    known = values.dropna().to_numpy()
+    if len(known) < 2 or known.mean() <= 0:
+        return 1.0
+    if np.ptp(known) == 0:
+        return 0.0
+    return float(scipy.stats.ttest_1samp(known, 0.0).pvalue)
+
+
+def _without_data(claim: str, shift: str, what: str, verdict: str = UNDECIDED) -> Effect:
+    return Effect(claim, shift, what, np.nan, np.nan, np.nan, 1.0, 1.0, 0, verdict)

@@ -25,6 +25,7 @@ from experiments.juliani_ash_2024.claims import (
 from experiments.juliani_ash_2024.parts import (
     BASELINE,
     CONTROL,
+    CORRELATED,
     SHIFTS,
     StudyPart,
     split_by_part,
@@ -60,7 +61,7 @@ INTRINSIC = "intrinsic_return"  # of Random Network Distillation (RND)
 # The columns of the figures by round.
 GROUPS = {
     "At shifts": ("reset_final", "plasticity_injection", "shrink_perturb"),
-    "While learning": ("soft_shrink_perturb", "regenerative_l2", "l2_norm", "redo"),
+    "While learning": ("soft_shrink_perturb", "regenerative_l2", "l2_norm", "redo", "redo_study"),
     "Architecture": ("layer_norm", "crelu"),
     "Both": ("soft_shrink_perturb+layer_norm", "regenerative_l2+layer_norm"),
 }
@@ -294,7 +295,16 @@ def _order_shifts(frame: pd.DataFrame) -> list[str]:
 
 
 def _points(frame: pd.DataFrame) -> pd.DataFrame:
-    points = metric_points(frame, RETURNS[0], metrics_of(frame))
+    """Computes the points of the correlations, of the methods that the paper has in them.
+
+    Raises:
+      ResultsError: there are none, or a metric is not in the table.
+    """
+    metrics = metrics_of(frame)
+    frame = frame[frame["intervention"].isin(CORRELATED)]
+    if frame.empty:
+        raise ResultsError(f"no points; expected one of {', '.join(CORRELATED)}")
+    points = metric_points(frame, RETURNS[0], metrics)
     test = metric_points(frame, RETURNS[1], [])
     return points.merge(test, on=["env", "shift", "intervention"])
 

@@ -9,6 +9,20 @@ from plasticity.results import ResultsError
 BASELINE = "warm_start"
 CONTROL = "reset_all"
 SHIFTS = ("permute", "window", "expand")  # in the paper's order
+# The methods of the paper's correlations (figure 3): none of them changes the network. Of `redo`
+# and `redo_study` a run of the study has one.
+CORRELATED = (
+    BASELINE,
+    CONTROL,
+    "shrink_perturb",
+    "soft_shrink_perturb",
+    "regenerative_l2",
+    "l2_norm",
+    "reset_final",
+    "plasticity_injection",
+    "redo",
+    "redo_study",
+)
 
 
 class StudyPart(Enum):

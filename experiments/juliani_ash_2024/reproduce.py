@@ -152,14 +152,15 @@ def _returns(frame: pd.DataFrame) -> str:
 
 
 def _effects(effects: pd.DataFrame) -> str:
-    lines = ["| claim | shift | effect | mean [95 %] | n | verdict |", "| --- " * 6 + "|"]
+    lines = ["| claim | shift | effect | mean [95 %] | p | n | verdict |", "| --- " * 7 + "|"]
     for effect in effects.itertuples():
         interval = (
             f"{effect.effect:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]" if effect.seeds else ""
         )
-        verdict = f"({effect.verdict})" if effect.post_hoc else effect.verdict
-        cells = (effect.claim, effect.shift, _code(effect.what), interval)
-        lines.append(f"| {' | '.join((*cells, str(effect.seeds), verdict))} |")
+        p = min(effect.p_holds, effect.p_fails)
+        p_value = "" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+        cells = (effect.claim, effect.shift, _code(effect.what), interval, p_value)
+        lines.append(f"| {' | '.join((*cells, str(effect.seeds), effect.verdict))} |")
     return "\n".join(lines)
 
 

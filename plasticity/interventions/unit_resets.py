@@ -17,10 +17,10 @@ from plasticity.interventions.base import (
     TrainState,
     reset_moments,
 )
-from plasticity.networks import Params, at, connections
+from plasticity.networks import Params, at, connections, value_heads
 from plasticity.struct import field, static_field
 
-__all__ = ["ContinualBackprop", "ReDo", "ReGraMa", "SelfNormalizedResets"]
+__all__ = ["ContinualBackprop", "ReDo", "ReDoStudy", "ReGraMa", "SelfNormalizedResets"]
 
 
 class ReDo(Intervention):
@@ -29,9 +29,12 @@ class ReDo(Intervention):
     A unit is dormant if its mean absolute activation over the rollout is at most `tau` times the
     mean of this quantity over its layer. The incoming weights of dormant units are reinitialized,
     including biases and normalization. Their outgoing weights are set to zero, so that the new
-    weights do not affect later layers at first. The optimizer's moments of all these
-    are set to zero. If the activation function has several outputs per preactivation, as
+    weights do not affect later layers at first. The optimizer's moments of all these are set to
+    zero; Adam's count goes on, so that their first step is up to 3.2 learning rates long (see
+    `reset_moments`). If the activation function has several outputs per preactivation, as
     concatenated ReLU does, they belong to one unit. All layers are evaluated before any is changed.
+
+    The `redo` of Juliani & Ash (2024) is another algorithm: see `ReDoStudy`.
 
     Attributes:
       tau: the threshold.
@@ -59,6 +62,91 @@ class ReDo(Intervention):
             return recycle(train_state, dormant, context)
 
         return state, jax.lax.cond(due, recycle_dormant, lambda: train_state)
+
+
+class ReDoStudy(Intervention):
+    """Recycles dormant units as the published code of the study does (Juliani & Ash 2024).
+
+    That code cites Sokar et al. (2023), but differs from their algorithm, `ReDo`, in all of this:
+
+    - Activations are divided by the layer's mean within each observation (of an image: at each of
+      its positions), not by its mean over all. A unit is dormant if its mean of that is at most
+      `tau`. If the whole layer is zero for one observation, none of its units is.
+    - The observations are those of the update's last minibatch. Their activations are taken under
+      the parameters before its gradient step here, and after it there.
+    - Only kernels change. The biases of recycled units are kept, and so are all of the optimizer's
+      moments.
+    - Outgoing weights are set to zero in the next layer of the same kind and in the policy's head,
+      and kept in the value's, and from a convolution into a dense layer. A weight between two
+      recycled units is redrawn.
+    - It acts after the updates number `every` + 1, 2 `every` + 1, ... of the run.
+    - Layers that are normalized, or whose activation function widens them (concatenated ReLU), are
+      left alone. There no activation other than ReLU is found; here scores take any as it is.
+
+    Attributes:
+      tau: the threshold.
+      every: updates of the agent between two resets.
+    """
+
+    needs_policy: ClassVar[bool] = True
+
+    tau: float = field(0.025, ge=0)
+    every: int = field(10, kind=int, ge=1)
+
+    def init(self, train_state: TrainState, context: Context) -> State:
+        """Returns the scores of each unit on the last minibatch; before it none is dormant."""
+        return {
+            layer: jnp.full(units_of(train_state.params, layer), jnp.inf)
+            for layer in connections(train_state.params)
+        }
+
+    def after_step(
+        self, state: State, train_state: TrainState, step: GradientStep, context: Context
+    ) -> tuple[State, TrainState]:
+        scores = {}
+        for layer, x in step.activations.items():
+            is_normalized = any(
+                path[-2].startswith("norm_")
+                for path in connections(train_state.params)[layer].incoming
+            )
+            if is_normalized or x.shape[-1] != units_of(train_state.params, layer):
+                scores[layer] = state[layer]
+                continue
+            mean = jnp.mean(x, axis=-1, keepdims=True)
+            share = jnp.where(mean == 0, jnp.inf, x / jnp.where(mean == 0, 1.0, mean))
+            scores[layer] = jnp.mean(_rows(share), axis=0)
+        return scores, train_state
+
+    def after_update(
+        self, state: State, train_state: TrainState, rollout: Rollout, context: Context
+    ) -> tuple[State, TrainState]:
+        params = train_state.params
+        due = (context.update > 0) & (context.update % self.every == 0)
+
+        def recycle_dormant() -> Params:
+            redrawn = cleared = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params)
+            for layer, (incoming, outgoing) in connections(params).items():
+                dormant = state[layer] <= self.tau
+                kernels = [path for path in incoming if path[-1] == "kernel"]
+                for path in kernels:
+                    mask = jnp.broadcast_to(dormant, at(params, path).shape)
+                    redrawn = _set(redrawn, path, mask)
+                for path in outgoing:
+                    shape = at(params, path).shape
+                    is_value = path[0] in value_heads(params)
+                    if is_value or len(shape) != at(params, kernels[0]).ndim:
+                        continue
+                    rows = jnp.tile(dormant, shape[-2] // dormant.size)[:, None]
+                    cleared = _set(cleared, path, jnp.broadcast_to(rows, shape))
+
+            def select(old: Array, fresh: Array, redraw: Array, clear: Array) -> Array:
+                return jnp.where(redraw, fresh, jnp.where(clear, 0.0, old))
+
+            fresh = context.init_params(context.key)
+            return jax.tree.map(select, params, fresh, redrawn, cleared)
+
+        params = jax.lax.cond(due, recycle_dormant, lambda: params)
+        return state, train_state._replace(params=params)
 
 
 class UnitUtility(NamedTuple):
@@ -289,6 +377,8 @@ def recycle(
     train_state: TrainState, chosen: Mapping[str, Array], context: Context, *, outgoing: bool = True
 ) -> TrainState:
     """Reinitializes incoming and zeroes outgoing weights of the chosen units, and their moments.
+
+    Adam's count goes on, which makes the first steps after it longer: see `reset_moments`.
 
     A single run computes nothing if no unit is chosen. In stacked runs (`vmap`) the condition
     becomes a selection between two results: each call draws a network.

@@ -175,6 +175,7 @@ STYLES: dict[str, LineStyle] = {
     "plasticity_injection": _SLOTS[8],
     "crelu": _SLOTS[9],
     "redo": _SLOTS[10],
+    "redo_study": _SLOTS[11],
 }
 
 

@@ -104,12 +104,15 @@ def by_round(
       ResultsError: the table has no such metric or layer, or `how` is unknown.
     """
     rows = select(frame, metric, layer).sort_values("update", kind="stable")
-    weight = _weights(frame, rows, metric)
-    grouped = rows.assign(weight=weight, total=weight * rows["value"]).groupby([*RUN, "round"])
     if how == "mean":
-        values = grouped["total"].sum() / grouped["weight"].sum()
-    else:
-        values = grouped["value"].last()
+        weight = _weights(frame, rows, metric)
+        rows = rows.assign(weight=weight, total=weight * rows["value"])
+    grouped = rows.groupby([*RUN, "round"])
+    values = (
+        grouped["total"].sum() / grouped["weight"].sum()
+        if how == "mean"
+        else grouped["value"].last()
+    )
     complete = grouped["value"].count() == grouped.size()
     return values.where(complete).rename("value").reset_index()
 

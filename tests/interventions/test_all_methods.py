@@ -31,6 +31,7 @@ TWO_VALUES = {
     "self_normalized_resets": {"threshold": (0.5, 0.3)},
     "regrama": {"tau": (0.6, 0.4)},
     "redo": {"tau": (0.6, 0.4)},
+    "redo_study": {"tau": (0.6, 0.4)},
 }
 
 
@@ -221,6 +222,7 @@ def test_needs_policy_refuses_the_known_methods():
         "plasticity_injection",
         "proximal_features",
         "redo",
+        "redo_study",
         "regrama",
         "self_normalized_resets",
     }

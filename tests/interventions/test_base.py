@@ -26,6 +26,7 @@ from plasticity.interventions import (
     SoftShrinkPerturb,
     TrainState,
     chain,
+    reset_moments,
 )
 from plasticity.networks import Network
 from plasticity.struct import SettingError
@@ -266,6 +267,26 @@ def test_redo_recycles_dormant_units_only(context, recycled):
     for moments in (optax.tree.get(after.opt_state, "mu"), optax.tree.get(after.opt_state, "nu")):
         same(moments, jax.tree.map(lambda leaf: np.where(leaf, 0.0, 1.0), touched))
     assert optax.tree.get(after.opt_state, "count") == 1
+
+
+def test_the_first_step_after_cleared_moments_is_longer(context):
+    """Against Adam's formula: would catch a count that is reset, or a documented length of old."""
+    optimizer = optax.adam(1.0, eps=1e-8)
+    gradient = {"x": jnp.array([0.3, -2.0])}
+    opt_state = jax.tree.map(lambda x: x + 1, optimizer.init(gradient))
+    opt_state = optax.tree.set(opt_state, count=jnp.int32(20_000))
+    tools = context._replace(optimizer=optimizer)
+    train_state = TrainState(gradient, opt_state)
+    opt_state = reset_moments(train_state, {"x": jnp.array([True, True])}, tools)
+    steps = []
+    for _ in range(30):
+        step, opt_state = optimizer.update(gradient, opt_state)
+        steps.append(float(jnp.abs(step["x"][1])))
+    assert steps[0] == pytest.approx((1 - 0.9) / np.sqrt(1 - 0.999), rel=1e-3)
+    assert steps[0] == pytest.approx(3.2, abs=0.05)
+    assert max(steps) == pytest.approx(6.6, abs=0.05)
+    new, _ = optimizer.update(gradient, optimizer.init(gradient))
+    np.testing.assert_allclose(new["x"], [-1, 1], rtol=1e-5)
 
 
 def test_redo_of_dead_units_changes_no_output(context, recycled):

@@ -1,4 +1,4 @@
-"""Continual backpropagation, self-normalized resets and ReGraMa, each unit by unit."""
+"""Unit resets other than ReDo, each unit by unit."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from intervention_helpers import step_of
 from plasticity.interventions import (
     ContinualBackprop,
     CReLU,
+    LayerNorm,
+    ReDoStudy,
     ReGraMa,
     SelfNormalizedResets,
     TrainState,
@@ -340,3 +342,85 @@ def test_recycle_in_a_stack_equals_each_alone(context):
         same(of_stack, alone(train_state, chosen))
         units = {layer: np.flatnonzero(mask) for layer, mask in chosen.items()}
         assert_recycled(of_stack, train_state, context.init_params(context.key), units)
+
+
+def recycled_by_the_study(params, activations, fresh, tau):
+    """The published code of Juliani & Ash (2024), in NumPy: modules in order, one after another."""
+    params = jax.tree.map(np.array, params)
+    names = sorted(params["torso"])
+    modules = [("torso", name) for name in names] + [("policy",), ("value",)]
+    for i, name in enumerate(names):
+        h = np.array(activations[name], np.float64)
+        with np.errstate(invalid="ignore"):
+            scores = (h / h.mean(axis=-1, keepdims=True)).mean(axis=0)
+        while scores.ndim > 1:
+            scores = scores.mean(axis=0)
+        dormant = scores <= tau
+        this, following = (part_of(params, path)["kernel"] for path in modules[i : i + 2])
+        this[..., dormant] = np.array(fresh["torso"][name]["kernel"])[..., dormant]
+        if this.ndim == following.ndim:
+            following[..., dormant, :] = 0
+    return params
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolutions"])
+def test_redo_study_is_the_published_code_of_the_study(context, tiny_run, kind):
+    """Would catch ReDo in its place: other scores, biases, moments, heads, layers or updates."""
+    if kind == "convolutions":
+        network = Network(channels=(4, 6), kernel=(3,), stride=(2,), padding=(0,), hidden=(8, 5))
+        context = loop.make_context(tiny_run(network=network), jnp.int32(0), jnp.int32(0))
+    part = ReDoStudy(0.3, 4)
+    train_state = trained(context)
+    layers = train_state.params["torso"]
+    rng = np.random.default_rng(0)
+
+    def activations():
+        """Units that are dead, dormant for the layer's mean alone, dormant, and alive."""
+        shapes = {
+            name: (12, *((3, 3) if layer["kernel"].ndim == 4 else ()), layer["bias"].size)
+            for name, layer in layers.items()
+        }
+        drawn = {name: np.maximum(rng.normal(1, 1, shape), 0) for name, shape in shapes.items()}
+        for h in drawn.values():
+            h[..., 0] = 0
+            h[..., 1] *= 0.2
+            h[..., 2] *= 0.4
+            h[0] *= 50  # one observation for many
+        return {name: jnp.float32(h) for name, h in drawn.items()}
+
+    batches = [activations() for _ in range(3)]
+    # A layer that is silent for one observation is left alone.
+    batches[2]["hidden_1"] = batches[2]["hidden_1"].at[3].set(0)
+
+    @jax.jit
+    def one_update(update, batch):
+        state = part.init(train_state, context)
+        step = step_of(activations=batch)
+        state, _ = part.after_step(state, train_state, step, context)
+        return part.after_update(state, train_state, None, context._replace(update=update))[1]
+
+    fresh = context.init_params(context.key)
+    for batch in batches:
+        after = one_update(jnp.int32(8), batch)
+        same(after.params, recycled_by_the_study(train_state.params, batch, fresh, 0.3))
+        same(after.opt_state, train_state.opt_state)
+    assert any(
+        np.any(x != y)
+        for x, y in zip(*map(jax.tree.leaves, (after.params, train_state.params)), strict=True)
+    )
+    for update in (0, 3, 7, 9):
+        same(one_update(jnp.int32(update), batches[0]), train_state)
+
+
+@pytest.mark.parametrize("architecture", [CReLU(), LayerNorm()])
+def test_redo_study_leaves_other_layers_alone(tiny_run, architecture):
+    """Would catch a method that the study's code does not have beside these two."""
+    run = tiny_run(env=Void(), intervention=chain(architecture))
+    context = loop.make_context(run, jnp.int32(0), jnp.int32(10))
+    train_state, part = trained(context), ReDoStudy()
+    output = context.apply(train_state.params, jnp.zeros((4, 6)))
+    silence = jax.tree.map(jnp.ones_like, output.activations)
+    silence = {name: x.at[:, 0].set(0) for name, x in silence.items()}
+    state = part.init(train_state, context)
+    state, _ = part.after_step(state, train_state, step_of(activations=silence), context)
+    same(part.after_update(state, train_state, None, context)[1], train_state)

@@ -6,8 +6,10 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from plasticity import results
+from plasticity.results.comparisons import holm
 
 # What rliable 1.2's `aggregate_iqm(LEFT)` and `probability_of_improvement(LEFT, RIGHT)` give.
 LEFT = np.array(
@@ -109,6 +111,12 @@ def test_t_tests_are_students_equation():
         results.t_tests(scores, "none")
     with pytest.raises(results.ResultsError, match="nothing but reset_all"):
         results.paired_tests(scores[scores["intervention"] == "reset_all"])
+
+
+def test_holm_is_that_of_statsmodels():
+    """Would catch a step that is left out, and values put back in another order."""
+    p = np.random.default_rng(0).random(20) ** 3
+    np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])
 
 
 def test_paired_tests_are_of_differences_and_holm_steps_down():

@@ -20,6 +20,7 @@ from plasticity.struct import SettingError, field, static_field
 __all__ = ["Atari", "EnvPool", "MiniGrid", "ProcGen"]
 
 _NUM_SEEDS = 2**31 - 1  # EnvPool's seeds are int32
+_NUM_MOVEMENTS = 9  # the first of ProcGen's 15 actions: the directions, and none
 
 
 class EnvPool(HostEnv):
@@ -203,6 +204,10 @@ class ProcGen(EnvPool):
       step_reward: a constant that is added to the reward of each of the agent's steps.
       paint_velocity: whether the agent's velocity is painted into a corner, in games that have it.
       backgrounds: whether the background is a picture; else it is black.
+      movements_only: whether the actions are the nine that move alone, without the six of which
+        each game uses some, or none. In CoinRun these do what standing still does.
+      limit_terminates: whether an episode that a time limit ends counts as terminated, so that the
+        agent takes its end for worthless, as the study's does.
     """
 
     family = "envpool.procgen"
@@ -213,10 +218,16 @@ class ProcGen(EnvPool):
     step_reward: float = field(0.0)
     paint_velocity: bool = static_field(False)
     backgrounds: bool = static_field(True)
+    movements_only: bool = static_field(False)
+    limit_terminates: bool = static_field(False)
 
     @property
     def num_levels(self) -> int:
         return self.levels
+
+    @property
+    def num_actions(self) -> int:
+        return _NUM_MOVEMENTS if self.movements_only else super().num_actions
 
     @property
     def config(self) -> dict[str, Any]:
@@ -254,6 +265,9 @@ class ProcGen(EnvPool):
         return info["prev_level_complete"] == 1
 
     def transform_step(self, step: HostStep) -> HostStep:
+        if self.limit_terminates:
+            ended = step.terminated | step.truncated
+            step = step._replace(terminated=ended, truncated=np.zeros_like(ended))
         return step._replace(reward=step.reward + np.float32(self.step_reward))
 
 

@@ -19,6 +19,7 @@ from plasticity.cli.command import runs_of
 from plasticity.envs import Atari, MiniGrid, MuJoCo, ProcGen
 from plasticity.envs.base import Levels, Task
 from plasticity.envs.host.mujoco import scale_friction
+from plasticity.envs.host.vector_env import HostStep
 from plasticity.envs.task import MAX_SEED
 from plasticity.struct import SettingError, check
 from plasticity.training.run import check_run
@@ -513,9 +514,10 @@ def test_envpool_names_what_is_not_installed(monkeypatch):
 
 def test_envpool_presets_are_the_papers():
     """Would catch a setting that a preset leaves out, or CoinRun other than the study's."""
-    study = ProcGen(COINRUN, 100, 2, 200, -0.01, True, True)
+    published = ProcGen(COINRUN, 100, 2, 201, -0.01, True, True, True, True)
     for name, env in (
-        ("coinrun", study),
+        ("coinrun", ProcGen(COINRUN, 100, 2, 200, -0.01, True, True)),
+        ("coinrun_study", published),
         ("procgen", ProcGen("BigfishEasy-v0", levels=200)),
         ("atari", Atari("Pong-v5")),
         ("montezuma", Atari("MontezumaRevenge-v5", clip_rewards=True)),
@@ -528,6 +530,17 @@ def test_envpool_presets_are_the_papers():
     (games,) = runs_of("env=atari_games", "shift=sequence")
     assert games.env.name == "breakout+space_invaders+pong"
     check_run(games)
+
+
+def test_procgen_ends_and_moves_as_the_study_has_it():
+    """Would catch a time limit that the agent still looks beyond, or ends that are lost."""
+    terminated, truncated = np.array([[True, False, False], [False, True, False]])
+    step = HostStep(np.zeros((3, 2)), np.ones(3, np.float32), terminated, truncated)
+    ended = ProcGen(COINRUN, limit_terminates=True).transform_step(step)
+    assert list(ended.terminated) == [True, True, False]
+    assert not ended.truncated.any()
+    assert list(ProcGen(COINRUN).transform_step(step).truncated) == [False, True, False]
+    assert ProcGen(COINRUN, movements_only=True).num_actions == 9
 
 
 def test_envpool_task_kwargs_are_plain_numbers():
