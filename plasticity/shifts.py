@@ -69,9 +69,9 @@ class Permute(Shift):
     Attributes:
       grid: the number of rows and of columns of equal blocks that an image is cut into; the blocks
         are permuted as a whole, as Juliani & Ash (2024) do in CoinRun. 0 permutes single entries.
-      from_start: whether the first round is permuted as well, as in the study. For a fully connected
-        network it makes no difference; for a convolutional one the first shift is otherwise from
-        whole images to shuffled ones, unlike all others.
+      from_start: whether the first round is permuted as well, as in the study. For a fully
+        connected network it makes no difference; for a convolutional one the first shift is
+        otherwise from whole images to shuffled ones, unlike all others.
     """
 
     grid: int = static_field(0, ge=0)
