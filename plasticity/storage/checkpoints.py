@@ -2,7 +2,11 @@
 
 import contextlib
 import fcntl
+import hashlib
+import io
+import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +28,8 @@ class CheckpointManager:
     """The checkpoints of one training, in a folder that one process at a time may use.
 
     They are written in the background, and a new one is there as a whole or not at all. The one
-    before it is kept. When the block ends without an error the training is complete, and the
-    folder is removed.
+    before it is kept, for the case that the newest is damaged. When the block ends without an error
+    the training is complete, and the folder is removed.
 
     Args:
       folder: where; created if it does not exist.
@@ -87,7 +91,13 @@ class CheckpointManager:
           StorageError: it, or the last one, cannot be written. What was there before still is.
         """
         self._wait()
-        described = {"versions": self._versions, "runs": self._fingerprint, **about}
+        described = {
+            "versions": self._versions,
+            "runs": self._fingerprint,
+            "arrays": _array_digest(arrays),
+            **about,
+        }
+        described["about"] = _json_digest(described)
         with self._writing():
             self._manager.save(
                 step,
@@ -99,13 +109,42 @@ class CheckpointManager:
     def restore(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Returns the arrays of the newest checkpoint and what is `about` it; None without one.
 
+        Warns of a checkpoint that is damaged, and takes the one before it.
+
         Raises:
           SettingError: it is of other runs or versions.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for number, step in enumerate(steps):
+            try:
+                # TensorStore's threads print tracebacks of their own where a file is damaged.
+                with contextlib.redirect_stderr(io.StringIO()):
+                    return self._restore_step(step)
+            except (SettingError, MemoryError):
+                raise
+            except Exception as error:  # one of many kinds of Orbax's and TensorStore's
+                reason = f"{str(error) or type(error).__name__}".splitlines()[0][:150]
+                older = steps[number + 1 :]
+                goes_on = f"resuming from that of update {older[0]}" if older else "beginning anew"
+                warnings.warn(
+                    f"{self._folder}: the checkpoint of update {step} is damaged ({reason}); "
+                    f"{goes_on}",
+                    stacklevel=1,
+                )
+                self._set_aside(step)
+        return None
+
+    def _restore_step(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the arrays of a checkpoint and what is `about` it.
+
+        Raises:
+          SettingError: it is of other runs or versions.
+          Exception: it is damaged.
+        """
         about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore())).about
+        # Those of earlier versions have no digests.
+        if "about" in about and about.pop("about") != _json_digest(about):
+            raise ValueError("what it says of itself has changed since it was written")
         for name, version in self._versions.items():
             had = about["versions"].get(name)
             if had != version and had is not None:  # a package that was missing had no effect
@@ -117,7 +156,17 @@ class CheckpointManager:
         if about["runs"] != self._fingerprint:
             raise SettingError("checkpoint", str(self._folder), "must be of these runs")
         restored = self._manager.restore(step, args=args.Composite(arrays=args.PyTreeRestore()))
+        if "arrays" in about and about["arrays"] != _array_digest(restored.arrays):
+            raise ValueError("its arrays have changed since they were written")
         return restored.arrays, about
+
+    def _set_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint, so that a new one can have its number."""
+        aside = self._folder / f"damaged_{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        with writing(self._folder):
+            (self._folder / str(step)).rename(aside)
+        self._manager.reload()
 
     def unflatten(self, arrays: Mapping[str, np.ndarray], template: Any) -> Any:
         """Returns the tree that `flatten` made `arrays` of.
@@ -163,6 +212,21 @@ class CheckpointManager:
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns the arrays of a tree by path, without empty ones, which Orbax cannot write."""
     return {_name(path): x for path, x in jax.tree.leaves_with_path(tree) if x.size}
+
+
+def _array_digest(arrays: Any) -> str:
+    """Returns a digest of nested dicts of arrays, by which a changed bit is found."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(flatten(arrays).items()):
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _json_digest(content: Mapping[str, Any]) -> str:
+    """Returns a digest of what can be written as JSON."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _name(path: Any) -> str:

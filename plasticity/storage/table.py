@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from plasticity.storage.errors import writing
 
@@ -162,8 +163,11 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
     """
     _check_path(path)
     checked = validate(frame, path)
+    # By path and without threads, as it is read: one that frees a buffer of Python's while the
+    # interpreter ends would abort the process.
     with replacing(path) as temporary:
-        checked.to_parquet(temporary, index=False)
+        content = pa.Table.from_pandas(checked, preserve_index=False, nthreads=1)
+        pq.write_table(content, str(temporary))
 
 
 def read(path: str | Path) -> pd.DataFrame:
@@ -176,9 +180,9 @@ def read(path: str | Path) -> pd.DataFrame:
     try:
         if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for ever
             raise ResultsError(f"{path}: is no file; expected a Parquet file")
-        # By handle: pyarrow would take "=" in a folder's name for a partition of the table.
-        with Path(path).open("rb") as file:
-            frame = pd.read_parquet(file, engine="pyarrow")
+        # A single file, and no data set: "=" in a folder's name would be taken for a partition.
+        with pq.ParquetFile(str(path), memory_map=False) as file:
+            frame = file.read(use_threads=False).to_pandas(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ResultsError(f"{path}: cannot be read; expected a Parquet file") from error
     return validate(frame, path)
