@@ -8,15 +8,18 @@ from pathlib import Path
 
 from plasticity import results
 from plasticity.cli.command import is_user_error, one_line
+from plasticity.storage.run_dir import FIGURES
 from plasticity.training.sweep import (
     Group,
     TrainOptions,
     describe_plan,
     plan,
-    remove_stale_checkpoints,
+    remove_leftovers,
     train_groups,
 )
 from plasticity.training.train import Job
+
+_FIGURE = f"{FIGURES}/overview"
 
 
 def train_all(
@@ -44,7 +47,7 @@ def train_all(
       KeyboardInterrupt: after Ctrl-C or SIGTERM.
     """
     root = Path(sweep_dir or ".")
-    remove_stale_checkpoints(jobs, root)
+    remove_leftovers(jobs, root)
     groups = plan(jobs, root, max_agents, local=dispatch is None)
     if sweep_dir is not None:
         for line in describe_plan(jobs, groups, local=dispatch is None):
@@ -58,7 +61,7 @@ def train_all(
                 root,
                 options,
                 numbered=sweep_dir is not None,
-                on_trained=_draw,
+                on_trained=_draw_all,
                 on_error=_print_traceback if sweep_dir is not None else lambda error: None,
                 say=lambda line: print(line, file=sys.stderr),
             )
@@ -66,6 +69,10 @@ def train_all(
         where = sweep_dir or jobs[0].folder
         print(f"interrupted; the same command resumes from {where}", file=sys.stderr)
         raise
+    unfinished = {job.folder for group in groups for job in group.jobs}
+    for job in jobs:  # a process that was killed at the very end leaves a job without its figure
+        if job.folder not in unfinished and not (job.folder / f"{_FIGURE}.png").exists():
+            _draw(job)
     outcomes = [failed.get(job.folder) or _mean_return(job) for job in jobs]
     if failed and sweep_dir is not None:
         print(f"{len(failed)} of {len(jobs)} jobs failed:", file=sys.stderr)
@@ -80,15 +87,20 @@ def _print_traceback(error: Exception) -> None:
         traceback.print_exception(error)
 
 
-def _draw(group: Group) -> None:
+def _draw_all(group: Group) -> None:
     """Draws the figure of each job of a group."""
     for job in group.jobs:
-        try:
-            figure = results.overview(results.load(job.folder))
-        except results.ResultsError as error:  # as when no episode has ended
-            warnings.warn(f"{job.folder}: no figure: {error}", stacklevel=1)
-        else:
-            results.save(figure, job.folder / "figures/overview")
+        _draw(job)
+
+
+def _draw(job: Job) -> None:
+    """Draws the figure of a job."""
+    try:
+        figure = results.overview(results.load(job.folder))
+    except results.ResultsError as error:  # as when no episode has ended
+        warnings.warn(f"{job.folder}: no figure: {error}", stacklevel=1)
+    else:
+        results.save(figure, job.folder / _FIGURE)
 
 
 def _mean_return(job: Job) -> float:

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import shutil
 import warnings
@@ -22,6 +21,9 @@ from plasticity.storage.run_dir import versions
 from plasticity.struct import SettingError
 
 _LOCK = "lock"
+_TEMPORARY = "*.orbax-checkpoint-tmp"
+_DIGESTS = "digests.json"  # in a checkpoint: of each of its files
+_WRITTEN_LATER = ("_CHECKPOINT_METADATA",)  # times, which nothing here depends on
 
 
 class CheckpointManager:
@@ -55,8 +57,11 @@ class CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
             cleanup_tmp_directories=True,
-            # Otherwise a folder that cannot be created keeps the process alive for minutes.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(
+                # Otherwise a folder that cannot be created keeps the process alive for minutes.
+                create_directories_asynchronously=False,
+                post_finalization_callback=self._write_digests,
+            ),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         return self
@@ -91,13 +96,7 @@ class CheckpointManager:
           StorageError: it, or the last one, cannot be written. What was there before still is.
         """
         self._wait()
-        described = {
-            "versions": self._versions,
-            "runs": self._fingerprint,
-            "arrays": _array_digest(arrays),
-            **about,
-        }
-        described["about"] = _json_digest(described)
+        described = {"versions": self._versions, "runs": self._fingerprint, **about}
         with self._writing():
             self._manager.save(
                 step,
@@ -117,9 +116,9 @@ class CheckpointManager:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for number, step in enumerate(steps):
             try:
-                # TensorStore's threads print tracebacks of their own where a file is damaged.
-                with contextlib.redirect_stderr(io.StringIO()):
-                    return self._restore_step(step)
+                # First of all: threads of TensorStore print tracebacks where a file is damaged.
+                _check_digests(self._folder / str(step))
+                return self._restore_step(step)
             except (SettingError, MemoryError):
                 raise
             except Exception as error:  # one of many kinds of Orbax's and TensorStore's
@@ -142,9 +141,6 @@ class CheckpointManager:
           Exception: it is damaged.
         """
         about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore())).about
-        # Those of earlier versions have no digests.
-        if "about" in about and about.pop("about") != _json_digest(about):
-            raise ValueError("what it says of itself has changed since it was written")
         for name, version in self._versions.items():
             had = about["versions"].get(name)
             if had != version and had is not None:  # a package that was missing had no effect
@@ -156,9 +152,12 @@ class CheckpointManager:
         if about["runs"] != self._fingerprint:
             raise SettingError("checkpoint", str(self._folder), "must be of these runs")
         restored = self._manager.restore(step, args=args.Composite(arrays=args.PyTreeRestore()))
-        if "arrays" in about and about["arrays"] != _array_digest(restored.arrays):
-            raise ValueError("its arrays have changed since they were written")
         return restored.arrays, about
+
+    def _write_digests(self) -> None:
+        """Adds digests to the checkpoint that has been written, and has no final name yet."""
+        for checkpoint in self._folder.glob(_TEMPORARY):
+            (checkpoint / _DIGESTS).write_text(json.dumps(_file_digests(checkpoint)))
 
     def _set_aside(self, step: int) -> None:
         """Renames a damaged checkpoint, so that a new one can have its number."""
@@ -202,7 +201,7 @@ class CheckpointManager:
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
-            for part in self._folder.glob("*.orbax-checkpoint-tmp"):
+            for part in self._folder.glob(_TEMPORARY):
                 shutil.rmtree(part, ignore_errors=True)  # Orbax would leave it there
             reason = str(error).split("; ")[0].splitlines()[0]
             message = f"{self._folder}: a checkpoint cannot be written: {reason}"
@@ -214,19 +213,29 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {_name(path): x for path, x in jax.tree.leaves_with_path(tree) if x.size}
 
 
-def _array_digest(arrays: Any) -> str:
-    """Returns a digest of nested dicts of arrays, by which a changed bit is found."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, array in sorted(flatten(arrays).items()):
-        array = np.ascontiguousarray(array)
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
-    return digest.hexdigest()
+def _file_digests(checkpoint: Path) -> dict[str, str]:
+    """Returns a digest of each file of a checkpoint, by path."""
+    digests = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name not in (_DIGESTS, *_WRITTEN_LATER):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            digests[path.relative_to(checkpoint).as_posix()] = digest
+    return digests
 
 
-def _json_digest(content: Mapping[str, Any]) -> str:
-    """Returns a digest of what can be written as JSON."""
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+def _check_digests(checkpoint: Path) -> None:
+    """Raises `ValueError` if files of a checkpoint are missing or changed.
+
+    Those of earlier versions have no digests.
+    """
+    if (checkpoint / _DIGESTS).exists():
+        digests = _file_digests(checkpoint)
+        for name, written in json.loads((checkpoint / _DIGESTS).read_text()).items():
+            if name not in digests:
+                raise ValueError(f"{name} is missing")
+            if digests[name] != written:
+                raise ValueError(f"{name} is not as it was written")
 
 
 def _name(path: Any) -> str:

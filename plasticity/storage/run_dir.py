@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from plasticity.struct import SettingError
 
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
+FIGURES = "figures"
 _PACKAGES = (
     *("plasticity-rl", "jax", "jaxlib", "flax", "optax", "numpy"),
     *("gymnasium", "minigrid", "gymnax", "navix", "envpool"),
@@ -90,7 +92,16 @@ def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
             raise SettingError("folder", str(folder), f"must hold no other run; has one with {has}")
     if more := held.keys() - wanted.keys():
         raise SettingError("folder", str(folder), f"must hold no other run; has {min(more)}")
-    return read_meta(folder).get("status") == "finished"
+    meta = read_meta(folder)
+    if not meta and (folder / table.META).exists():
+        # Whether it is finished is not known, and its results could be lost.
+        raise SettingError(
+            "folder",
+            str(folder),
+            f"must have a {table.META} that can be read: remove it to train these runs again, or "
+            "to resume them from a checkpoint",
+        )
+    return meta.get("status") == "finished"
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -149,7 +160,7 @@ class RunDir:
     def __enter__(self) -> Self:
         self._start = time.perf_counter()
         self._earlier = read_meta(self._info.folder).get("sessions", [])
-        table.remove_temporary_files(self._info.folder)
+        remove_temporary_files(self._info.folder)
         with table.replacing(self._info.folder / table.CONFIG) as temporary:
             OmegaConf.save(OmegaConf.create(dict(self._info.config)), temporary)
         self._write_meta("running")
@@ -181,6 +192,23 @@ class RunDir:
         meta = {"status": status, **self._meta, "sessions": [*self._earlier, session]}
         with table.replacing(self._info.folder / table.META) as temporary:
             temporary.write_text(json.dumps(meta, indent=2) + "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a process that was killed at the very end leaves beside finished runs."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    remove_temporary_files(folder)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote to a run directory leaves there.
+
+    No other process may be writing there.
+    """
+    for path in (*folder.glob(".*.tmp"), *(folder / FIGURES).glob(".*.tmp")):
+        path.unlink(missing_ok=True)
+    for path in folder.glob(f"{PARAMS}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def versions() -> dict[str, str | None]:

@@ -145,15 +145,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_temporary_files(folder: Path) -> None:
-    """Removes what `replacing` leaves in a folder when the process is killed.
-
-    No other process may be writing there.
-    """
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
 def write(frame: pd.DataFrame, path: str | Path) -> None:
     """Writes a results table as Parquet, atomically.
 

@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import jax
 import pandas as pd
 
 from plasticity.envs.base import CompiledEnv
-from plasticity.storage import table
+from plasticity.storage import run_dir, table
 from plasticity.storage.run_dir import CHECKPOINTS, check_folder, read_meta
 from plasticity.storage.tracking import Tracker
 from plasticity.struct import Range, SettingError, check, check_kind
@@ -311,16 +312,15 @@ def train_groups(
     return failed
 
 
-def remove_stale_checkpoints(jobs: Sequence[Job], sweep_dir: Path) -> None:
-    """Removes checkpoints of finished jobs, which a process killed at the very end may leave."""
+def remove_leftovers(jobs: Sequence[Job], sweep_dir: Path) -> None:
+    """Removes what a process killed at the very end may leave of finished jobs, as checkpoints."""
     finished = {_id(job, sweep_dir) for job in jobs if job.is_finished()}
     for job in jobs:
         if _id(job, sweep_dir) in finished:
-            shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
-            table.remove_temporary_files(job.folder)
-    for listed in (sweep_dir / GROUPS_DIR).glob(f"*/{_JOBS}"):
-        if set(json.loads(listed.read_text())) <= finished:
-            shutil.rmtree(listed.parent, ignore_errors=True)
+            run_dir.remove_leftovers(job.folder)
+    for folder, ids in _listed_groups(sweep_dir):
+        if set(ids) <= finished:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def count(number: int, noun: str) -> str:
@@ -379,10 +379,25 @@ def _differences(groups: Sequence[Group]) -> list[str]:
 def _resumable(jobs: Sequence[Job], sweep_dir: Path) -> Iterator[Group]:
     """Yields the groups that have checkpoints, all of whose jobs are among those given."""
     by_id = {_id(job, sweep_dir): job for job in jobs}
-    for listed in sorted((sweep_dir / GROUPS_DIR).glob(f"*/{_JOBS}")):
-        ids = json.loads(listed.read_text())
+    for folder, ids in _listed_groups(sweep_dir):
         if set(ids) <= by_id.keys():
-            yield Group(tuple(by_id[one] for one in ids), listed.parent)
+            yield Group(tuple(by_id[one] for one in ids), folder)
+
+
+def _listed_groups(sweep_dir: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yields the checkpoint folder of each group that has begun, and the ids of its jobs."""
+    for listed in sorted((sweep_dir / GROUPS_DIR).glob(f"*/{_JOBS}")):
+        try:
+            ids = json.loads(listed.read_text())
+        except (OSError, ValueError):
+            ids = None
+        if isinstance(ids, list) and ids and all(isinstance(one, str) for one in ids):
+            yield listed.parent, ids
+        else:
+            warnings.warn(
+                f"{listed}: cannot be read; its jobs are resumed only if they make the same group",
+                stacklevel=1,
+            )
 
 
 def _group(jobs: Sequence[Job], sweep_dir: Path) -> Group:

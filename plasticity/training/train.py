@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,9 +126,7 @@ def train_stack(
         del config[TARGET]
     job = Job(tuple(runs), Path(folder), config)
     if job.is_finished():
-        # A process that was killed at the very end may have left them.
-        shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
-        table.remove_temporary_files(job.folder)
+        run_dir.remove_leftovers(job.folder)
     else:
         train_jobs(
             [job],
