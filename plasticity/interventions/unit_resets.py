@@ -30,9 +30,9 @@ class ReDo(Intervention):
     layer's mean of that. Its incoming weights are redrawn, norms and biases included. Its outgoing
     weights are set to zero, so that later layers are not affected at first. The optimizer's moments
     of all these are set to zero; Adam's count goes on, so that their first step is up to 3.2
-    learning rates long (see `reset_moments`). Where the activation function widens a layer, as concatenated ReLU
-    does, a unit comprises all activations of one preactivation. All layers are evaluated before any
-    is changed.
+    learning rates long (see `reset_moments`). Where the activation function widens a layer, as
+    concatenated ReLU does, a unit comprises all activations of one preactivation. All layers are
+    evaluated before any is changed.
 
     The `redo` of Juliani & Ash (2024) is another algorithm: see `ReDoStudy`.
 
