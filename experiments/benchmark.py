@@ -1,18 +1,18 @@
-"""How fast it trains, and how fast it could: `python -m experiments.benchmark`.
+"""Measures training throughput against a roofline: `python -m experiments.benchmark`.
 
-Environment steps a second, training included, for the presets at several numbers of agents; the
-time of so many agents over that of one alone; what the probes cost at their default intervals;
-compile times apart; the peak of memory. Beside it the floor under the time of a step: the
-operations and bytes that it takes, counted, at the rates that the device reaches with nothing else
-to do, measured in the same process. For environments on the host, their own speed with random
-actions, and what the time of training goes to.
+Prints environment steps per second, training included, for the presets and several numbers of
+agents; the time relative to one agent; the cost of the probes at their default intervals; the
+compile time; and the peak memory. The roofline is an upper bound on steps per second: the counted
+operations and bytes of a step, at the peak rates of the device, which are measured in the same
+process. For host environments, prints their speed with random actions, and how the training time is
+divided between environments, policy and update.
 
-Each row is measured in a process of its own, so that memory and compiling are its alone. Figures
-are medians of several stretches; compare the rows of one table, not of two.
+Each row is measured in its own process, so that its memory and compile time are not shared. Numbers
+are medians of several stretches; compare rows of one table, not of two.
 
-With `--methods`, what each intervention and each probe costs at the quickstart preset instead:
-the time of an update under the intervention over that without, stretches of the two in turn; and
-the time of one measurement by the probe over that of an update.
+With `--methods`, measures the cost of each intervention and probe with the quickstart preset
+instead: the time of an update under the intervention relative to one without, in alternating
+stretches; and the time of one measurement by the probe relative to an update.
 """
 
 import argparse
@@ -154,8 +154,8 @@ def training_table(here: Machine, speeds: dict[tuple[str, int], Speed | None]) -
     """Speeds by preset and number of agents; None where that failed."""
     missing = "" if here.gpu else "\nGPU: none on this machine, not measured"
     table = _table(
-        *("preset", "agents", "steps/s", "steps/s an agent", "time / one agent's"),
-        *("of the floor", "probes", "compiling"),
+        *("preset", "agents", "steps/s", "steps/s per agent", "time relative to 1 agent"),
+        *("of roofline", "probes", "compilation"),
         "peak memory" if here.gpu else "peak memory of the process",
         title=f"Training: {here.name}{missing}",
     )
@@ -178,11 +178,11 @@ def training_table(here: Machine, speeds: dict[tuple[str, int], Speed | None]) -
 
 
 def floor_table(name: str, speeds: dict[tuple[str, int], Speed | None]) -> Table:
-    """What the column `of the floor` was reckoned with."""
+    """Returns the numbers behind the column `of roofline`."""
     table = _table(
         *("preset", "agents", "operations/step", "bytes/step", "GFLOP/s", "GB/s"),
-        *("floor, steps/s", "set by"),
-        title=f"Floor: {name}",
+        *("roofline, steps/s", "limited by"),
+        title=f"Roofline: {name}",
     )
     for (preset, agents), speed in speeds.items():
         if speed is None:

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from plasticity.agents import PPO, Agent, IntrinsicModule, NoIntrinsic
 from plasticity.envs import Env
 from plasticity.interventions import Intervention, Interventions
 from plasticity.networks import BaseNetwork, Network
 from plasticity.probes import Probe, Probes
-from plasticity.renamed import rename_config
+from plasticity.renamed import rename_config, rename_key, warn_renamed
 from plasticity.shifts import Shift, Shifts
 from plasticity.storage.tracking import Tracker, Trackers
 from plasticity.struct import TARGET, Chain, SettingError, Struct, check, fields, locate
@@ -30,6 +30,8 @@ def from_config(config: Mapping[str, Any]) -> list[Run]:
     Raises:
       SettingError: for the first setting that cannot be used.
     """
+    if not isinstance(config, Mapping):
+        raise SettingError("config", config, "must hold settings by name")
     config = rename_config(config)
     known = [name for name, _ in fields(Run)]
     for key in config:
@@ -111,12 +113,18 @@ def _build(node: Any, kind: type[S], key: str, default: type[S] | None = None) -
         if name == TARGET:
             continue
         if name not in known:
+            # A class of the user's own that inherits a field which has been renamed.
+            old, new = f"{key}.{name}", rename_key(f"{key}.{name}")
+            if new != old and (present := new.rpartition(".")[2]) in known:
+                warn_renamed(old, new)
+                settings[present] = value
+                continue
             names = ", ".join(known) or "none"
             raise SettingError(f"{key}.{name}", value, f"no such setting; there are {names}")
         field_kind = hints[name]
         if isinstance(field_kind, type) and issubclass(field_kind, Struct):
             value = (
-                _build_chain(value, field_kind, _part_kind(field_kind), f"{key}.{name}")
+                _build_chain(value, field_kind, field_kind.part_kind(), f"{key}.{name}")
                 if issubclass(field_kind, Chain)
                 else _build(value, field_kind, f"{key}.{name}", field_kind)
             )
@@ -125,10 +133,3 @@ def _build(node: Any, kind: type[S], key: str, default: type[S] | None = None) -
         if name not in settings and field.default is dataclasses.MISSING:
             raise SettingError(f"{key}.{name}", None, "must be given")
     return struct(**settings)
-
-
-def _part_kind(kind: type[Chain[Any]]) -> type[Struct]:
-    """Returns the base class of the parts of a kind of chain."""
-    (part_kind,) = get_args(kind.__orig_bases__[0])  # type: ignore[attr-defined]
-    assert issubclass(part_kind, Struct)
-    return part_kind

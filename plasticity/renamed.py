@@ -44,6 +44,12 @@ MODULES = {
     "plasticity.interventions.units": "plasticity.interventions.unit_resets",
     "plasticity.training.tracking": "plasticity.storage.tracking",
 }
+# Settings that are new, by group or class, with the values that configurations without them mean.
+ADDED: dict[str, dict[str, Any]] = {
+    "schedule": {"eval_max_steps": 27_000},
+    "Gymnasium": {"kwargs": None},
+    "Gymnax": {"kwargs": None, "params": None},
+}
 _OLD_SIZE = re.compile(r"\bcpu/")  # of presets of interventions
 _OWN = re.compile(r"plasticity\.")
 _TARGET = "_target_"
@@ -62,7 +68,7 @@ def rename_override(override: str) -> str:
     """Returns a command line override under present names, with a warning if it had old ones."""
     group, _, value = override.partition("=")
     if group == "intervention" and _OLD_SIZE.search(value):
-        _warn("cpu/", "small/")
+        warn_renamed("cpu/", "small/")
         value = _OLD_SIZE.sub("small/", value)
         override = f"{group}={value}"
     options = [f"{group}={name}" for name in value.split(",")]  # several in a sweep
@@ -70,7 +76,7 @@ def rename_override(override: str) -> str:
         present = [OPTIONS.get(option, option) for option in options]
         for option, new in zip(options, present, strict=True):
             if new != option:
-                _warn(option, new)
+                warn_renamed(option, new)
         group = next(OPTIONS[option] for option in options if option in OPTIONS).partition("=")[0]
         return f"{group}=" + ",".join(option.partition("=")[2] for option in present)
     match = re.fullmatch(r"([+~]*)([\w./]+(?:@[\w.]+)?)(=.*)?", override, re.DOTALL)
@@ -81,7 +87,7 @@ def rename_override(override: str) -> str:
     new = f"{group}@{rename_key(package)}" if at else rename_key(group)
     if new == key:
         return override
-    _warn(key, new)
+    warn_renamed(key, new)
     return f"{sign}{new}{value}"
 
 
@@ -99,7 +105,7 @@ def rename_config(config: Mapping[str, Any], warn: bool = True) -> dict[str, Any
     for name, value in config.items():
         new = KEYS.get(name, name)
         if new != name and warn:
-            _warn(name, new)
+            warn_renamed(name, new)
         if new == "intrinsic" and value is None:
             value = {_TARGET: "plasticity.agents.NoIntrinsic"}
         present = _rename_within(value, new, warn)
@@ -109,6 +115,8 @@ def rename_config(config: Mapping[str, Any], warn: bool = True) -> dict[str, Any
         renamed[new] = present
     if "agent" in renamed:  # configurations of before there were intrinsic rewards lack them
         renamed.setdefault("intrinsic", {_TARGET: "plasticity.agents.NoIntrinsic"})
+    if isinstance(renamed.get("schedule"), dict):
+        renamed["schedule"] = ADDED["schedule"] | renamed["schedule"]
     return renamed
 
 
@@ -124,17 +132,21 @@ def _rename_within(node: Any, path: str, warn: bool) -> Any:
         new = KEYS.get(key, key) if own else key
         if new != key:
             if warn:
-                _warn(key, new)
+                warn_renamed(key, new)
             old_names[new.rpartition(".")[2]] = value
             continue
         if name == _TARGET and isinstance(value, str):
             module, _, class_name = value.rpartition(".")
             value = f"{MODULES.get(module, module)}.{class_name}"
         renamed[name] = _rename_within(value, key, warn)
-    return renamed | old_names
+    renamed |= old_names
+    if own and isinstance(target, str):
+        renamed = ADDED.get(target.rpartition(".")[2], {}) | renamed
+    return renamed
 
 
-def _warn(old: str, new: str) -> None:
+def warn_renamed(old: str, new: str) -> None:
+    """Warns, once in a process, that a name is given up."""
     # At one place, so that each name is warned of once in a process.
     message = f"{old} is now called {new}; the old name works until 0.3"
     warnings.warn_explicit(message, UserWarning, __name__, 1, registry=_WARNED)

@@ -64,14 +64,14 @@ class Shift(Struct):
 
 
 class Permute(Shift):
-    """Composes a new uniform permutation of the observation's entries with the last one.
+    """Permutes the observation's entries at random, on top of the previous permutation.
 
     Attributes:
       grid: the number of rows and of columns of equal blocks that an image is cut into; the blocks
-        are permuted whole, as the study does with CoinRun. 0 permutes single entries.
-      from_start: whether the first round is permuted, too, as in the study. For a fully connected
-        network it makes no difference; for a convolutional one the first shift is otherwise from
-        whole images to shuffled ones, unlike all others.
+        are permuted as a whole, as Juliani & Ash (2024) do in CoinRun. 0 permutes single entries.
+      from_start: whether the first round is permuted as well, as in the study. For a fully
+        connected network it makes no difference; for a convolutional one the first shift is
+        otherwise from whole images to shuffled ones, unlike all others.
     """
 
     grid: int = static_field(0, ge=0)
@@ -108,7 +108,7 @@ class Window(Shift):
 
 
 class Expand(Shift):
-    """Grows the level set by the size it had in the first round; the old levels stay."""
+    """Grows the level set by its initial size; the old levels stay in it."""
 
     needs_levels: ClassVar[bool] = True
     changes_env: ClassVar[bool] = True
@@ -119,7 +119,7 @@ class Expand(Shift):
 
 
 class PermuteActions(Shift):
-    """Composes a new uniform permutation of the actions with the last one."""
+    """Permutes the actions at random, on top of the previous permutation."""
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
         return task._replace(action_permutation=jnp.arange(env.num_actions, dtype=jnp.int32))
@@ -211,9 +211,9 @@ class Noise(ValueSchedule):
 
 
 class StickyActions(ValueSchedule):
-    """Repeats the last action, whatever the agent does, at random (Machado et al. 2018).
+    """Repeats the previous action at random instead of the agent's (Machado et al. 2018).
 
-    At the first step of an episode the last action is action 0.
+    At the first step of an episode, the previous action is action 0.
 
     Attributes:
       values: the probability of repeating in each round; the list repeats.
@@ -310,7 +310,7 @@ class RandomDynamics(Shift):
 
 
 class Shifts(Chain[Shift]):
-    """The shifts of a run, applied in order at every boundary; none for the control."""
+    """The shifts of a run, applied in order between two rounds; empty for a stationary task."""
 
     @property
     def name(self) -> str:
@@ -336,10 +336,10 @@ class Shifts(Chain[Shift]):
 
 
 def interpolate(old: Task, new: Task, fraction: Array, key: Array) -> Task:
-    """Returns a task between two tasks, under any shifts.
+    """Returns the task at a fraction of the way from one task to another.
 
-    Numbers are interpolated linearly, and level sets in whole levels. Of a permutation a fraction
-    of the entries, in random order, is where it is in the new one.
+    Numbers are interpolated linearly, and level sets in whole levels. A fraction of a permutation's
+    entries, chosen in random order, are as in the new permutation.
 
     Args:
       old: the task of the round before.

@@ -7,16 +7,31 @@ runs of equal structure stack along a leading axis and train as one program; fie
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, Self, TypeVar, dataclass_transform, get_type_hints
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import (
+    Any,
+    Generic,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import jax
 import numpy as np
+from flax.core import FrozenDict
 
 TARGET = "_target_"  # in a configuration, the key of a class's import path, as Hydra has it
+
+# Compiled programs compute in 32 bits, where larger numbers wrap around or become infinite.
+MAX_INT = 2**31 - 1
+MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
 class SettingError(ValueError):
@@ -29,7 +44,7 @@ class SettingError(ValueError):
     """
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"{key}={value!r}: {allowed}")
+        super().__init__(f"{key}={brief(value)}: {allowed}")
         self.key, self._value, self._allowed = key, value, allowed
 
     def within(self, key: str) -> "SettingError":
@@ -37,18 +52,27 @@ class SettingError(ValueError):
         return SettingError(f"{key}.{self.key}", self._value, self._allowed)
 
 
+def brief(value: object, length: int = 200) -> str:
+    """Returns the `repr` of a value on one line, cut to a length."""
+    if isinstance(value, list | tuple) and len(value) > length:  # a long `repr` takes long
+        value = value[:length]
+    text = " ".join(repr(value).split())
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """The values that a field may have: bounds for numbers, or a set of choices.
 
     Attributes:
-      kind: the type of the value.
+      kind: the type of the value; `Mapping` for keyword arguments.
       ge: the lower bound.
       gt: the lower bound, excluded.
       le: the upper bound.
       lt: the upper bound, excluded.
       choices: the allowed values, or a function that lists them; bounds do not count then.
       least: the least number of values, where the field is a sequence.
+      most: the largest number of values then.
     """
 
     kind: type
@@ -58,11 +82,18 @@ class Range:
     lt: float = math.inf
     choices: tuple[Any, ...] | Callable[[], tuple[Any, ...]] = ()
     least: int = 0
+    most: int = 10_000
 
     def __str__(self) -> str:
         if choices := self._choices():
             return "one of " + ", ".join(map(str, choices))
-        noun = {int: "a whole number", float: "a finite number", bool: "true or false"}
+        noun = {
+            int: "a whole number",
+            float: "a finite number",
+            bool: "true or false",
+            Mapping: "arguments by name",
+            object: "a value",
+        }
         bounds = [
             f"{sign} {bound}"
             for sign, bound in ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
@@ -73,11 +104,14 @@ class Range:
         ).strip()
 
     def __contains__(self, value: object) -> bool:
+        if isinstance(value, np.generic):
+            value = value.item()
         if choices := self._choices():
-            return value in choices
+            return isinstance(value, Hashable) and value in choices
         if self.kind not in (int, float):
             return isinstance(value, self.kind)
-        if isinstance(value, bool) or not isinstance(value, self.kind):
+        number = int if self.kind is int else int | float
+        if isinstance(value, bool) or not isinstance(value, number):
             return False
         return self.ge <= value <= self.le and self.gt < value < self.lt and abs(value) < math.inf
 
@@ -111,7 +145,7 @@ def static_field(
       kind: the type of the value, or of each element; that of the default if not given.
       kw_only: whether the field is keyword-only, as fields of a base class should be.
       **bounds: `ge`, `gt`, `le`, `lt`; or `choices`, a tuple or a function that lists them; and
-        `least`, the least number of values of a sequence.
+        `least` and `most`, the least and the largest number of values of a sequence.
     """
     metadata: dict[str, Any] = {"static": True}
     sample = default[0] if isinstance(default, tuple) and default else default
@@ -162,8 +196,22 @@ class Chain(Struct, Generic[P]):
 
     @classmethod
     def of(cls, *parts: P) -> Self:
-        """Chains objects, each named after its class."""
+        """Chains objects, each named after its class.
+
+        Raises:
+          SettingError: a part is not of the chain's kind, as a class in place of an object.
+        """
+        for number, part in enumerate(parts):
+            check_kind(part, cls.part_kind(), f"parts[{number}]")
         return cls(parts, tuple(snake_case(type(part).__name__) for part in parts))
+
+    @classmethod
+    def part_kind(cls) -> type[P]:
+        """Returns the base class of the parts."""
+        for base in getattr(cls, "__orig_bases__", ()):
+            if get_origin(base) is Chain and isinstance(get_args(base)[0], type):
+                return get_args(base)[0]
+        return Struct  # type: ignore[return-value]
 
 
 def locate(path: str, key: str) -> Any:
@@ -218,7 +266,14 @@ def fields(struct: Struct | type[Struct]) -> Iterator[tuple[str, dataclasses.Fie
 
 
 def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
-    """Converts a value to its field's type: lists to tuples, whole numbers to floats."""
+    """Converts a value to its field's type: lists to tuples, whole numbers to floats.
+
+    Mappings in fields declared by `static_field` become hashable; None is an empty one.
+    """
+    if isinstance(value, Mapping) and field.metadata.get("static"):
+        return _freeze(value)
+    if value is None and isinstance(field.default, FrozenDict):
+        return field.default
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         plain = tuple(_plain(element, field) for element in value)
         same = all(new is old for new, old in zip(plain, value, strict=True))
@@ -232,6 +287,20 @@ def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
     return value
 
 
+def _freeze(value: Any) -> Any:
+    """Returns plain containers as hashable ones."""
+    if isinstance(value, Mapping):
+        return FrozenDict({name: _freeze(entry) for name, entry in value.items()})
+    return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
+
+
+def thaw(value: Any) -> Any:
+    """Returns the hashable containers of a setting as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {name: thaw(entry) for name, entry in value.items()}
+    return list(map(thaw, value)) if isinstance(value, list | tuple) else value
+
+
 def check(struct: object, key: str = "") -> None:
     """Raises `SettingError` for the first setting, at any depth, that is outside its range.
 
@@ -240,14 +309,18 @@ def check(struct: object, key: str = "") -> None:
       key: the dotted key of `struct` itself, which begins every key named in an error.
     """
     if isinstance(struct, Chain):
-        if len(set(struct.names)) < len(struct.names):
-            raise SettingError(key, struct.names, "must have a different name for each part")
-        for name, part in zip(struct.names, struct.parts, strict=True):
-            if not isinstance(part, Struct):
-                raise SettingError(_join(key, name), part, "must be a Struct")
+        parts, names = struct.parts, struct.names
+        if not isinstance(parts, tuple):
+            raise SettingError(_join(key, "parts"), parts, "must be a list")
+        if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+            raise SettingError(_join(key, "names"), names, "must be a list of names")
+        if len(names) != len(parts) or len(set(names)) < len(names):
+            raise SettingError(key, names, "must have a different name for each part")
+        for name, part in zip(names, parts, strict=True):
+            check_kind(part, struct.part_kind(), _join(key, name))
             check(part, _join(key, name))
     elif isinstance(struct, Struct):
-        hints = get_type_hints(type(struct))
+        hints = _type_hints(type(struct))  # type: ignore[arg-type]
         for name, field in fields(struct):
             value, path = getattr(struct, name), _join(key, name)
             allowed = field.metadata.get("range")
@@ -255,8 +328,7 @@ def check(struct: object, key: str = "") -> None:
                 if value is None and field.default is None:
                     continue
                 kind = hints[name] if isinstance(hints[name], type) else Struct
-                if not isinstance(value, kind):
-                    raise SettingError(path, value, f"must be of the kind {kind.__name__}")
+                check_kind(value, kind, path)
                 check(value, path)
                 continue
             many = isinstance(field.default, tuple)
@@ -264,9 +336,33 @@ def check(struct: object, key: str = "") -> None:
                 raise SettingError(
                     path, value, f"must be a list of at least {allowed.least}, each {allowed}"
                 )
+            if many and len(value) > allowed.most:
+                raise SettingError(path, value, f"must be a list of at most {allowed.most}")
             for element in value if many else (value,):
                 if element not in allowed:
                     raise SettingError(path, value, f"must be {'a list, each ' * many}{allowed}")
+                if isinstance(element, int | float) and abs(element) > MAX_FLOAT:
+                    raise SettingError(path, value, f"must be at most {MAX_FLOAT:.3g}, as float32")
+                if isinstance(element, int) and abs(element) > MAX_INT:
+                    raise SettingError(path, value, f"must be at most {MAX_INT}, as int32")
+
+
+@functools.cache
+def _type_hints(struct: type) -> dict[str, Any]:
+    """Returns the types of a Struct's fields."""
+    return get_type_hints(struct)
+
+
+def check_kind(value: object, kind: type, key: str) -> None:
+    """Raises `SettingError` unless a value is an object of a kind."""
+    if isinstance(value, kind):
+        return
+    allowed = f"must be of the kind {kind.__name__}"
+    if isinstance(value, type):
+        allowed += ": an object and not a class" + (
+            f", as {value.__name__}()" if issubclass(value, kind) else ""
+        )
+    raise SettingError(key, value, allowed)
 
 
 def to_config(struct: Struct, among: Sequence[Struct] = ()) -> dict[str, Any]:
@@ -291,7 +387,8 @@ def to_config(struct: Struct, among: Sequence[Struct] = ()) -> dict[str, Any]:
         elif any(other != value for other in values):
             plain[name] = values
         else:
-            plain[name] = list(value) if isinstance(value, tuple) else value
+            # In YAML, Hydra replaces null by arguments, but merges no names into a mapping.
+            plain[name] = None if isinstance(value, FrozenDict) and not value else thaw(value)
     return plain
 
 

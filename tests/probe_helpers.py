@@ -16,7 +16,7 @@ def view_of(params, apply, per_sample_loss=None, batch=None, observation=None, *
         apply=apply,
         effective_params=lambda params: params,
         per_sample_loss=per_sample_loss,
-        make_batch=lambda: batch,
+        compute_batch=lambda: batch,
         observation=observation,
         **(all_params | tools | others),
     )

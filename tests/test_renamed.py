@@ -103,6 +103,22 @@ def test_old_key_works_in_a_configuration(key):
     assert run == RUN_WITH_ALL
 
 
+class Mine(pl.PPO):
+    """An agent as a user would write it."""
+
+    warmth: float = pl.field(1.0)
+
+
+def test_old_key_works_for_a_class_of_the_user_that_inherits_the_field():
+    """Would catch an inherited setting that is refused under the name it had."""
+    config = to_config(RUN)
+    del config[TARGET]
+    config["agent"] = {TARGET: f"{__name__}.Mine", "entropy": 0.125, "warmth": 2.0}
+    with pytest.warns(UserWarning, match=r"agent\.entropy is now called agent\.ent_coef"):
+        (run,) = pl.from_config(config)
+    assert (run.agent.ent_coef, run.agent.warmth) == (0.125, 2.0)
+
+
 @pytest.mark.parametrize("key", VALUES)
 def test_old_key_works_in_a_user_file(key, tmp_path):
     """Would catch an old key whose value loses to the new key's default."""

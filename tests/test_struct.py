@@ -11,6 +11,7 @@ from plasticity.envs.cartpole import CartPole
 from plasticity.envs.gather import Gather
 from plasticity.interventions import Intervention, Interventions, L2Norm, LayerNorm, chain
 from plasticity.networks import Network
+from plasticity.probes import Probes
 from plasticity.shifts import Expand, Permute, Shifts, Window
 from plasticity.struct import (
     Range,
@@ -222,3 +223,54 @@ def test_locate_imports_or_names_the_key():
     for path in ("math.nothing", "no_such_module_at_all.Name", "nodots"):
         with pytest.raises(SettingError, match=rf"^some\.key='{path}': must be an import path"):
             locate(path, "some.key")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: chain(LayerNorm), r"parts\[0\]=.*Intervention.* not a class, as LayerNorm\(\)"),
+        (lambda: chain(LayerNorm(), Permute()), r"parts\[1\]=Permute.*of the kind Intervention"),
+        (lambda: chain(chain(LayerNorm())), r"parts\[0\]=.*of the kind Intervention"),
+        (lambda: Shifts.of(LayerNorm()), r"parts\[0\]=LayerNorm\(\): must be of the kind Shift"),
+        (lambda: Probes.of("dead_units"), r"parts\[0\]='dead_units': .*of the kind Probe"),
+        (lambda: check(Shifts((Permute(),), ())), "different name for each part"),
+        (lambda: check(Shifts(Permute(), "permute")), r"parts=Permute.*: must be a list"),
+        (lambda: check(Run(Gather), "run"), r"run\.env=.*an object and not a class, as Gather"),
+    ],
+)
+def test_chains_refuse_what_is_no_part(make, says):
+    """Would catch a class in place of an object, which broke inside a compilation."""
+    with pytest.raises(SettingError, match=says) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("level_id", [-1, 2**31, 10**12, 1.5, math.nan, "7", None, True])
+def test_gather_refuses_what_is_no_level(level_id):
+    """Would catch a level that no seed owns, or an error of JAX's."""
+    with pytest.raises(SettingError, match=r"^level_id=.*: must be a whole number >= 0"):
+        Gather().level(level_id)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "updates", "key"),
+    [
+        (10**12, 1, "schedule.rounds"),
+        (2**31 - 1, 2, "schedule.rounds"),
+        (2**16, 2**16, "schedule.updates_per_round"),
+        (2, 2**31 - 1, "schedule.updates_per_round"),
+    ],
+)
+def test_check_run_refuses_more_updates_than_int32_counts(rounds, updates, key):
+    """Would catch a run whose counter of updates wraps around, or a check that counts to it."""
+    schedule = Schedule(rounds=rounds, updates_per_round=updates)
+    with pytest.raises(SettingError, match=str(2**31 - 1)) as caught:
+        check_run(Run(Gather(), schedule=schedule))
+    assert caught.value.key == key
+
+
+def test_check_run_stops_counting_levels():
+    """Would catch a check that walks through a billion rounds."""
+    schedule = Schedule(rounds=10**9, updates_per_round=2)
+    with pytest.raises(SettingError, match="or more"):
+        check_run(Run(Gather(), shift=Shifts.of(Window()), schedule=schedule))

@@ -1,14 +1,18 @@
 """A Sphinx directive that lists methods from their classes: `{catalogue} intervention`.
 
 The groups are those of `python -m experiments.methods` (`intervention`, `probes`, `shift`), and
-`env` for the environments. Each method is a section with its docstring, its coefficients with
-defaults and ranges, and its import path.
+`env` for the environments. A table at the top lists all of them. Each is a section with a link to
+its class, its docstring, and its settings with defaults and ranges.
 """
 
+import dataclasses
 import inspect
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from docutils import nodes
 from docutils.frontend import get_default_settings
 from docutils.parsers.rst import Directive, Parser
@@ -19,8 +23,9 @@ from sphinx.ext.napoleon import GoogleDocstring
 
 import plasticity
 from plasticity.cli.methods import methods
-from plasticity.struct import fields
+from plasticity.struct import TARGET, Range, fields
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 ENVS = (
     "Gather",
     "CartPole",
@@ -47,17 +52,27 @@ class Catalogue(Directive):
             listed: list[tuple[str, Any]] = [(name, getattr(plasticity, name)) for name in ENVS]
         else:
             listed = [(method.name, method.kind) for method in methods(group)]
-        return [self._section(group, name, kind) for name, kind in listed]
+        for _, kind in listed:  # so that the page is built again when a docstring changes
+            self.state.document.settings.env.note_dependency(inspect.getsourcefile(kind))
+        overview = self._parse(_overview(group, listed), source=f"catalogue of {group}")
+        return overview + [self._section(group, name, kind) for name, kind in listed]
 
     def _section(self, group: str, name: str, kind: Any) -> nodes.section:
-        section = nodes.section(ids=[f"{group}-{nodes.make_id(name)}"], names=[name])
+        section = nodes.section(ids=[_anchor(group, name)], names=[name])
         section += nodes.title("", "", nodes.literal(text=name))
         self.state.document.note_explicit_target(section)
-        content = StringList(_lines(kind), source=f"{kind.__module__}.{kind.__qualname__}")
-        parsed = nodes.container()
-        _parse_rst(self.state.document, content, parsed)
-        section += parsed.children
+        options = _env_options(name) if group == "env" else []
+        section += self._parse(_lines(kind, options), f"{kind.__module__}.{kind.__qualname__}")
         return section
+
+    def _parse(self, lines: Sequence[str], source: str) -> list[nodes.Node]:
+        """Parses reStructuredText, also within a page that is Markdown."""
+        inner = new_document("catalogue", get_default_settings(Parser))
+        inner.settings = self.state.document.settings.copy()
+        inner.reporter = self.state.document.reporter
+        content = StringList([".. default-role:: code", "", *lines], source=source)
+        Parser().parse("\n".join(content), inner)
+        return list(inner.children)
 
 
 def escape(text: str) -> str:
@@ -77,10 +92,45 @@ def process_docstring(
         lines[:] = escape(text).split("\n")
 
 
-def _lines(kind: Any) -> list[str]:
-    """Returns a class's documentation as lines of reStructuredText."""
+def _overview(group: str, listed: Sequence[tuple[str, Any]]) -> list[str]:
+    """Returns a table of all names and the first sentences of their docstrings."""
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: auto", ""]
+    lines += ["   * - name", "     - description"]
+    for name, kind in listed:
+        summary = " ".join(escape(inspect.getdoc(kind) or "").split("\n\n")[0].split())
+        lines += [f"   * - `{name} <#{_anchor(group, name)}>`__", f"     - {summary}"]
+    return [*lines, ""]
+
+
+def _anchor(group: str, name: str) -> str:
+    return f"{group}-{nodes.make_id(name)}"
+
+
+def _env_options(name: str) -> list[str]:
+    """Returns the options `env=...` that create an environment of the class `name`."""
+    options = []
+    for path in sorted((CONFIGS / "env").glob("*.yaml")):
+        config = yaml.safe_load(path.read_text())
+        while TARGET not in config:  # a preset that changes another
+            config = yaml.safe_load((CONFIGS / f"env/{config['defaults'][0]}.yaml").read_text())
+        if config[TARGET].rpartition(".")[2] == name:
+            options.append(f"env={path.stem}")
+    return options
+
+
+def _lines(kind: Any, options: Sequence[str]) -> list[str]:
+    """Returns a class's documentation as lines of reStructuredText.
+
+    Args:
+      kind: the class.
+      options: the command-line options that create it, if they differ from the heading.
+    """
     text, meanings = _split_attributes(escape(inspect.getdoc(kind) or ""))
-    lines = [f"``{kind.__module__}.{kind.__qualname__}``", ""]
+    for base in kind.__mro__[1:]:
+        inherited = _split_attributes(escape(inspect.cleandoc(base.__doc__ or "")))
+        meanings = inherited[1] | meanings
+    links = [f":py:class:`plasticity.{kind.__name__}`", *(f"``{option}``" for option in options)]
+    lines = [", ".join(links), ""]
     lines += GoogleDocstring(text, what="class", name=kind.__name__, obj=kind).lines()
     settings = [
         (name, field.default, field.metadata.get("range"))
@@ -91,9 +141,20 @@ def _lines(kind: Any) -> list[str]:
         lines += ["", ".. list-table::", "   :header-rows: 1", "   :widths: auto", ""]
         lines += ["   * - setting", "     - default", "     - allowed", "     - meaning"]
         for name, default, allowed in settings:
-            lines += [f"   * - ``{name}``", f"     - ``{default!r}``", f"     - {allowed}"]
+            value = "required" if default is dataclasses.MISSING else f"``{default!r}``"
+            lines += [f"   * - ``{name}``", f"     - {value}"]
+            lines += [f"     - {_allowed(allowed)}"]
             lines += [f"     - {meanings.get(name, '')}"]
     return [*lines, ""]
+
+
+def _allowed(allowed: Range) -> str:
+    """Returns what a setting may be, in few words: `int >= 1`."""
+    text = str(allowed)
+    types = {"a whole number": "int", "a finite number": "float", "true or false": "bool"}
+    for words, name in {**types, "a str": "str", " and": ","}.items():
+        text = text.replace(words, name)
+    return re.sub("(>=?|<=?) ", "\\1\N{NO-BREAK SPACE}", text)
 
 
 def _split_attributes(text: str) -> tuple[str, dict[str, str]]:
@@ -106,15 +167,6 @@ def _split_attributes(text: str) -> tuple[str, dict[str, str]]:
         name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")
     }
     return text[: section.start()] + text[section.end() :], meanings
-
-
-def _parse_rst(document: nodes.document, content: StringList, into: nodes.Element) -> None:
-    """Parses reStructuredText, also within a page that is Markdown."""
-    inner = new_document("catalogue", get_default_settings(Parser))
-    inner.settings = document.settings.copy()
-    inner.reporter = document.reporter
-    Parser().parse("\n".join(content), inner)
-    into += inner.children
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -290,8 +290,8 @@ def final(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _order_shifts(frame: pd.DataFrame) -> list[str]:
     """Returns the shifts of a table: the study's in the paper's order, then any others."""
-    others = set(frame["shift"].unique()).difference(SHIFTS)
-    return [*SHIFTS, *sorted(others)]
+    known = set(frame["shift"].unique())
+    return [*(shift for shift in SHIFTS if shift in known), *sorted(known.difference(SHIFTS))]
 
 
 def _points(frame: pd.DataFrame) -> pd.DataFrame:

@@ -93,22 +93,22 @@ class A2C(Agent):
     def update(
         self,
         interventions: Interventions,
-        context: Context,
-        train_state: TrainState,
         state: State,
+        train_state: TrainState,
         rollout: Rollout,
-    ) -> tuple[TrainState, State, Metrics]:
+        context: Context,
+    ) -> tuple[State, TrainState, Metrics]:
         step_key, end_key = jax.random.split(context.key)
-        train_state, state, metrics = gradient_step(
+        state, train_state, metrics = gradient_step(
             self,
             interventions,
-            context._replace(key=step_key),
-            train_state,
             state,
+            train_state,
             rollout.batch,
             rollout,
+            context._replace(key=step_key),
         )
-        train_state, state, of_update = end_update(
-            interventions, context._replace(key=end_key), train_state, state, rollout
+        state, train_state, update_metrics = end_update(
+            interventions, state, train_state, rollout, context._replace(key=end_key)
         )
-        return train_state, state, metrics | of_update
+        return state, train_state, metrics | update_metrics

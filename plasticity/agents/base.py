@@ -167,24 +167,24 @@ class Agent(Struct):
     def update(
         self,
         interventions: Interventions,
-        context: Context,
-        train_state: TrainState,
         state: State,
+        train_state: TrainState,
         rollout: Rollout,
-    ) -> tuple[TrainState, State, Metrics]:
+        context: Context,
+    ) -> tuple[State, TrainState, Metrics]:
         """Learns from a rollout.
 
         Args:
           interventions: the interventions whose hooks act: see `gradient_step` and `end_update`.
-          context: tools for the hooks, and the randomness of this update.
-          train_state: parameters and optimizer before the update.
           state: the interventions' state before the update.
+          train_state: parameters and optimizer before the update.
           rollout: the transitions, and the parameters that collected them.
+          context: tools for the hooks, and the randomness of this update.
 
         Returns:
-          Train state and interventions' state after the update, and metrics. `gradient_norm` and
-          `update_size` must be among the latter, each with an entry "all": a run in which one of
-          them is not finite has diverged.
+          The interventions' state and the train state after the update, and metrics.
+          `gradient_norm` and `update_size` must be among the latter, each with an entry "all": a
+          run in which one of them is not finite has diverged.
         """
         raise NotImplementedError
 
@@ -192,26 +192,26 @@ class Agent(Struct):
 def gradient_step(
     agent: Agent,
     interventions: Interventions,
-    context: Context,
-    train_state: TrainState,
     state: State,
+    train_state: TrainState,
     minibatch: Batch,
     rollout: Rollout,
-) -> tuple[TrainState, State, Metrics]:
+    context: Context,
+) -> tuple[State, TrainState, Metrics]:
     """Makes one gradient step on a minibatch, with the loss terms and hooks of interventions.
 
     Args:
       agent: the agent, for its loss.
       interventions: the interventions whose hooks act.
-      context: tools for the hooks, and the randomness of this step.
-      train_state: parameters and optimizer before the step.
       state: the interventions' state before the step.
+      train_state: parameters and optimizer before the step.
       minibatch: the transitions, [M, ...].
       rollout: the rollout that they are of.
+      context: tools for the hooks, and the randomness of this step.
 
     Returns:
-      Train state and interventions' state after the step; and metrics, with `gradient_norm`
-      before clipping.
+      The interventions' state and the train state after the step; and metrics, with
+      `gradient_norm` before clipping.
     """
     loss_key, step_key = jax.random.split(context.key)
 
@@ -231,34 +231,34 @@ def gradient_step(
         step,
         context._replace(key=step_key),
     )
-    return train_state, state, {**metrics, "gradient_norm": norms(gradients)}
+    return state, train_state, {**metrics, "gradient_norm": norms(gradients)}
 
 
 def end_update(
     interventions: Interventions,
-    context: Context,
-    train_state: TrainState,
     state: State,
+    train_state: TrainState,
     rollout: Rollout,
-) -> tuple[TrainState, State, Metrics]:
+    context: Context,
+) -> tuple[State, TrainState, Metrics]:
     """Calls `after_update`, and measures what the whole update changed.
 
     Args:
       interventions: the interventions whose hooks act.
-      context: tools for the hooks, and the randomness of this moment.
-      train_state: parameters and optimizer after the last gradient step.
-      state: the interventions' state then.
+      state: the interventions' state after the last gradient step.
+      train_state: parameters and optimizer then.
       rollout: the rollout that was learned from.
+      context: tools for the hooks, and the randomness of this moment.
 
     Returns:
-      Train state and interventions' state, and metrics: `update_size`, the root mean square of
-      the change of the parameters, and `explained_variance` of the rollout's values.
+      The interventions' state and the train state, and metrics: `update_size`, the root mean
+      square of the change of the parameters, and `explained_variance` of the rollout's values.
     """
     state, train_state = interventions.after_update(state, train_state, rollout, context)
     change = optax.tree.sub(train_state.params, rollout.params)
     explained = explained_variance(rollout.batch.value, rollout.batch.target)
     metrics = {"update_size": root_mean_squares(change), "explained_variance": {"all": explained}}
-    return train_state, state, metrics
+    return state, train_state, metrics
 
 
 def apply_gradients(

@@ -130,11 +130,11 @@ class PPO(Agent):
     def update(
         self,
         interventions: Interventions,
-        context: Context,
-        train_state: TrainState,
         state: State,
+        train_state: TrainState,
         rollout: Rollout,
-    ) -> tuple[TrainState, State, Metrics]:
+        context: Context,
+    ) -> tuple[State, TrainState, Metrics]:
         """Makes a gradient step on each minibatch of each epoch. See `Agent.update`.
 
         Metrics are means over gradient steps, those of `end_update` apart.
@@ -142,24 +142,24 @@ class PPO(Agent):
         shuffle_key, steps_key, end_key = jax.random.split(context.key, 3)
 
         def step(
-            carry: tuple[TrainState, State], inputs: tuple[Array, Array]
-        ) -> tuple[tuple[TrainState, State], Metrics]:
+            carry: tuple[State, TrainState], inputs: tuple[Array, Array]
+        ) -> tuple[tuple[State, TrainState], Metrics]:
             indices, key = inputs
             minibatch = jax.tree.map(lambda x: x[indices], rollout.batch)
-            train_state, state, metrics = gradient_step(
-                self, interventions, context._replace(key=key), *carry, minibatch, rollout
+            state, train_state, metrics = gradient_step(
+                self, interventions, *carry, minibatch, rollout, context._replace(key=key)
             )
-            return (train_state, state), metrics
+            return (state, train_state), metrics
 
         minibatches = self.minibatches(shuffle_key)
         keys = jax.random.split(steps_key, len(minibatches))
-        (train_state, state), metrics = jax.lax.scan(
-            step, (train_state, state), (minibatches, keys)
+        (state, train_state), metrics = jax.lax.scan(
+            step, (state, train_state), (minibatches, keys)
         )
-        train_state, state, of_update = end_update(
-            interventions, context._replace(key=end_key), train_state, state, rollout
+        state, train_state, update_metrics = end_update(
+            interventions, state, train_state, rollout, context._replace(key=end_key)
         )
-        return train_state, state, {**jax.tree.map(jnp.mean, metrics), **of_update}
+        return state, train_state, {**jax.tree.map(jnp.mean, metrics), **update_metrics}
 
 
 class LossTerms(NamedTuple):
@@ -215,10 +215,10 @@ def gae_batch(
     )
     if intrinsic is not None:
         delta = intrinsic.reward + intrinsic.gamma * intrinsic.next_value - intrinsic.value
-        own = gae_scan(delta, jnp.ones(delta.shape), intrinsic.gamma * gae_lambda)
+        intrinsic_advantage = gae_scan(delta, jnp.ones(delta.shape), intrinsic.gamma * gae_lambda)
         batch = batch._replace(
-            advantage=intrinsic.ext_coef * advantage + intrinsic.int_coef * own,
-            intrinsic_target=own + intrinsic.value,
+            advantage=intrinsic.ext_coef * advantage + intrinsic.int_coef * intrinsic_advantage,
+            intrinsic_target=intrinsic_advantage + intrinsic.value,
         )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 

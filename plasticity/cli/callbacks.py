@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +21,7 @@ from plasticity.cli.command import (
 from plasticity.cli.report import report
 from plasticity.struct import SettingError
 from plasticity.training import Job
+from plasticity.training.memory_estimate import check_memory
 
 
 class Study(Callback):
@@ -57,8 +59,15 @@ class Study(Callback):
             train_options(config)
             if jobs is None:
                 return
+            here = config.hydra.launcher.get("inner") is None  # and not on a cluster
+            fitting = set()  # the structures that have been checked
             for key, job in jobs():
-                job.is_finished()  # refuses a folder that holds anything else
+                # Refuses a folder that holds anything else.
+                finished = job.is_finished()
+                structure = jax.tree.structure(job.runs[0])
+                if here and not finished and structure not in fitting:
+                    check_memory(job.runs)
+                    fitting.add(structure)
                 checked_jobs[key] = job
             if not checked_jobs:
                 raise SettingError("sweep", [], "must have at least one job")

@@ -24,9 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from plasticity.cli.config_groups import register_config_groups
 from plasticity.config import from_config, trackers_from
-from plasticity.renamed import rename_config, rename_override
+from plasticity.renamed import KEYS, OPTIONS, rename_config, rename_override
 from plasticity.results import ResultsError
 from plasticity.storage.errors import StorageError
+from plasticity.storage.run_dir import check_folder
 from plasticity.struct import SettingError
 from plasticity.training import Job, Run
 from plasticity.training.sweep import TrainOptions
@@ -72,13 +73,11 @@ def train_options(config: DictConfig) -> TrainOptions:
     Raises:
       SettingError: a setting cannot be used, that of the output folder included.
     """
-    if not isinstance(config.out, str) or not config.out:
-        raise SettingError("out", config.out, "must be a folder")
-    minutes = config.checkpoint_minutes
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes >= 0:
-        raise SettingError("checkpoint_minutes", minutes, "must be a number >= 0")
+    check_folder(config.out, "out")
     tracking: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, "tracking"), resolve=True)
-    return TrainOptions(minutes, trackers_from(tracking))
+    options = TrainOptions(config.checkpoint_minutes, trackers_from(tracking))
+    options.check()
+    return options
 
 
 def build_job(config: DictConfig, folder: Path) -> Job:
@@ -209,6 +208,10 @@ def one_line(error: Exception) -> str:
     if unknown := re.search(r"Could not override '(.+)'.*use \+([^\n]+)", text, re.DOTALL):
         return f"{unknown[2]}: no such key; {_known_beside(unknown[1])}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # In a user's own defaults list; on the command line such names are replaced.
+    if (old := re.search(r"Could not override '(\w+)'\. No match", text)) and old[1] in KEYS:
+        options = [f"{o} is {new}" for o, new in OPTIONS.items() if o.startswith(f"{old[1]}=")]
+        lines.append(f"{old[1]} is now called {KEYS[old[1]]}; {', '.join(options)}")
     return "; ".join(line for line in lines if not line.startswith("Set the environment"))
 
 

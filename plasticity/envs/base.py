@@ -1,8 +1,9 @@
 """The protocol of environments."""
 
+import functools
 import importlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from plasticity.struct import Range, SettingError, Struct
 __all__ = ["CompiledEnv", "Env", "Levels", "Step", "Task"]
 
 Array = jax.Array
+F = TypeVar("F", bound=Callable[..., Any])
 State = Any  # an environment's own pytree
 
 
@@ -101,6 +103,25 @@ class CompiledEnv(Env):
     def step(self, task: Task, state: State, action: Array, key: Array) -> Step:
         """Makes one step. The result for a state whose episode has ended is ignored."""
         raise NotImplementedError
+
+
+def without_x64(method: F) -> F:
+    """Decorates what calls a package whose types do not agree in JAX's 64-bit mode.
+
+    The mode is off within the call. Actions and states in the arguments must have 32 bits.
+    """
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with jax.enable_x64(False):
+            return method(*args, **kwargs)
+
+    return cast(F, call)
+
+
+def to_32_bits(action: Array) -> Array:
+    """Returns an action as float32 or int32, which it is already outside of the 64-bit mode."""
+    return action.astype(jnp.float32 if jnp.issubdtype(action.dtype, jnp.floating) else jnp.int32)
 
 
 def scale_action(action: AnyArray, low: AnyArray, high: AnyArray) -> AnyArray:

@@ -26,7 +26,7 @@ class CartPoleState(NamedTuple):
 
 
 class CartPole(CompiledEnv):
-    """CartPole: the reward is 1 a step, and `episode_steps` truncate an episode.
+    """CartPole-v1 of Gymnasium: a reward of 1 per step, truncated after `episode_steps`.
 
     Attributes:
       episode_steps: the time limit.
@@ -54,19 +54,21 @@ class CartPole(CompiledEnv):
         return {"gravity": positive, "length": positive, "force": positive}
 
     def reset(self, task: Task, key: Array) -> CartPoleState:
-        return CartPoleState(_DYNAMICS.initial(key, _PARAMS), jnp.zeros((), jnp.int32))
+        # float32 in JAX's 64-bit mode too, as after a step.
+        physics = _DYNAMICS.initial(key, _PARAMS).astype(jnp.float32)
+        return CartPoleState(physics, jnp.zeros((), jnp.int32))
 
     def observe(self, task: Task, state: CartPoleState) -> Array:
         return state.physics
 
     def step(self, task: Task, state: CartPoleState, action: Array, key: Array) -> Step:
         params = _params(task)
-        physics = _DYNAMICS.transition(state.physics, action, None, params)
+        physics = _DYNAMICS.transition(state.physics, action, None, params).astype(jnp.float32)
         steps = state.steps + 1
         terminated = _DYNAMICS.terminal(physics, None, params)
         return Step(
             state=CartPoleState(physics, steps),
-            reward=jnp.ones(()),
+            reward=jnp.ones((), jnp.float32),
             terminated=terminated,
             truncated=~terminated & (steps >= self.episode_steps),
         )

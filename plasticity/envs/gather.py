@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task
+from plasticity.envs.task import check_level_id
 from plasticity.struct import Range, SettingError, field, static_field
 
 __all__ = ["Gather", "Level"]
@@ -48,11 +49,12 @@ class GatherState(NamedTuple):
 
 
 class Gather(CompiledEnv):
-    """Collect gems, avoid pits. Actions: 0 up, 1 right, 2 down, 3 left.
+    """The gridworld of Juliani & Ash (2024): collect gems, avoid pits.
 
-    Observations are 11 x 11 x 3, channels last: the agent, the objects (`reward` at gems, `-reward`
-    at pits), the walls; or a picture of the room. Every episode has `episode_steps` steps and
-    terminates then, as in the reference: the bootstrap value is 0, though the time is not observed.
+    Actions are 0 up, 1 right, 2 down, 3 left. Observations are 11 x 11 x 3, channels last: the
+    agent, the objects (`reward` at gems, `-reward` at pits) and the walls; or an image of the room.
+    Every episode terminates after `episode_steps` steps, as in the study's code: the bootstrap
+    value is 0, although the time is not observed.
 
     Attributes:
       levels: the size of a level set.
@@ -99,7 +101,16 @@ class Gather(CompiledEnv):
         return {"slip": Range(float, ge=0, le=1)}
 
     def level(self, level_id: Array | int) -> Level:
-        """Returns the level of that id: the same for every agent, seed and machine."""
+        """Returns the level of that id: the same for every agent, seed and machine.
+
+        Args:
+          level_id: an int32 [], or a whole number from 0 on and below 2 147 480 000.
+
+        Raises:
+          SettingError: it is a number that is no level's.
+        """
+        if not isinstance(level_id, jax.Array):
+            check_level_id(level_id)
         # Ranks of random bits draw without replacement. Counting the smaller ones ranks them
         # without a sort; the index breaks the (rare) ties.
         key = jax.random.fold_in(jax.random.key(_LEVEL_SEED, impl="threefry2x32"), level_id)

@@ -1,14 +1,27 @@
 """Gymnax's environments, in JAX: MinAtar's games, classic control and others."""
 
+import dataclasses
 import functools
+import importlib
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
-from plasticity.envs.base import Array, CompiledEnv, Step, Task, import_optional, scale_action
-from plasticity.struct import SettingError, static_field
+from plasticity.envs.base import (
+    Array,
+    CompiledEnv,
+    Step,
+    Task,
+    import_optional,
+    scale_action,
+    to_32_bits,
+    without_x64,
+)
+from plasticity.struct import SettingError, static_field, thaw
 
 __all__ = ["Gymnax"]
 
@@ -22,81 +35,120 @@ class GymnaxState(NamedTuple):
 
 
 class Gymnax(CompiledEnv):
-    """An environment of Gymnax. Its time limit truncates episodes; its autoreset is not used.
+    """An environment of gymnax, by its id.
+
+    Its time limit truncates episodes; its autoreset is not used.
 
     Where actions are continuous, the agent's [-1, 1] is scaled to their bounds.
 
     Attributes:
-      id: the id registered with Gymnax, such as `Breakout-MinAtar`.
+      id: the id registered with Gymnax, such as `Breakout-MinAtar`; `module:id` imports the module
+        first, which may register it.
+      kwargs: arguments of `gymnax.make`.
+      params: parameters of the environment that differ from Gymnax's, such as `gravity`.
     """
 
     id: str = static_field(kind=str)
+    kwargs: Mapping[str, Any] = static_field(FrozenDict(), kind=Mapping)
+    params: Mapping[str, Any] = static_field(FrozenDict(), kind=Mapping)
 
     @property
     def name(self) -> str:
-        return self.id
+        return self.id.rpartition(":")[2]
 
     @property
+    @without_x64
     def observation_shape(self) -> tuple[int, ...]:
-        env, params = _make(self.id)
+        env, params = self._made
         shape = jax.eval_shape(env.reset_env, jax.random.key(0), params)[0].shape
         return tuple(shape)
 
     @property
     def num_actions(self) -> int:
-        space = _action_space(self.id)
+        space = self._action_space
         return int(math.prod(space.shape) if self.continuous_actions else space.n)
 
     @property
     def continuous_actions(self) -> bool:
-        return not hasattr(_action_space(self.id), "n")
+        return not hasattr(self._action_space, "n")
 
     def check(self) -> None:
-        actions = _action_space(self.id)
+        actions = self._action_space
         if self.continuous_actions and not hasattr(actions, "low"):
             raise SettingError(
                 "env.id", self.id, f"must have discrete actions or bounded ones, not {actions}"
             )
 
+    @without_x64
     def reset(self, task: Task, key: Array) -> GymnaxState:
-        env, params = _make(self.id)
+        env, params = self._made
         observation, inner = env.reset_env(key, params)
-        return GymnaxState(inner, jnp.asarray(observation, jnp.float32))
+        return GymnaxState(_as_arrays(inner), jnp.asarray(observation, jnp.float32))
 
     def observe(self, task: Task, state: GymnaxState) -> Array:
         return state.observation
 
+    @without_x64
     def step(self, task: Task, state: GymnaxState, action: Array, key: Array) -> Step:
-        env, params = _make(self.id)
+        env, params = self._made
+        action = to_32_bits(action)
         if self.continuous_actions:
-            space = _action_space(self.id)
+            space = self._action_space
             action = scale_action(action, jnp.asarray(space.low), jnp.asarray(space.high))
         observation, inner, reward, terminated, _ = env.step_env(key, state.inner, action, params)
         terminated = jnp.asarray(terminated, bool)
         return Step(
-            state=GymnaxState(inner, jnp.asarray(observation, jnp.float32)),
+            state=GymnaxState(_as_arrays(inner), jnp.asarray(observation, jnp.float32)),
             reward=jnp.asarray(reward, jnp.float32),
             terminated=terminated,
             truncated=~terminated & env.is_truncated(inner, params),
         )
 
+    @property
+    def _made(self) -> tuple[Any, Any]:
+        """Gymnax's environment, and its parameters."""
+        return _make(self.id, self.kwargs, self.params)
 
-def _action_space(id: str) -> Any:
-    env, params = _make(id)
-    return env.action_space(params)
+    @property
+    def _action_space(self) -> Any:
+        env, params = self._made
+        return env.action_space(params)
+
+
+def _as_arrays(state: Any) -> Any:
+    """Returns a state without plain numbers, which would have 64 bits in JAX's 64-bit mode."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
 
 
 @functools.cache
-def _make(id: str) -> tuple[Any, Any]:
+@without_x64
+def _make(id: str, kwargs: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[Any, Any]:
     """Returns the environment and its parameters.
 
     Raises:
-      SettingError: Gymnax has no such environment.
+      SettingError: Gymnax has no such environment, or it has no such arguments or parameters.
     """
     gymnax = import_optional("gymnax")
-    if id not in gymnax.registered_envs:
+    module, _, name = id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise SettingError("env.id", id, f"must begin with a module ({error})") from error
+    if name not in gymnax.registered_envs:
         ids = ", ".join(gymnax.registered_envs)
         raise SettingError("env.id", id, f"must be one of {ids}")
     with jax.ensure_compile_time_eval():  # or its constants would be tracers
-        env, params = gymnax.make(id)
-    return env, params
+        try:
+            env, params = gymnax.make(name, **thaw(kwargs))
+        except TypeError as error:
+            allowed = f"must be arguments of {name} ({error})"
+            raise SettingError("env.kwargs", thaw(kwargs), allowed) from error
+        for key, value in changes.items():
+            if not hasattr(params, key):
+                names = ", ".join(field.name for field in dataclasses.fields(params)) or "none"
+                allowed = f"no such parameter of {name}; there are {names}"
+                raise SettingError(f"env.params.{key}", value, allowed)
+            if not isinstance(value, int | float):
+                raise SettingError(f"env.params.{key}", value, "must be a number")
+        return env, params.replace(**changes)

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import minigrid  # noqa: F401  registers MiniGrid's tasks
 
-from plasticity.envs.base import Array, CompiledEnv, Step, Task, import_optional
+from plasticity.envs.base import (
+    Array,
+    CompiledEnv,
+    Step,
+    Task,
+    import_optional,
+    to_32_bits,
+    without_x64,
+)
 from plasticity.struct import SettingError, field, static_field
 
 __all__ = ["Navix"]
@@ -26,7 +34,9 @@ class NavixState(NamedTuple):
 
 
 class Navix(CompiledEnv):
-    """A task of MiniGrid, fully observed: the object, color and state of each cell, times 0.1.
+    """A MiniGrid task by Navix, fully observed.
+
+    Observations are the object, color and state of each cell, times 0.1.
 
     A level is the layout, and everything that is drawn during the episode. As in MiniGrid the
     reward at the goal is 1 - 0.9 * (steps taken / time limit), and the time limit truncates
@@ -63,19 +73,23 @@ class Navix(CompiledEnv):
     def check(self) -> None:
         _make(self.id)
 
+    @without_x64
     def reset(self, task: Task, key: Array) -> NavixState:
         level = task.levels.draw(key)
         key = jax.random.fold_in(jax.random.key(_LEVEL_SEED, impl=_PRNG_IMPL), level)
         return NavixState(_compress(_make(self.id).reset(key).state), jnp.zeros((), jnp.int32))
 
+    @without_x64
     def observe(self, task: Task, state: NavixState) -> Array:
         symbolic = import_optional("navix").observations.symbolic(state.inner)
         return symbolic.astype(jnp.float32) * _SCALE
 
+    @without_x64
     def step(self, task: Task, state: NavixState, action: Array, key: Array) -> Step:
         env, steps = _make(self.id), state.steps + 1
         time_limit = self.episode_steps or _time_limit(self.id)
         before = state.inner.replace(key=jax.random.wrap_key_data(state.inner.key, impl=_PRNG_IMPL))
+        action = to_32_bits(action)
         inner = env.transitions_fn(before, action, env.action_set)
         reward = jnp.asarray(env.reward_fn(before, action, inner), jnp.float32)
         terminated = jnp.asarray(env.termination_fn(before, action, inner), bool)
@@ -93,6 +107,7 @@ def _compress(state: Any) -> Any:
 
 
 @functools.cache
+@without_x64
 def _make(id: str) -> Any:
     """Returns Navix's environment.
 

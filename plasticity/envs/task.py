@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plasticity.struct import Range, SettingError
+
 __all__ = ["Levels", "Task"]
 
 Array = jax.Array
@@ -20,6 +22,15 @@ AnyArray = Any  # jax.Array in compiled programs, np.ndarray on the host
 LEVELS_PER_SEED = 10_000
 HELD_OUT = LEVELS_PER_SEED
 MAX_SEED = 2**31 // (2 * LEVELS_PER_SEED) - 1
+
+
+_LEVEL_IDS = Range(int, ge=0, lt=(MAX_SEED + 1) * 2 * LEVELS_PER_SEED)
+
+
+def check_level_id(level_id: object) -> None:
+    """Raises `SettingError` if a number is the id of no level of any seed."""
+    if level_id not in _LEVEL_IDS:
+        raise SettingError("level_id", level_id, f"must be {_LEVEL_IDS}")
 
 
 class Levels(NamedTuple):

@@ -17,7 +17,7 @@ __all__ = [
 class FourierFeatures(Intervention):
     """Uses deep Fourier features, [sin(x), cos(x)], at half the width (Lewandowski et al. 2024).
 
-    One of the two is always near its linear part. Widths and parameters are as under `CReLU`.
+    At every x, one of the two is nearly linear. Widths and parameters are as under `CReLU`.
     """
 
     def network(self, network: BaseNetwork) -> BaseNetwork:
@@ -45,9 +45,9 @@ class LeakyReLU(Intervention):
 class SmoothLeakyReLU(Intervention):
     """Uses smooth leaky ReLU, a x + (1 - a) x sigmoid(c x / p) (Lillo & Cheney 2025).
 
-    This is equation 1 of their Smooth-Leaky, with a = 0.1, c = 5 and p = 3, as they present it. A
-    leaky ReLU smoothed by a softplus has the same name elsewhere. The equation is taken from a
-    second-hand account of the paper. Its randomized variant is another activation.
+    This is Smooth-Leaky (equation 1 of the paper), with a = 0.1, c = 5 and p = 3. The equation was
+    taken from a secondary source, not from the paper itself. The paper's randomized variant is not
+    included. Elsewhere, a leaky ReLU smoothed by a softplus has the same name.
     """
 
     def network(self, network: BaseNetwork) -> BaseNetwork:
@@ -57,8 +57,8 @@ class SmoothLeakyReLU(Intervention):
 class GELU(Intervention):
     """Uses Gaussian error linear units, x Phi(x) (Hendrycks & Gimpel 2016).
 
-    They follow each hidden layer. Phi is the normal distribution function itself, not its
-    approximation by tanh.
+    Applied after each hidden layer. Phi is the exact normal distribution function, not its tanh
+    approximation.
     """
 
     def network(self, network: BaseNetwork) -> BaseNetwork:

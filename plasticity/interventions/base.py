@@ -56,9 +56,14 @@ class Intervention(Struct):
         as `connections` finds them, `context.apply`, or the transitions of a rollout. If not, the
         method may also act on the predictor of an intrinsic reward. Always true of a method that
         overrides `loss`.
+      needs_units: whether the method does nothing, or fails, without hidden layers named as
+        `BaseNetwork` describes.
+      needs_heads: the same of the heads `policy` and `value`.
     """
 
     needs_policy: ClassVar[bool] = False
+    needs_units: ClassVar[bool] = False
+    needs_heads: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -176,6 +181,29 @@ class Interventions(Chain[Intervention]):
             raise SettingError(
                 "intervention", self.name, "must not have a method that adds parameters twice"
             )
+
+    def check_layers(self, network: BaseNetwork, params: Params) -> None:
+        """Raises `SettingError` if a method needs layers that a network does not have.
+
+        Args:
+          network: the network.
+          params: its parameters, or their shapes.
+        """
+        torso = params.get("torso", {})
+        hidden = any(name.startswith("hidden_") for name in torso) if hasattr(torso, "keys") else 0
+        for name, part in zip(self.names, self.parts, strict=True):
+            missing = []
+            if part.needs_units and not hidden:
+                missing.append('hidden layers "hidden_0", ... in "torso"')
+            if part.needs_heads and not {"policy", "value"} <= set(params):
+                missing.append('the heads "policy" and "value"')
+            if missing:
+                raise SettingError(
+                    f"intervention.{name}",
+                    type(part).__name__,
+                    f"needs {' and '.join(missing)} among the parameters of the network, but "
+                    f"{type(network).__name__} has {', '.join(params)}",
+                )
 
     def network(self, network: BaseNetwork) -> BaseNetwork:
         """See `Intervention.network`.

@@ -1,7 +1,7 @@
 """Interventions that penalize the distance of the network's outputs or features to a reference.
 
-The reference is the output of an earlier or other network; each method documents what computing
-it costs. The terms are part of the loss: their gradient is clipped and rescaled by Adam. The
+The reference is the output of an earlier or initial network; each method documents the cost of
+computing it. The terms are part of the loss: their gradient is clipped and rescaled by Adam. The
 optimizer's state is not changed.
 """
 
@@ -30,17 +30,17 @@ __all__ = ["ChurnReduction", "InFeR", "ProximalFeatures"]
 class InFeR(Intervention):
     """Regresses auxiliary heads to a multiple of their initial outputs (Lyle et al. 2022).
 
-    `heads` linear functions g of the last hidden layer's activations are trained along with the
-    network. The term coefficient * sum over heads of (g(x; theta) - scale * g(x; theta_0))^2, a
-    mean over the minibatch, is added to the loss. theta_0 are all parameters, these heads
-    included, at the beginning of the run. The heads are drawn like any linear layer, are the entry
-    "infer" of the parameters, and are redrawn by methods that redraw the heads. Methods that clear
-    a unit's outgoing weights leave those into these heads alone. If policy and value have separate
-    torsos, the heads are on the policy's.
+    The network gets auxiliary linear heads g on the last hidden layer, which are trained with it.
+    The loss gets the term coefficient * sum over heads of (g(x; theta) - scale * g(x; theta_0))^2,
+    averaged over the minibatch. theta_0 are all parameters at the beginning of the run, including
+    these heads. The heads are initialized like any linear layer, are the entry "infer" of the
+    parameters, and are reinitialized by methods that reinitialize the heads. Methods that zero the
+    outgoing weights of a unit do not change its weights into these heads. If policy and value have
+    separate torsos, the heads are on the policy's.
 
-    The paper uses it in value-based agents for Atari, and the defaults are the paper's. Early in
-    training the term may be larger than PPO's whole loss, and clipping the gradient then leaves
-    little of the latter. Costs a forward pass of the initial network at every gradient step.
+    The paper uses it with value-based agents on Atari, and the defaults are the paper's. Early in
+    training, the term may be larger than PPO's whole loss; gradient clipping then leaves little of
+    PPO's gradient. Costs a forward pass of the initial network at every gradient step.
 
     Attributes:
       coefficient: the weight of the term, alpha in the paper.
@@ -49,6 +49,8 @@ class InFeR(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
+    needs_heads: ClassVar[bool] = True
 
     coefficient: float = field(0.1, ge=0)
     scale: float = field(100.0, ge=0)
@@ -91,11 +93,11 @@ class InFeR(Intervention):
 class ProximalFeatures(Intervention):
     """Penalizes changes of preactivations since the rollout was collected (Moalla et al. 2024).
 
-    Proximal feature optimization (PFO) adds coefficient * (z - z_old)^2 to the loss, a mean over
-    the minibatch and over units, as in the authors' code. z are the inputs of the activation
-    functions, after norms, and z_old the same under the parameters that collected the rollout.
-    With all layers it is one mean over all their units together. If policy and value have separate
-    torsos, only the policy's counts, as in the authors' configurations; a shared one is
+    Proximal feature optimization (PFO) adds coefficient * (z - z_old)^2 to the loss, averaged over
+    the minibatch and units, as in the authors' code. z are the inputs of the activation functions,
+    after normalization, and z_old the same under the parameters that collected the rollout. With
+    all layers, the mean is over the units of all of them. If policy and value have separate torsos,
+    only the policy's is regularized, as in the authors' configurations; a shared torso is
     regularized for both.
 
     Costs a forward pass of the old network at every gradient step.
@@ -107,6 +109,8 @@ class ProximalFeatures(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
+    needs_heads: ClassVar[bool] = True
 
     coefficient: float = field(1.0, ge=0)
     layers: str = static_field("last", choices=("last", "all"))
@@ -137,27 +141,27 @@ class ChurnState(NamedTuple):
 
 
 class ChurnReduction(Intervention):
-    """Penalizes how a gradient step changes the policy on other data (Tang & Berseth 2024).
+    """Penalizes changes of the policy on data outside the minibatch (Tang & Berseth 2024).
 
     CHAIN, in its continual form C-CHAIN (Tang et al. 2025): adds
-    coefficient * KL(pi_before || pi) + value * (V - V_before)^2 to the loss, means over a
-    reference batch. "before" is the network before the last gradient step, across updates (also
-    where a method has changed the network after that step) but not across shifts: the first step
-    of a round has no term. The reference batch has the minibatch's size and is drawn from the
-    whole rollout, independently of the minibatch; here with replacement.
+    coefficient * KL(pi_before || pi) + value * (V - V_before)^2 to the loss, averaged over a
+    reference batch. "before" is the network before the last gradient step. This may be a step of
+    the previous update, also if a method has changed the network since, but not of the previous
+    round: the first step of a round has no such term. The reference batch has the size of a
+    minibatch and is drawn from the whole rollout, independently of the minibatch, with replacement.
 
-    The authors' code for discrete actions has the cross-entropy in place of the KL divergence.
+    For discrete actions, the authors' code has the cross-entropy instead of the KL divergence.
     Since pi_before is constant, the gradient is the same. Their coefficient is 1e4 times the ratio
-    of the policy loss to that term over the last updates; here it is fixed. The value has no term
-    by default, as for PPO in their code.
+    of the policy loss to the KL term over the last updates; here it is fixed. By default there is
+    no value term, as in their code for PPO.
 
     Costs a forward pass of the old network, and a forward and backward pass of the current one, on
     the reference batch at every gradient step: an update takes nearly twice as long.
 
     Attributes:
-      coefficient: the weight of the policy's term; the default is the initial value of the
+      coefficient: the weight of the policy term; the default is the initial value of the
         authors' coefficient on ProcGen.
-      value: the weight of the value's term.
+      value: the weight of the value term.
     """
 
     needs_policy: ClassVar[bool] = True

@@ -27,26 +27,27 @@ _LEAVES = ("kernel", "bias")
 class PlasticityInjection(Intervention):
     """Adds new heads minus a frozen copy of them at each shift (Nikishin et al. 2023).
 
-    From then on a head computes old + (new - copy): the output is unchanged at first, and the copy
-    is never trained. Each later injection first merges the three into one old head. The method
-    acts on the linear heads, at every shift, as in the code of Juliani & Ash (2024). The paper
-    injects once, into everything after the encoder, and freezes the old head. With linear heads
-    and Adam the paper's form equals a baseline whose heads' moments are reset.
+    After the injection, a head computes old + (new - copy), where `copy` equals `new` at first and
+    is never trained, so the injection does not change the output. A later injection first merges
+    the three into one old head. The method acts on the linear heads, at every shift, as in the code
+    of Juliani & Ash (2024). The paper injects once, into everything after the encoder, and freezes
+    the old head. With linear heads and Adam, the paper's form is equivalent to a baseline that
+    resets the moments of its heads.
 
-    `new` and `copy` are in the head's entry of the parameters. They are zero and have no gradient
-    until the first injection; norms and clipping include them. Frozen parameters are restored
-    after every gradient step, whatever a penalty, a weight decay or noise has changed. The study's
-    code detaches the copy's output, so that the torso is trained through old + new; here, as in the
-    paper, it is trained through the whole head. At an injection the heads' moments are set to
-    zero. Adam's count and the torso's moments are kept.
+    `new` and `copy` are parameters in the entry of the head. Until the first injection they are
+    zero and have no gradient; weight norms and gradient clipping include them. Frozen parameters
+    are restored after every gradient step, so that penalties, weight decay and noise do not change
+    them. The study's code detaches the output of the copy, so that the torso is trained through old
+    + new; here, as in the paper, it is trained through the whole head. At an injection, the moments
+    of the heads are set to zero. Adam's step count and the torso's moments are kept.
 
     Attributes:
-      freeze: whether the old head is no longer trained after the first injection, as in the paper.
-        If not, old and new are both trained, and the head moves twice as fast, as in the study's
-        code.
+      freeze: whether the old head is frozen from the first injection on, as in the paper. If not,
+        both old and new are trained, and the head changes twice as fast, as in the study's code.
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_heads: ClassVar[bool] = True
 
     freeze: bool = static_field(False)
 

@@ -1,5 +1,7 @@
 """Interventions that normalize the preactivations or the weights of the hidden layers."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 
 from plasticity.interventions.base import Array, Intervention
@@ -30,14 +32,16 @@ class WeightNormalization(Intervention):
     """Trains length and direction of each unit's weights separately (Salimans & Kingma 2016).
 
     The network computes with w = g v / ||v||, where v are the incoming weights of a unit of a
-    hidden layer, its column of "kernel", and g is its entry in "scale". Both are trained. Biases
-    and heads are unchanged. g starts as ||v||, so the initial network computes the same as
-    without the method; the paper's data-dependent initialization is not used. A unit whose
-    weights are all zero keeps them at zero until a gradient step changes them.
+    hidden layer (a column of "kernel") and g is the unit's entry in "scale". Both are trained.
+    Biases and heads are unchanged. g starts as ||v||, so the initial network computes the same as
+    without the method; the paper's data-dependent initialization is not used. A unit whose weights
+    are all zero keeps them at zero until a gradient step changes them.
 
-    Methods that redraw a unit redraw its g as well. Methods that change weights alone change
-    their directions: when some of a unit's weights are set to zero, the others grow.
+    Methods that reinitialize a unit reinitialize its g as well. Methods that change weights only
+    change the direction v / ||v||: if some weights of a unit are set to zero, the others grow.
     """
+
+    needs_units: ClassVar[bool] = True
 
     def add_params(self, params: Params, key: Array) -> Params:
         def with_scale(layer: Params) -> Params:

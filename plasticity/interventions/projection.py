@@ -24,18 +24,21 @@ _TORSOS = ("torso", "value_torso")
 class NormalizeAndProject(Intervention):
     """Adds layer norm and rescales hidden weights to their initial norm (Lyle et al. 2024).
 
-    Normalize-and-Project (NaP): after every gradient step W <- W ||W_0|| / ||W|| for the kernel of
-    each hidden layer, with W_0 the kernel at the beginning of the run and Frobenius norms. The
-    output of a normalized layer does not depend on the norm of W, so the projection keeps the
-    effective learning rate constant and changes nothing else. Hidden layers have no biases, which
-    the normalization's offset makes redundant; where there is no offset, as with RMSNorm, biases
-    stay and are projected along with the kernel. The normalization's scale and offset together are
-    rescaled to their joint initial norm in the same way: the paper does so for homogeneous
-    activations such as ReLU, and has a penalty instead for others. The heads are not projected.
+    Normalize-and-Project (NaP): after every gradient step, W <- W ||W_0|| / ||W|| for the kernel of
+    each hidden layer, where W_0 is the kernel at the beginning of the run and the norms are
+    Frobenius norms. The output of a normalized layer does not depend on the norm of W, so the
+    projection only keeps the effective learning rate constant.
+
+    Hidden layers have no biases, because the offset of the normalization makes them redundant. With
+    a normalization without offset, such as RMSNorm, biases are kept and are projected together with
+    the kernel. The scale and offset of a normalization are rescaled to their joint initial norm in
+    the same way; the paper does so for homogeneous activations such as ReLU, and uses a penalty
+    for others. The heads are not projected.
 
     A network that already has another norm, such as RMSNorm earlier in the chain, keeps it. The
     optimizer's moments are kept, and so is the learning rate, which the paper anneals in its Atari
-    experiments. Weights that are redrawn at a shift are projected at the next step.
+    experiments. Weights that another method reinitializes at a shift are projected at the next
+    step.
     """
 
     def network(self, network: BaseNetwork) -> BaseNetwork:

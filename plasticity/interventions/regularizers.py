@@ -59,10 +59,10 @@ class RegenerativeL2(Intervention):
 class RegenerativeW2(Intervention):
     """Adds coefficient * ||sort(theta) - sort(theta_0)||_2 to the loss, each tensor sorted.
 
-    The order of a tensor's entries does not matter: the term is the Wasserstein distance of their
-    distribution to the initial one. It is one norm over all parameters together, not squared, as
-    in the code of Juliani & Ash (2024). Every tensor is sorted at every gradient step, which makes
-    an update several times as long on a CPU.
+    Sorting makes the term independent of the order of a tensor's entries: it is the Wasserstein
+    distance between the distributions of its current and initial entries. It is one norm over all
+    parameters together, not squared, as in the code of Juliani & Ash (2024). Every tensor is sorted
+    at every gradient step, which makes an update several times as long on a CPU.
 
     Attributes:
       coefficient: the weight of the norm in the loss.
@@ -120,10 +120,10 @@ class Wasserstein(Intervention):
     """Adds coefficient * W_2^2 between each tensor's current and initial entries to the loss.
 
     This is the distributional regularizer of Lewandowski et al. (2023): both tensors are sorted,
-    and the squared differences summed. They are not averaged over a tensor's entries, as the
-    distance of two empirical distributions would be, so that this is `L2Init` up to the order of
-    entries, and never larger. All trained parameters take part, each tensor by itself.
-    `RegenerativeW2` is one norm over all tensors, not squared. Both sort every tensor at every
+    and the squared differences are summed. They are not divided by the number of entries, unlike
+    the distance of two empirical distributions. The term therefore equals that of `L2Init` after
+    sorting, and is never larger. Each trained tensor is sorted separately. `RegenerativeW2` is one
+    norm over all tensors, not squared. Both sort every tensor at every
     gradient step, which makes an update several times as long on a CPU.
 
     Attributes:
@@ -143,23 +143,25 @@ class Wasserstein(Intervention):
 class Parseval(Intervention):
     """Adds coefficient * ||W W^T - s I||^2 of each hidden layer to the loss (Chung et al. 2024).
 
-    W is [units, inputs] and the norm is Frobenius': the incoming weights of any two units of a
-    layer are pulled towards orthogonality, and those of each unit towards a squared length of s.
-    Every hidden layer of every torso counts, the first included; biases and heads do not. As in
+    W is [units, inputs] and the norm is the Frobenius norm. The incoming weights of any two units
+    of a layer are pulled towards orthogonality, and those of each unit towards a squared norm of s.
+    All hidden layers of all torsos are included, also the first; biases and heads are not. As in
     the authors' code, a layer's term is multiplied by (64 / units)^2, since the coefficient was
     tuned at 64 units. The paper's optional diagonal layers are not included.
 
     The authors draw orthogonal weights with gain sqrt(2), for which the term is zero unless a
-    layer has more units than inputs. Here weights are drawn uniformly: a unit's have a squared
-    length of 1/3 on average, and those of two units are nearly orthogonal. A scale of 2 therefore
-    pulls this network to the authors' initial weights; one of 1/3 keeps it near its own.
+    layer has more units than inputs. Here, weights are drawn uniformly: those of a unit have a
+    squared norm of 1/3 on average, and those of two units are nearly orthogonal. A scale of 2
+    therefore pulls the weights towards the authors' initialization; a scale of 1/3 keeps them near
+    the initialization here.
 
     Attributes:
       coefficient: the weight of the terms; the authors use 1e-3 or, on two of four suites, 1e-4.
-      scale: the squared length s; the authors' default is 2.
+      scale: the squared norm s; the authors' default is 2.
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     coefficient: float = field(1e-3, ge=0)
     scale: float = field(2.0, gt=0)
@@ -234,7 +236,7 @@ class SpectralRegularization(Intervention):
 
 
 class L2Norm(Intervention):
-    """Decays weights decoupled from the gradient, as AdamW does (Loshchilov & Hutter 2019).
+    """Applies decoupled weight decay, as in AdamW (Loshchilov & Hutter 2019).
 
     theta <- theta - learning_rate * decay * theta at every gradient step.
 

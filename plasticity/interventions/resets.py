@@ -1,5 +1,7 @@
 """Interventions that reset weights, in whole or in part, or the optimizer's state."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
@@ -28,11 +30,11 @@ __all__ = [
 
 
 class ResetAll(Intervention):
-    """Redraws every parameter at each shift: the upper control, which keeps nothing learned.
+    """Reinitializes every parameter at each shift: the control with a fresh network in each round.
 
-    The optimizer's state is reset as well. Running statistics of observations and rewards, where
-    the agent has them, are kept unless `agent.reset_statistics` is on. So is the predictor of an
-    intrinsic reward, unless this method is in `intrinsic.intervention` too.
+    The optimizer's state is reset as well. Running statistics of observations and rewards, if the
+    agent has them, are kept unless `agent.reset_statistics=true`. The predictor of an intrinsic
+    reward is kept too, unless this method is also in `intrinsic.intervention`.
     """
 
     def on_shift(
@@ -43,11 +45,15 @@ class ResetAll(Intervention):
 
 
 class ResetFinal(Intervention):
-    """Redraws the policy's and the value's heads at each shift (Nikishin et al. 2022).
+    """Reinitializes the policy and value heads at each shift (Nikishin et al. 2022).
 
-    Heads that a method has added are redrawn as well. The heads' moments are set to zero; the
-    torso's moments and Adam's count are kept. The paper resets at an interval: see `ResetLayers`.
+    Heads that another method has added are reinitialized as well. The heads' moments are set to
+    zero; the torso's moments and Adam's step count are kept. The paper resets at a fixed interval:
+    see `ResetLayers`.
     """
+
+    needs_units: ClassVar[bool] = True  # all that is in no torso counts as a head
+    needs_heads: ClassVar[bool] = True
 
     def on_shift(
         self, state: State, train_state: TrainState, context: Context
@@ -56,19 +62,22 @@ class ResetFinal(Intervention):
 
 
 class ResetLayers(Intervention):
-    """Redraws the last layers at an interval, independent of shifts (Nikishin et al. 2022).
+    """Reinitializes the last layers at a fixed interval, not at shifts (Nikishin et al. 2022).
 
-    The heads together count as the last layer. The last hidden layer comes before them, in each
-    torso where there are two, with its normalization and the parameters of its activation, and so
-    on. Moments of redrawn parameters are set to zero; other moments and Adam's count are kept. The
-    paper's agents relearn from their replay buffers; PPO has none, and must relearn from the next
-    rollouts.
+    All heads together count as one layer, the last. The layer before it is the last hidden layer
+    (of each torso, if there are two), with its normalization and the parameters of its activation.
+    Moments of reinitialized parameters are set to zero; other moments and Adam's step count are
+    kept. The paper's agents relearn from their replay buffers; PPO has none, and must relearn from
+    the next rollouts.
 
     Attributes:
-      last: how many layers; all if there are no more.
-      every: updates of the agent between two resets. 200 are about 2e5 environment steps at the
-        study's setting, after which the authors' SAC is reset as a whole.
+      last: the number of layers; all, if the network has fewer.
+      every: updates of the agent between two resets. 200 updates are about 2e5 environment steps
+        with the study's settings, the interval at which the authors reset the whole of SAC.
     """
+
+    needs_units: ClassVar[bool] = True
+    needs_heads: ClassVar[bool] = True
 
     last: int = static_field(1, ge=1)
     every: int = field(200, kind=int, ge=1)
@@ -83,15 +92,15 @@ class ResetLayers(Intervention):
 class ResetOptimizer(Intervention):
     """Resets the whole optimizer state, moments and Adam's count (Asadi et al. 2023).
 
-    At every shift, and at an interval if `every` is set; no parameter is changed. The paper resets
-    whenever the target network changes; the equivalent for PPO is a new rollout. At a shift every
-    method's optimizer is reset anyway, unless `agent.reset_optimizer` is off: without an interval
-    this method then equals `warm_start`. Adam's first step after a reset is about the learning rate
-    for every weight, whatever its gradient. Everything in the optimizer's state is reset, the step
-    count that noise is drawn with included.
+    It resets at every shift and, if `every` is set, at a fixed interval. No parameter is changed.
+    The paper resets whenever the target network changes; the equivalent for PPO is a new rollout.
+    At a shift, the optimizer is reset under every method, unless `agent.reset_optimizer=false`;
+    without an interval, this method therefore equals `warm_start`. After a reset, Adam's first step
+    is about the learning rate for every weight, whatever its gradient. The whole state is reset,
+    including the step count that seeds the noise of other methods.
 
     Attributes:
-      every: updates of the agent between two resets; 0 for shifts alone.
+      every: updates of the agent between two resets; 0 to reset at shifts only.
     """
 
     every: int = field(0, kind=int, ge=0)
@@ -113,22 +122,22 @@ class ResetOptimizer(Intervention):
 
 
 class HareTortoise(Intervention):
-    """Sets the network to the moving average of its weights at an interval (Lee et al. 2024).
+    """Sets the weights to their moving average at a fixed interval (Lee et al. 2024).
 
-    After every gradient step tortoise <- decay * tortoise + (1 - decay) * hare, where the hare is
-    the trained network; the tortoise starts as its copy. At an interval the hare is set to the
-    tortoise's weights. This happens after the update, so that the network that learns from a
-    rollout has collected it. The hare acts, as PPO is on-policy. Its moments are kept, as in the
-    authors' code.
+    The trained network is the hare, its moving average the tortoise. After every gradient step,
+    tortoise <- decay * tortoise + (1 - decay) * hare; the tortoise starts as a copy of the hare. At
+    a fixed interval, the hare's weights are set to the tortoise's. This happens after an update,
+    so that a rollout is always learned from by the network that collected it. The hare collects the
+    rollouts, because PPO is on-policy. Adam's moments are kept, as in the authors' code.
 
-    Nothing happens at a shift: the tortoise is kept, as in the authors' code, and brings back some
-    of what another method has reset there.
+    Nothing happens at a shift: the tortoise is kept, as in the authors' code, and partly restores
+    weights that another method has reset there.
 
     Attributes:
       decay: the decay of the average per gradient step.
-      every: updates of the agent between two such resets. If they are far fewer than
-        1 / (1 - decay) gradient steps, the hare stays near its last position and is merely slowed
-        down. The default is about that many at the study's 51 gradient steps per update.
+      every: updates of the agent between two resets of the hare. If these are far fewer than
+        1 / (1 - decay) gradient steps, the hare stays near its previous weights and only learns
+        more slowly. The default is about that many, at the study's 51 gradient steps per update.
     """
 
     decay: float = field(0.999, ge=0, le=1)
@@ -156,7 +165,7 @@ class HareTortoise(Intervention):
 
 
 class ShrinkPerturb(Intervention):
-    """Shrinks all weights and adds a share of newly drawn ones at each shift (Ash & Adams 2020).
+    """Shrinks all weights and adds newly drawn, scaled ones at each shift (Ash & Adams 2020).
 
     theta <- shrink * theta + perturb * theta_new, with theta_new drawn from the initial
     distribution. The optimizer's moments are kept.
@@ -180,13 +189,13 @@ class ShrinkPerturb(Intervention):
 
 
 class SoftShrinkPerturb(Intervention):
-    """Mixes in a share of newly drawn weights after every gradient step (Juliani & Ash 2024).
+    """Shrinks and perturbs all weights slightly after every gradient step (Juliani & Ash 2024).
 
     theta <- (1 - rate) * theta + rate * theta_new, with a new network drawn from the initial
     distribution for each step. The optimizer's moments are kept.
 
     Attributes:
-      rate: the share of the newly drawn parameters.
+      rate: the fraction of the newly drawn parameters.
     """
 
     rate: float = field(1e-6, ge=0, le=1)
@@ -226,7 +235,7 @@ def last_layers(params: Params, last: int) -> Params:
 def _redraw(
     train_state: TrainState, mask: Params, due: Array | bool, context: Context
 ) -> TrainState:
-    """Redraws the parameters that `mask` marks and sets their moments to zero, if that is due."""
+    """Reinitializes the parameters that `mask` marks and resets their moments, if `due`."""
     mask = jax.tree.map(lambda marked: marked & jnp.asarray(due), mask)
     fresh = context.init_params(context.key)
     params = jax.tree.map(jnp.where, mask, fresh, train_state.params)

@@ -24,15 +24,15 @@ __all__ = ["ContinualBackprop", "ReDo", "ReDoStudy", "ReGraMa", "SelfNormalizedR
 
 
 class ReDo(Intervention):
-    """Recycles dormant units at an interval (Sokar et al. 2023).
+    """Reinitializes dormant units at a fixed interval (Sokar et al. 2023).
 
     A unit is dormant if its mean absolute activation over the rollout is at most `tau` times the
-    layer's mean of that. Its incoming weights are redrawn, norms and biases included. Its outgoing
-    weights are set to zero, so that later layers are not affected at first. The optimizer's moments
-    of all these are set to zero; Adam's count goes on, so that their first step is up to 3.2
-    learning rates long (see `reset_moments`). Where the activation function widens a layer, as
-    concatenated ReLU does, a unit comprises all activations of one preactivation. All layers are
-    evaluated before any is changed.
+    mean of this quantity over its layer. The incoming weights of dormant units are reinitialized,
+    including biases and normalization. Their outgoing weights are set to zero, so that the new
+    weights do not affect later layers at first. The optimizer's moments of all these are set to
+    zero; Adam's count goes on, so that their first step is up to 3.2 learning rates long (see
+    `reset_moments`). If the activation function has several outputs per preactivation, as
+    concatenated ReLU does, they belong to one unit. All layers are evaluated before any is changed.
 
     The `redo` of Juliani & Ash (2024) is another algorithm: see `ReDoStudy`.
 
@@ -42,6 +42,7 @@ class ReDo(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     tau: float = field(0.025, ge=0)
     every: int = field(10, kind=int, ge=1)
@@ -64,7 +65,7 @@ class ReDo(Intervention):
 
 
 class ReDoStudy(Intervention):
-    """Recycles dormant units as the published code of the study does (Juliani & Ash 2024).
+    """Reinitializes dormant units as the published code of the study does (Juliani & Ash 2024).
 
     That code cites Sokar et al. (2023), but differs from their algorithm, `ReDo`, in all of this:
 
@@ -88,6 +89,7 @@ class ReDoStudy(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     tau: float = field(0.025, ge=0)
     every: int = field(10, kind=int, ge=1)
@@ -157,7 +159,7 @@ class UnitUtility(NamedTuple):
 
 
 class ContinualBackprop(Intervention):
-    """Replaces a small share of the mature units at every step, the least useful first.
+    """Reinitializes a small fraction of the mature units at every step, the least useful first.
 
     Continual backpropagation (Dohare et al. 2021), in the form of Dohare et al. (2024). After a
     gradient step, with h the activations on its minibatch and w the weights after it, a unit's
@@ -165,30 +167,34 @@ class ContinualBackprop(Intervention):
 
       u <- decay * u + (1 - decay) * mean|h| * sum|w_out|
 
-    with bias correction 1 / (1 - decay^age). Units older than `maturity` may be replaced. Each
-    layer adds `replacement_rate` times their number to an accumulator, and replaces as many units
-    as its whole part. The incoming weights of a replaced unit are redrawn, norms and biases
-    included (the published code sets the bias to zero). Its outgoing weights are set to zero. The
-    optimizer's moments of all these are set to zero (the published PPO keeps them). Its utility
-    and age are set to zero. In a torso that policy and value share, w_out counts both heads. Where
-    the activation function widens a layer, a unit's utility is the sum over its activations.
+    with bias correction 1 / (1 - decay^age). Units older than `maturity` are mature. At each step,
+    `replacement_rate` times the number of mature units of a layer is added to an accumulator, and
+    its integer part is the number of units to replace. The incoming weights of a replaced unit are
+    reinitialized, including biases and normalization (the published code sets the bias to zero).
+    Its outgoing weights are set to zero. The optimizer's moments of all these are set to zero (the
+    published PPO keeps them), and so are the unit's utility and age. In a torso shared by policy
+    and value, w_out includes the weights into both heads. If the activation function has several
+    outputs per unit, the utility is the sum over them.
 
-    The mean activation is not added to the next layer's bias: the 2021 paper does so, and in the
-    published code it has no effect. The published code has no accumulator either: it replaces one
-    unit with the probability of the fraction. A weight between two replaced units is zero here and
-    redrawn there. The defaults are those of the published PPO, which used weight decay as well: see
-    `L2`. Ages are gradient steps: in a run of fewer than `maturity` the method does nothing. Units
-    that another method redraws keep their age and utility. A single run draws a network only in
-    steps that replace a unit; stacked runs draw one in every step (see `recycle`), which costs
+    Differences from the published code: it has no accumulator, and replaces a fractional unit with
+    that probability; and a weight between two replaced units is zero here and reinitialized there.
+    The 2021 paper adds the mean activation to the bias of the next layer; this is left out, since
+    it has no effect in the published code. The defaults are those of the published PPO, which also
+    used weight decay: see `L2`.
+
+    Ages count gradient steps: in a run of fewer than `maturity` gradient steps, the method does
+    nothing. Units that another method reinitializes keep their age and utility. In a single run, a
+    network is drawn only in steps that replace a unit; in stacked runs, in every step, which costs
     more.
 
     Attributes:
-      replacement_rate: the share of the mature units replaced at each step.
+      replacement_rate: the fraction of the mature units replaced at each step.
       maturity: the gradient steps during which a new unit is not replaced.
       decay: the decay of the running utility.
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     replacement_rate: float = field(1e-4, ge=0, le=1)
     maturity: int = field(10_000, kind=int, ge=0)
@@ -240,36 +246,38 @@ _BIN_END = np.append(_BIN_START[1:], np.iinfo(np.int32).max)
 
 
 class SelfNormalizedResets(Intervention):
-    """Resets units that have not fired for unusually long, by their own past.
+    """Reinitializes units that have been silent unusually long, compared with their own history.
 
-    Self-normalized resets (Farias & Jozefiak 2025). The inter-firing time is the number of steps
-    between two firings in which a unit was silent. With A those of the unit's past and a the
-    current one, it is reset when P(A >= a) <= threshold. Time is counted in gradient steps, as in
-    the published code: a unit fires if any activation on the minibatch is positive, and one that
-    fires twice in a row has an inter-firing time of 0. Of the inter-firing times of a healthy unit,
-    whatever their length, up to a share of `threshold` end in a reset all the same. A unit that has
-    always fired is reset when it first fails to. Where activations are seldom or never all negative
-    (concatenated ReLU, sines and cosines, tanh), few or no units are reset.
+    Self-normalized resets (Farias & Jozefiak 2025). The inter-firing time of a unit is the number
+    of silent steps between two firings. Let A be the unit's past inter-firing times and a the
+    current one; the unit is reset when P(A >= a) <= threshold. Time is counted in gradient steps,
+    as in the published code: a unit fires if any of its activations on the minibatch is positive,
+    and a unit that fires twice in a row has an inter-firing time of 0. Up to a fraction `threshold`
+    of the inter-firing times of a healthy unit also end in a reset, whatever their length. A unit
+    that has always fired is reset when it does not fire for the first time. With activation
+    functions that are rarely or never negative on a whole minibatch (concatenated ReLU, sines and
+    cosines, tanh), few or no units are reset.
 
-    P is (1 + #{A >= a}) / (1 + #A): the current time counts as one of the sample, as in a rank
-    test. A unit must therefore have 1 / threshold - 1 past inter-firing times before it can be
-    reset, and one that has never fired is not reset. (The published code waits for a fixed time in
-    that case; it recomputes the percentile at long intervals, of times other than 0.) The past is
-    kept as a histogram: a falls into a bin, at most a quarter as wide as a is long, and counts as
-    the bin's start, so that a reset may come late but never early. 65,536 steps and more are one
-    bin. A reset ends an inter-firing time, which is counted like any other. The rest of the past is
-    kept, also where another method redraws the unit.
+    P is estimated as (1 + #{A >= a}) / (1 + #A): the current time is part of the sample, as in a
+    rank test. A unit therefore needs 1 / threshold - 1 past inter-firing times before it can be
+    reset, and a unit that has never fired is not reset. (The published code waits for a fixed time
+    in that case. It recomputes the percentile at long intervals, over times other than 0.) The past
+    times are kept as a histogram. A time a falls into a bin whose width is at most a / 4, and is
+    rounded down to the start of the bin, so that a reset may be late but never early. Times of
+    65,536 steps and more share one bin. A reset ends an inter-firing time, which is counted like
+    any other. The history is kept after a reset, also after one by another method.
 
-    The incoming weights of the unit are redrawn, norms and biases included; its outgoing weights
-    are set to zero, and so are the optimizer's moments of all these. A single run draws a network
-    only in steps that reset a unit; stacked runs draw one in every step (see `recycle`), which
+    The incoming weights of the unit are reinitialized, including biases and normalization; its
+    outgoing weights are set to zero, and so are the optimizer's moments of all these. In a single
+    run, a network is drawn only in steps that reset a unit; in stacked runs, in every step, which
     costs more.
 
     Attributes:
-      threshold: the probability at which a unit has been silent for too long.
+      threshold: the probability below which a unit has been silent for too long.
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     threshold: float = field(0.01, ge=0, lt=1)
 
@@ -302,20 +310,20 @@ class SelfNormalizedResets(Intervention):
 
 
 class ReGraMa(Intervention):
-    """Resets units with little gradient at an interval (Liu et al. 2025).
+    """Reinitializes units with little gradient at a fixed interval (Liu et al. 2025).
 
-    A unit is inactive if the mean over its incoming weights of |dL/dw| is at most `tau` times the
-    layer's mean of that. L is the whole loss of a minibatch, terms of other methods included, and
-    its gradient is taken before clipping; absolute values are averaged over the minibatches of the
-    update after which units are reset. The published code is reported to measure these weights; the
-    paper's equation has the gradient with respect to the unit's activation instead, which need not
-    vanish where the unit is dead. Biases and norms do not count. All units of a layer without
-    gradient are inactive.
+    A unit is inactive if the mean of |dL/dw| over its incoming weights is at most `tau` times the
+    mean of this quantity over its layer. L is the whole loss of a minibatch, including the terms of
+    other methods, and its gradient is taken before clipping. Absolute values are averaged over the
+    minibatches of the update after which units are reset. Biases and normalization are not
+    included. If a layer has no gradient at all, all its units are inactive. The published code is
+    reported to use the incoming weights as well; the paper's equation has the gradient with respect
+    to the activation instead, which need not be 0 for a dead unit.
 
-    The incoming weights of an inactive unit are redrawn, norms and biases included. Its outgoing
-    weights are set to zero, as in ReDo and as the paper is reported to say; the published code is
-    reported to keep them. The optimizer's moments of changed weights are set to zero. The default
-    interval is that of `ReDo` here, not the paper's.
+    The incoming weights of an inactive unit are reinitialized, including biases and normalization.
+    Its outgoing weights are set to zero, as in ReDo and as the paper is reported to say; the
+    published code is reported to keep them. The optimizer's moments of changed weights are set to
+    zero. The default interval is that of `ReDo` here, not the paper's.
 
     Attributes:
       tau: the threshold.
@@ -324,6 +332,7 @@ class ReGraMa(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     tau: float = field(0.01, ge=0)
     every: int = field(10, kind=int, ge=1)
@@ -368,7 +377,7 @@ def units_of(params: Params, layer: str) -> int:
 def recycle(
     train_state: TrainState, chosen: Mapping[str, Array], context: Context, *, outgoing: bool = True
 ) -> TrainState:
-    """Redraws incoming and clears outgoing weights of the chosen units, moments included.
+    """Reinitializes incoming and zeroes outgoing weights of the chosen units, and their moments.
 
     Adam's count goes on, which makes the first steps after it longer: see `reset_moments`.
 

@@ -31,11 +31,11 @@ Factors = tuple[Array, ...]  # of one parameter: for each axis a matrix [n, n] o
 class EqualBetas(Intervention):
     """Gives Adam's two averages the same decay (Dohare et al. 2023).
 
-    No entry of a step then exceeds the learning rate, however much gradients grow. Otherwise Adam
-    is the agent's.
+    With equal decays, no entry of a step exceeds the learning rate, however fast gradients grow.
+    Adam's other coefficients are not changed.
 
     Attributes:
-      beta: the decay of both averages.
+      beta: the decay of both averages, b1 and b2.
     """
 
     beta: float = field(0.99, ge=0, lt=1)
@@ -51,12 +51,12 @@ class EqualBetas(Intervention):
 
 
 class AdamRel(Intervention):
-    """Resets Adam's time step to 0 with every update of the agent (Ellis et al. 2024).
+    """Resets Adam's step count to 0 at every update of the agent (Ellis et al. 2024).
 
-    The moments are kept; only the count in their bias corrections is reset. Steps early in an
-    update are then shorter with Adam's usual coefficients, but longer with equal ones. An update
-    with all of its epochs has one objective, and so one local time. Other counts in the optimizer's
-    state are kept.
+    Only the count in the bias correction of the moments is reset; the moments are kept. The first
+    gradient steps of an update are then shorter with Adam's usual coefficients, and longer if b1
+    and b2 are equal. The objective changes with each new rollout, so the count starts there and
+    runs through all epochs. Other counts in the optimizer's state are kept.
     """
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
@@ -93,24 +93,24 @@ class TRACState(NamedTuple):
 
 
 class TRAC(Intervention):
-    """Scales the displacement from a reference by a tuned factor (Muppidi et al. 2024).
+    """Scales the distance from the initial parameters adaptively (Muppidi et al. 2024).
 
-    The base rule, Adam with its learning rate and decay, is evaluated at the parameters, and its
-    updates are summed up in a displacement D. With h the inner product of the clipped gradient and
-    D, before this step's update, each discount b has v <- b^2 v + h^2, sigma <- b sigma - h and a
-    term epsilon / erfi(1 / sqrt(2)) * erfi(sigma / (sqrt(2 v) + epsilon)). The parameters are the
-    reference plus S D, where S is the sum of the terms if that is positive, and 0 otherwise.
+    The updates of the base optimizer (Adam with its learning rate and weight decay) are summed in a
+    displacement D. The parameters are the reference plus S D, with a scale S that is tuned online.
+    At each step, let h be the inner product of the clipped gradient and D, before D is updated. For
+    each discount b, v <- b^2 v + h^2 and sigma <- b sigma - h, and S is the sum over discounts of
+    epsilon / erfi(1 / sqrt(2)) * erfi(sigma / (sqrt(2 v) + epsilon)), or 0 if that is negative.
 
-    D is stored, as in the paper; the published code recovers it from the parameters by division,
-    which rounds while S is small and loses D where S is 0. The reference is the parameters minus
-    S D, so that changes by other methods move it and are not undone. Methods that clear moments
-    clear D as well. The reference, D and the discounts' statistics are part of the optimizer's
-    state and are reset at a shift, which never happens in the paper: to keep them, turn
-    `agent.reset_optimizer` off.
+    D is stored, as in the paper; the published code computes it from the parameters by division by
+    S, which is inexact for small S and impossible for S = 0. The reference is the parameters minus
+    S D, so that changes by other methods move the reference and are not undone. Methods that reset
+    moments reset D as well. The reference, D and the statistics v and sigma are part of the
+    optimizer's state and are reset at a shift, which the paper does not do; set
+    `agent.reset_optimizer=false` to keep them.
 
     Attributes:
       epsilon: approximately the initial S.
-      discounts: the discount of each tuner.
+      discounts: the discounts b.
     """
 
     epsilon: float = field(1e-8, gt=0)
@@ -162,19 +162,20 @@ class UPGDState(NamedTuple):
 
 
 class UPGD(Intervention):
-    """Protects useful weights and perturbs the others, on Adam (Elsayed & Mahmood 2024).
+    """Updates useful weights less and perturbs the others more (Elsayed & Mahmood 2024).
 
-    The utility of a weight is -gradient * weight, with the clipped gradient; its running average is
-    bias-corrected as Adam's moments are. U is the sigmoid of the utility divided by the largest
-    utility of all parameters. The direction is 2 (1 - U) (Adam's + noise), plus the decay times
-    the weight: the adaptive version that the authors run with PPO, here with the agent's
-    coefficients of Adam. Their code divides by the largest utility *before* correction, so that
-    for about 1 / (1 - decay) steps each U is near 0 or 1; both are corrected here. If no utility is
-    positive, weights of negative utility are unprotected. Utilities are cleared along with the
-    moments, and reset at a shift.
+    Utility-based perturbed gradient descent on top of Adam. The utility of a weight is
+    -gradient * weight, with the clipped gradient, as a running average with bias correction like
+    Adam's moments. U is the sigmoid of the utility divided by the largest utility of all
+    parameters. The direction is 2 (1 - U) (d + noise), where d is Adam's direction, plus the decay
+    times the weight. This is the adaptive version that the authors use with PPO, here with the
+    agent's coefficients of Adam. Their code divides by the largest utility before its bias
+    correction, so that U is near 0 or 1 for about 1 / (1 - decay) steps; here, both are corrected.
+    If no utility is positive, weights with negative utility are not protected. Utilities are reset
+    together with the moments, and at a shift.
 
-    An update takes about twice as long as without: a normal number is drawn for each parameter
-    at each step.
+    An update takes about twice as long as without this method, because a normal number is drawn for
+    each parameter at each step.
 
     Attributes:
       utility_decay: the decay of the running average of utilities.
@@ -236,33 +237,34 @@ class KronState(NamedTuple):
 
 
 class Kron(Intervention):
-    """Replaces Adam by momentum preconditioned with Kronecker factors, PSGD's Kron (Li 2018).
+    """Replaces Adam by momentum with a Kronecker-factored preconditioner: PSGD Kron (Li 2018).
 
-    A parameter has an upper triangular factor Q for each axis; P = Q'Q of all axes is fitted so
-    that P g is white, where g is the bias-corrected momentum. A fit is one relative gradient step
-    on E[g'Pg + v'P^-1 v], v normal: with A = Q g and B = Q^-T v along all axes, and A_i, B_i
-    unfolded at axis i, Q_i <- Q_i - rate * triu(A_i A_i' - B_i B_i') Q_i / |A_i A_i' + B_i B_i'|
-    with a lower bound of the spectral norm. Biases, axes of one entry and axes longer than
-    `max_size` have diagonal factors. In one fit of a hundred the factors of a parameter are
-    rescaled to equal maximum. P g is scaled down to a root mean square of at most `max_rms`.
+    Each axis of a parameter has an upper triangular factor Q. The preconditioner P = Q'Q (over all
+    axes) is fitted so that P g is white, where g is the bias-corrected momentum. A fit is one
+    relative gradient step on E[g'Pg + v'P^-1 v], with v normal: let A = Q g and B = Q^-T v along
+    all axes, and A_i, B_i their unfoldings at axis i; then Q_i <- Q_i - rate * triu(A_i A_i' - B_i
+    B_i') Q_i / |A_i A_i' + B_i B_i'|, where |.| is a lower bound of the spectral norm. Biases, axes
+    of one entry and axes longer than `max_size` have diagonal factors. In one of a hundred fits,
+    the factors of a parameter are rescaled to equal maximum. P g is scaled down to a root mean
+    square of at most `max_rms`.
 
-    These are the equations and defaults of the published JAX code (psgd_jax), with two exceptions:
-    its noise is the same for every seed, and its factors grow without bound where a parameter's
-    gradient is all zeros; here they are then kept. Methods that clear Adam's moments clear the
-    momentum; the factors are kept, and reset at a shift.
+    These are the equations and defaults of the published JAX code (psgd_jax), with two exceptions.
+    There, the noise v is the same for every seed, and the factors grow without bound while the
+    gradient of a parameter is all zeros; here, they are then kept. Methods that reset Adam's
+    moments reset the momentum; the factors are kept, and are reset at a shift.
 
-    It is expensive: a fit has a triangular solve and matrix products of each axis's size, cubic
-    in the longest, which is often the observation's, and stacked runs compute one at every step,
-    even where the schedule skips it. On Gather an update takes about eleven times as long as
-    without, three times with a `max_size` below the observation's 363 entries.
+    This is expensive: a fit has a triangular solve and matrix products for each axis, cubic in the
+    longest axis, which is often that of the observation. Stacked runs compute a fit at every step,
+    even when the schedule skips it. On Gather, an update takes about eleven times as long as with
+    Adam, or three times with a `max_size` below the observation's 363 entries.
 
     Attributes:
       decay: the decay of the momentum.
       rate: the step size of the factors.
-      scale: the initial square root of P is the identity times this.
+      scale: the initial product of all Q is the identity times this.
       min_probability: the final number of fits per step; initially it is 1.
-      anneal: the exponential rate at which fits become rarer.
-      anneal_from: the number of steps before that.
+      anneal: the exponential rate at which the number of fits per step decays.
+      anneal_from: the step at which this decay begins.
       max_rms: the bound on the root mean square of each parameter's direction.
       max_size: the longest axis with a triangular factor.
     """

@@ -81,15 +81,15 @@ class Network(BaseNetwork):
       blocks: residual blocks after each convolution, as in IMPALA's network (Espeholt et al. 2018).
     """
 
-    hidden: tuple[int, ...] = static_field((256, 256), ge=1, least=1)
+    hidden: tuple[int, ...] = static_field((256, 256), ge=1, least=1, most=100)
     activation: str = static_field("relu")
     norm: str = static_field("none", choices=lambda: tuple(NORMS))
     shared: bool = static_field(True)
-    channels: tuple[int, ...] = static_field((), kind=int, ge=1)
+    channels: tuple[int, ...] = static_field((), kind=int, ge=1, most=100)
     kernel: tuple[int, ...] = static_field((4,), ge=1, least=1)
     stride: tuple[int, ...] = static_field((2,), ge=1, least=1)
     padding: tuple[int, ...] = static_field((1,), ge=0, least=1)
-    blocks: int = static_field(0, ge=0)
+    blocks: int = static_field(0, ge=0, le=100)
 
     def build(
         self,

@@ -51,9 +51,9 @@ class BaseNetwork(Struct):
 
       - Without `activations`, probes of hidden layers (units, ranks, features) report nothing.
       - Without "hidden_<i>" in "torso", methods that act on hidden units or layers (`ReDo`,
-        `ResetLayers`, `WeightNormalization`, ...) find no layer, and may raise a KeyError.
-      - Without "policy" and "value", so do methods that act on heads (`ResetFinal`,
-        `PlasticityInjection`).
+        `ResetLayers`, `WeightNormalization`, ...) are refused, see `Intervention.needs_units`.
+      - Without "policy" and "value", so are methods that act on heads (`ResetFinal`,
+        `PlasticityInjection`), see `Intervention.needs_heads`.
       - Probes of parameters take the top entries of the tree for layers. Methods that treat all
         parameters alike (`L2Init`, `ShrinkPerturb`, `ResetAll`, ...) and update rules need no
         names.
@@ -108,7 +108,7 @@ def check_network(
     num_actions: int,
     continuous: bool = False,
     intrinsic: bool = False,
-) -> None:
+) -> Params:
     """Checks that a network's module returns an `Output` of the right shapes.
 
     Traces the module without computing anything. Results are cached.
@@ -119,6 +119,9 @@ def check_network(
       num_actions: number of actions.
       continuous: whether actions are continuous.
       intrinsic: whether an `intrinsic_value` is required.
+
+    Returns:
+      The shapes of the module's parameters.
 
     Raises:
       SettingError: the module returns something else; or `build` raises it.
@@ -138,9 +141,8 @@ def check_network(
     )
     batch_size = 2
     init: Callable[..., Any] = module.init_with_output
-    output, variables = jax.eval_shape(
-        init, jax.random.key(0), jnp.zeros((batch_size, *observation_shape))
-    )
+    observation = jax.ShapeDtypeStruct((batch_size, *observation_shape), jnp.float32)
+    output, variables = jax.eval_shape(init, jax.random.key(0), observation)
     output_type = "an array" if hasattr(output, "shape") else type(output).__name__
     require(
         isinstance(output, Output),
@@ -163,6 +165,7 @@ def check_network(
         require(
             shape == (batch_size,), f"the {name} of its output must be of shape [B], not {shape}"
         )
+    return variables["params"]
 
 
 def _import_path(network: BaseNetwork) -> str:

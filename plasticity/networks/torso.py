@@ -97,7 +97,7 @@ class Conv(nn.Module):
         bound = 1 / math.sqrt(math.prod(shape[:-1]))
         kernel = self.param("kernel", uniform, shape, bound)
         bias = self.param("bias", uniform, (channels,), bound)
-        return bias + convolve(x, kernel, stride, padding)
+        return bias + convolve(x.astype(kernel.dtype), kernel, stride, padding)
 
 
 class Torso(nn.Module):

@@ -34,7 +34,7 @@ class View:
       init_params: draws parameters from their initial distribution, with a key.
       per_sample_loss: computes the agent's loss of each transition, from parameters and a batch.
         [B].
-      make_batch: computes `batch`.
+      compute_batch: computes `batch`.
     """
 
     params: Params
@@ -47,7 +47,7 @@ class View:
     effective_params: Callable[[Params], Params]
     init_params: Callable[[Array], Params]
     per_sample_loss: Callable[[Params, Batch], Array]
-    make_batch: Callable[[], Batch]
+    compute_batch: Callable[[], Batch]
     _serialized: list[Array] = field(default_factory=list, init=False)
 
     @cached_property
@@ -88,7 +88,7 @@ class View:
         The same with JAX and host environments. The agent prepares the advantages: PPO normalizes
         them over all transitions.
         """
-        return self.make_batch()
+        return self.compute_batch()
 
     def take(self, indices: Array) -> Batch:
         """Returns the transitions of `batch` at some indices. [*indices.shape, ...]."""

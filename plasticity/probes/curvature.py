@@ -13,9 +13,9 @@ __all__ = ["HessianEigenvalue"]
 class HessianEigenvalue(Probe):
     """The largest eigenvalue of the Hessian of the agent's loss: its sharpness (Lyle et al. 2023).
 
-    This is the algebraically largest eigenvalue, even if there are negative ones of larger
-    magnitude. It is computed by Lanczos' method from a random direction, which approaches it from
-    below, up to rounding. The loss is the mean over transitions of a rollout, without the terms of
+    This is the algebraically largest eigenvalue, also if a negative one has a larger magnitude. The
+    Lanczos method computes it from a random direction and approaches it from below, up to
+    rounding. The loss is the mean over transitions of a rollout, without the terms of
     interventions. Costs about 2 * `iterations` gradients of `size` transitions.
 
     Attributes:

@@ -23,9 +23,9 @@ class FeatureNorm(Probe):
 class FeatureCosine(Probe):
     """The mean cosine between the features of two different observations of the batch.
 
-    It is 1 if the features of a layer differ in length alone. Features are not centered, so it is
-    never negative in a ReLU layer. Features that are zero have no direction and are left out; it is
-    0 if fewer than two are left.
+    It is 1 if all features of a layer have the same direction. Features are not centered, so it is
+    never negative in a ReLU layer. Observations whose features are all zero are left out; it is 0
+    if fewer than two are left.
     """
 
     def __call__(self, view: View) -> dict[str, Array]:

@@ -43,7 +43,7 @@ class ValueChurn(Probe):
 
 
 class CriticError(Probe):
-    """The root mean squared error of the value against the lambda-returns of a rollout.
+    """The root mean squared error of the value estimate against the lambda-returns of a rollout.
 
     The rollout is of the current policy, and its returns are bootstrapped from the current value.
     """

@@ -16,7 +16,7 @@ __all__ = ["ApproximateRank", "EffectiveRank", "FeatureRank", "Srank", "StableRa
 
 
 class EffectiveRank(Probe):
-    """exp of the entropy of a layer's normalized singular values (Roy & Vetterli 2007)."""
+    """The exponential of the entropy of the normalized singular values (Roy & Vetterli 2007)."""
 
     def __call__(self, view: View) -> dict[str, Array]:
         return _map_layers(view, effective_rank)
@@ -25,8 +25,8 @@ class EffectiveRank(Probe):
 class StableRank(Probe):
     """The squared Frobenius norm of a layer's features over their squared spectral norm.
 
-    Rudelson & Vershynin (2007), who call it numerical rank. Much of the literature's code calls
-    another measure the stable rank: see `Srank`.
+    Rudelson & Vershynin (2007) call it numerical rank. Much published code calls a different
+    measure the stable rank: see `Srank`.
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
@@ -49,13 +49,13 @@ class Srank(Probe):
 
 
 class ApproximateRank(Probe):
-    """The number of directions with most of the features' squared norm (Yang et al. 2020).
+    """The number of principal components with most of the squared norm (Yang et al. 2020).
 
     It counts squared singular values of features that are not centered, as Moalla et al. (2024)
-    do: principal components of the second moment, not of the covariance.
+    do: the components are those of the second moment, not of the covariance.
 
     Attributes:
-      threshold: the fraction of the squared norm that they must have.
+      threshold: the fraction of the squared norm that the components must reach.
     """
 
     threshold: float = field(0.99, gt=0, lt=1)

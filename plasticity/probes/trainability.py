@@ -12,7 +12,9 @@ __all__ = ["Trainability"]
 
 
 class Trainability(Probe):
-    """The final loss of a copy trained on random targets; low is trainable (Lyle et al. 2023).
+    """The final loss of a copy that is trained on random targets (Lyle et al. 2023).
+
+    A low loss means that the network can still be trained.
 
     The targets on the probe batch are a + sin(1e5 f(x)), where f is a randomly drawn network and a
     is the mean over the batch of the copy's outputs before training. All outputs are trained: the
@@ -23,8 +25,8 @@ class Trainability(Probe):
     paper's loss of plasticity is the difference of the two.
 
     Training is full-batch Adam from a newly initialized state. The paper uses the optimizers of its
-    agents, 2000 steps and 10 targets; the defaults here are cheaper. Expensive: 2 * `targets` *
-    `steps` gradients of the whole probe batch.
+    agents, 2000 steps and 10 targets; the defaults here are cheaper. Costs 2 * `targets` * `steps`
+    gradients of the whole probe batch, which is expensive.
 
     Attributes:
       steps: number of steps of Adam.

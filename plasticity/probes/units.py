@@ -27,7 +27,7 @@ __all__ = [
 
 
 class DeadUnits(Probe):
-    """The fraction of units that are zero on the whole batch."""
+    """The fraction of units whose activation is zero on the whole batch."""
 
     def __call__(self, view: View) -> dict[str, Array]:
         return _map_units(view.output.activations, lambda x: jnp.all(x == 0, axis=0))
@@ -77,7 +77,7 @@ class RolloutInactiveFraction(Probe):
 
 
 class SaturatedUnits(Probe):
-    """The fraction of units that are near -1 or 1 on the whole batch: tanh's dead units.
+    """The fraction of units that are near -1 or 1 on the whole batch: the dead units of tanh.
 
     A unit is saturated if its absolute activation always exceeds `threshold`. A layer with any
     activation beyond 1 is not bounded as tanh is, and has no saturated units.
@@ -113,12 +113,12 @@ class SaturatedFraction(Probe):
 
 
 class GradientDormantUnits(Probe):
-    """The fraction of units with hardly any gradient: GraMa's measure (Liu et al. 2025).
+    """The fraction of units with little gradient, by the GraMa criterion (Liu et al. 2025).
 
     A unit is dormant if the mean over transitions of |d loss / d z| is at most `tau` times the
     mean of that over its layer, where z is the input of its activation function and the loss is
-    the agent's. The paper's equation has the activation in place of z, with which a dead unit would
-    still get a gradient; its code has the incoming weights. All units of a layer without gradient
+    the agent's. The paper's equation has the activation in place of z, for which a dead unit would
+    still have a gradient; its code has the incoming weights. All units of a layer without gradient
     are dormant.
 
     The gradient is computed as that of the layer's last bias, one transition at a time. A norm

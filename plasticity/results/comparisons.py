@@ -26,6 +26,7 @@ import statsmodels.api as sm
 from numpy.typing import ArrayLike
 from statsmodels.stats.multitest import multipletests
 
+from plasticity.results.arguments import check_known, checked, each, frame_with
 from plasticity.results.statistics import (
     BASELINE,
     CONDITION,
@@ -39,6 +40,7 @@ from plasticity.results.statistics import (
     warn_about_seeds,
 )
 from plasticity.storage.table import ResultsError
+from plasticity.struct import Range
 
 __all__ = [
     "aggregates",
@@ -60,6 +62,7 @@ _SEED_KEYS = [*CONDITION, "intervention", "seed"]
 _RESAMPLES = 10_000
 
 
+@checked()
 def end_of_rounds(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.DataFrame:
     """Computes a metric at the end of each round, and its change since the end of the first.
 
@@ -89,6 +92,7 @@ def end_of_rounds(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.Da
     return ends.assign(change=ends["value"] - start)
 
 
+@checked(rounds=each(Range(int, ge=1), 1))
 def scores(
     frame: pd.DataFrame,
     metric: str,
@@ -127,6 +131,7 @@ def scores(
     return table
 
 
+@checked()
 def t_tests(scores: pd.DataFrame, against: str = CONTROL) -> pd.DataFrame:
     """Computes an unpaired t-test (Student's) over seeds of each intervention against one.
 
@@ -152,6 +157,7 @@ def t_tests(scores: pd.DataFrame, against: str = CONTROL) -> pd.DataFrame:
     return _test_each(scores, against, test)
 
 
+@checked()
 def paired_tests(
     scores: pd.DataFrame, against: str = CONTROL, correction: str = "holm"
 ) -> pd.DataFrame:
@@ -219,6 +225,7 @@ def interquartile_mean(values: np.ndarray, axis: int | tuple[int, ...] | None = 
     return np.asarray(scipy.stats.trim_mean(values, 0.25, axis=axis))
 
 
+@checked()
 def aggregates(
     scores: pd.DataFrame,
     statistic: Callable[..., np.ndarray] = interquartile_mean,
@@ -252,6 +259,7 @@ def aggregates(
     return pd.DataFrame(rows, columns=["intervention", "value", "low", "high", "seeds", "shifts"])
 
 
+@checked()
 def probability_of_improvement(
     scores: pd.DataFrame,
     against: str = BASELINE,
@@ -294,6 +302,7 @@ def probability_of_improvement(
     return pd.DataFrame(rows, columns=["intervention", "value", "low", "high"])
 
 
+@checked()
 def performance_profiles(
     scores: pd.DataFrame,
     thresholds: Sequence[float] | np.ndarray,
@@ -325,6 +334,7 @@ def performance_profiles(
     return pd.DataFrame(rows, columns=["intervention", "threshold", "value", "low", "high"])
 
 
+@checked()
 def metric_points(frame: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
     """Computes the mean change of a return and of each metric, for each shift and intervention.
 
@@ -350,6 +360,7 @@ def metric_points(frame: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     return pd.DataFrame(columns).reset_index()
 
 
+@checked(points=frame_with(()))
 def correlations(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
     """Computes Pearson's correlation of each metric with a return, over shifts and interventions.
 
@@ -362,6 +373,8 @@ def correlations(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
       A row for each metric: metric, points (their number), r, r_squared, p (two-sided), p_corrected
       (Holm), slope and intercept of the least-squares line. NaN if a metric does not vary.
     """
+    check_known("target", [target], points.columns)
+    check_known("metrics", metrics, points.columns)
     rows = []
     for metric in metrics:
         both = points[[metric, target]].dropna()
@@ -382,6 +395,7 @@ def correlations(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     return table
 
 
+@checked(points=frame_with(()))
 def linear_model(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
     """Fits a generalized linear model of a return on all metrics (Gaussian, identity link).
 
@@ -397,6 +411,8 @@ def linear_model(points: pd.DataFrame, target: str, metrics: Sequence[str]) -> p
     Raises:
       ResultsError: there are no more points than terms, or a metric does not vary.
     """
+    check_known("target", [target], points.columns)
+    check_known("metrics", metrics, points.columns)
     known = points[[target, *metrics]].dropna()
     if len(known) <= len(metrics) + 1:
         raise ResultsError(

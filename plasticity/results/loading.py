@@ -13,6 +13,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from plasticity.renamed import rename_config, rename_key
+from plasticity.results.arguments import checked, frame_with
 from plasticity.storage.table import (
     CONFIG,
     DTYPES,
@@ -33,6 +34,7 @@ _TARGET = "_target_"
 _EXPECTED = f"a run's folder with {TABLE}, a folder of such, a .parquet file, or a glob of these"
 
 
+@checked()
 def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
     """Loads the tables of runs, finished or not, and concatenates them.
 
@@ -65,14 +67,14 @@ def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
         keys.append(rename_key(key))
         if keys[-1] != key:
             warnings.warn(
-                f"{key} is now called {keys[-1]}; the old name works until 0.3", stacklevel=2
+                f"{key} is now called {keys[-1]}; the old name works until 0.3", stacklevel=3
             )
     keys = list(dict.fromkeys(keys))
     if clash := [key for key in keys if key in DTYPES]:
         raise ResultsError(f"config key {clash[0]}: the table has a column of this name")
     sources, without_table = _find_all(where)
     for folder in without_table:
-        warnings.warn(f"{folder}: left out, for it holds a config but no {TABLE}", stacklevel=2)
+        warnings.warn(f"{folder}: left out, for it holds a config but no {TABLE}", stacklevel=3)
     parent = os.path.commonpath([source.path.parent for source in sources])
     frames = [
         _name_runs(
@@ -88,6 +90,7 @@ def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
     return sort_rows(table)
 
 
+@checked()
 def swept_keys(*where: str | Path) -> list[str]:
     """Returns the configuration keys in which runs differ, such as those of a sweep.
 
@@ -124,6 +127,7 @@ def swept_keys(*where: str | Path) -> list[str]:
     return [".".join(key) for key in keys]
 
 
+@checked(frame=frame_with(("intervention",), rows=False))
 def label_by_config(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Appends settings to the names of interventions: `shrink_perturb shrink=0.1`.
 
@@ -183,8 +187,12 @@ def _find_all(where: Sequence[str | Path]) -> tuple[list[_Source], list[Path]]:
 
 def _find(where: str | Path) -> tuple[list[_Source], list[Path]]:
     """Finds the tables at a path or glob, sorted by path and at least one, and runs without one."""
-    path = Path(os.path.abspath(Path(where).expanduser()))
-    if path.exists():  # Before globbing: Hydra names folders such as `seed=[0,1]`.
+    try:
+        path = Path(os.path.abspath(Path(where).expanduser()))
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # as of a name that is too long, or no such user
+        raise ResultsError(f"{where}: cannot be read ({error}); expected {_EXPECTED}") from error
+    if exists:  # Before globbing: Hydra names folders such as `seed=[0,1]`.
         sources, without_table = _search(path)
         is_run = without_table == [path]
     else:
@@ -211,9 +219,11 @@ def _search(path: Path) -> tuple[list[_Source], list[Path]]:
         return [_Source(path, path.parent if path.name == TABLE else path)], []
     if (path / TABLE).is_file():
         return [_Source(path / TABLE, path)], []
+    if not path.is_dir():  # as a pipe
+        return [], []
     sources: list[_Source] = []
     without_table: list[Path] = []
-    for child in sorted(path.iterdir()):
+    for child in _children(path):
         # Following links could visit a folder twice or loop; hidden folders belong to other tools.
         if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
             some, without = _search(child)
@@ -224,6 +234,14 @@ def _search(path: Path) -> tuple[list[_Source], list[Path]]:
     if is_run and not sources and not without_table:
         return [], [path]
     return sources, without_table
+
+
+def _children(folder: Path) -> list[Path]:
+    """Lists a folder, sorted."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise ResultsError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 def _name_runs(frame: pd.DataFrame, name: str, only_source: bool) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from plasticity.results.arguments import checked
 from plasticity.results.statistics import (
     REFERENCES,
     RETURN,
@@ -178,6 +179,7 @@ STYLES: dict[str, LineStyle] = {
 }
 
 
+@checked()
 def line_styles(
     interventions: Iterable[str], references: Sequence[str] = REFERENCES
 ) -> dict[str, LineStyle]:
@@ -221,6 +223,7 @@ def marker_face(style: LineStyle) -> str:
     return style.color if style.linestyle == "-" or style.color not in _COLORS else "none"
 
 
+@checked()
 def lines_by_round(
     frame: pd.DataFrame,
     metric: str,
@@ -266,6 +269,7 @@ def lines_by_round(
     return axes
 
 
+@checked()
 def curve(
     frame: pd.DataFrame,
     metric: str,
@@ -314,6 +318,7 @@ def curve(
     return axes
 
 
+@checked()
 def learning_curve(
     frame: pd.DataFrame,
     metric: str,
@@ -361,6 +366,7 @@ def learning_curve(
     return axes
 
 
+@checked()
 def overview(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Figure:
     """Plots an experiment: the training return by round, and metrics of plasticity beside it.
 
@@ -407,6 +413,7 @@ def overview(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Fig
     return figure
 
 
+@checked()
 def save(figure: Figure | Axes, path_without_suffix: str | Path) -> tuple[Path, Path]:
     """Saves a figure as PNG (200 dots per inch) and as SVG, each written atomically.
 

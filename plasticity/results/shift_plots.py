@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from plasticity.results.arguments import check_known, checked, each, frame_with
 from plasticity.results.comparisons import correlations
 from plasticity.results.plots import (
     METRIC_NAMES,
@@ -36,6 +37,7 @@ from plasticity.results.statistics import (
     intervention_order,
 )
 from plasticity.storage.table import ResultsError
+from plasticity.struct import Range
 
 __all__ = [
     "baseline_figure",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 
+@checked()
 def baseline_figure(
     frame: pd.DataFrame,
     baseline: str = BASELINE,
@@ -75,7 +78,7 @@ def baseline_figure(
     if pair.empty:
         raise ResultsError(f"none of {', '.join(references)} is in the table")
     known = [m for m in ("train_return", "eval_test_return") if (pair["metric"] == m).any()]
-    shifts = _shifts(pair, shifts)
+    shifts = [shift for shift in _shifts(frame, shifts) if (pair["shift"] == shift).any()]
     rows = [(metric, by) for by in ("update", "round") for metric in known]
     with plt.rc_context(STYLE):
         figure = new_figure((3.3 * len(shifts) + 0.4, 2.1 * len(rows) + 0.9))
@@ -98,6 +101,7 @@ def baseline_figure(
     return figure
 
 
+@checked(metrics=each(Range(str), 1))
 def correlation_figure(
     points: pd.DataFrame,
     metrics: Sequence[str],
@@ -182,6 +186,7 @@ def correlation_figure(
     return figure
 
 
+@checked(scores=frame_with(("env", "shift", "intervention", "seed", "metric", "score")))
 def intervals_figure(
     scores: pd.DataFrame,
     *,
@@ -240,6 +245,7 @@ def intervals_figure(
     return figure
 
 
+@checked()
 def rounds_figure(
     frame: pd.DataFrame,
     metric: str,
@@ -303,6 +309,7 @@ def rounds_figure(
     return figure
 
 
+@checked(metrics=each(Range(str), 1))
 def learning_figure(frame: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     """Plots learning curves of every intervention: a panel for each metric, by environment step.
 
@@ -330,6 +337,7 @@ def learning_figure(frame: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     return figure
 
 
+@checked()
 def profiles_figure(profiles: pd.DataFrame, score: str = "Score") -> Figure:
     """Plots performance profiles: the fraction of runs above each score, with bootstrap bands.
 
@@ -412,9 +420,16 @@ def levels_figure(
 
 
 def _shifts(frame: pd.DataFrame, shifts: Sequence[str] | None) -> list[str]:
-    """Returns the shifts given that a table has, or all of them, sorted."""
+    """Returns the shifts given, or all those of a table, sorted.
+
+    Raises:
+      ResultsError: the table lacks one of them.
+    """
     known = set(frame["shift"].unique())
-    return sorted(known) if shifts is None else [shift for shift in shifts if shift in known]
+    if shifts is None:
+        return sorted(known)
+    check_known("shifts", shifts, known)
+    return list(shifts)
 
 
 def _name(metric: str) -> str:

@@ -19,7 +19,8 @@ import pandas as pd
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from plasticity.storage.table import ResultsError
+from plasticity.results.arguments import checked, frame_with
+from plasticity.storage.table import COLUMNS, ResultsError
 
 __all__ = [
     "CONDITION",
@@ -63,6 +64,7 @@ class Interval(NamedTuple):
     high: float
 
 
+@checked()
 def select(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.DataFrame:
     """Returns the rows of one metric and layer.
 
@@ -80,6 +82,7 @@ def select(frame: pd.DataFrame, metric: str, layer: str = "all") -> pd.DataFrame
     return rows[rows["layer"] == layer]
 
 
+@checked()
 def by_round(
     frame: pd.DataFrame, metric: str, layer: str = "all", how: str = "mean"
 ) -> pd.DataFrame:
@@ -100,8 +103,6 @@ def by_round(
     Raises:
       ResultsError: the table has no such metric or layer, or `how` is unknown.
     """
-    if how not in ("mean", "last"):
-        raise ResultsError(f"how={how}: expected mean or last")
     rows = select(frame, metric, layer).sort_values("update", kind="stable")
     if how == "mean":
         weight = _weights(frame, rows, metric)
@@ -116,6 +117,7 @@ def by_round(
     return values.where(complete).rename("value").reset_index()
 
 
+@checked()
 def bin_by_steps(
     frame: pd.DataFrame, metric: str, num_bins: int, layer: str = "all"
 ) -> pd.DataFrame:
@@ -144,6 +146,7 @@ def bin_by_steps(
     return values.rename(columns={"round": "stretch"})
 
 
+@checked(frame=frame_with(COLUMNS, rows=False))
 def divergences(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns the runs that diverged, and where.
 
@@ -159,6 +162,7 @@ def divergences(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby(RUN, as_index=False)[["round", "update"]].min()
 
 
+@checked(frame=frame_with(COLUMNS, rows=False))
 def divergence_notes(frame: pd.DataFrame) -> list[str]:
     """Returns a note that names the seeds that diverged and at which updates; empty if none did."""
     diverged, names = divergences(frame), []
@@ -172,6 +176,7 @@ def divergence_notes(frame: pd.DataFrame) -> list[str]:
     return [f"diverged, and left out from that round on: {'; '.join(names)}"] if names else []
 
 
+@checked(frame=frame_with(COLUMNS, rows=False))
 def shared_seeds(frame: pd.DataFrame) -> list[str]:
     """Returns a note for each env, shift and intervention in which several runs share a seed."""
     counts = frame.drop_duplicates([*GROUP, "seed", "run"]).groupby([*GROUP, "seed"]).size()
@@ -183,13 +188,15 @@ def shared_seeds(frame: pd.DataFrame) -> list[str]:
     ]
 
 
+@checked(frame=frame_with(COLUMNS, rows=False))
 def warn_about_seeds(frame: pd.DataFrame) -> None:
     """Warns of seeds that several runs share, and of seeds that diverged.
 
-    The warnings are attributed to the caller of the function that calls this.
+    The warnings are attributed to the caller of the function that calls this, where that function
+    checks its arguments (see `plasticity.results.arguments.checked`).
     """
     for note in (*shared_seeds(frame), *divergence_notes(frame)):
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(note, stacklevel=5)
 
 
 def over_seeds(values: pd.DataFrame, at: str = "round") -> pd.DataFrame:
@@ -207,6 +214,7 @@ def over_seeds(values: pd.DataFrame, at: str = "round") -> pd.DataFrame:
     return values.groupby(["seed", at])["value"].mean(skipna=False).unstack()
 
 
+@checked()
 def bootstrap_mean(
     values: ArrayLike, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
@@ -232,6 +240,7 @@ def bootstrap_mean(
     return _bootstrap((sample,), np.mean, confidence, resamples, seed)
 
 
+@checked()
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """Computes the mean with its t-interval (Student, 1908).
 
@@ -252,6 +261,7 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(mean, float(mean - half_width), float(mean + half_width))
 
 
+@checked()
 def difference(
     frame: pd.DataFrame,
     metric: str,
@@ -305,6 +315,7 @@ def difference(
     return _difference(left, right, confidence, resamples, seed)
 
 
+@checked(frame=frame_with(COLUMNS, rows=False))
 def summary(
     frame: pd.DataFrame,
     last: int = 3,
@@ -353,10 +364,8 @@ def summary(
     Raises:
       ResultsError: `last` is less than 1.
     """
-    if last < 1:
-        raise ResultsError(f"last={last}: expected 1 or more rounds")
     for note in shared_seeds(frame):
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     diverged = divergences(frame)
     tables = {name: _by_round_if_any(frame, name) for name in (RETURN, *metrics)}
     rows = []
@@ -392,6 +401,7 @@ def summary(
     )
 
 
+@checked(frame=frame_with(("intervention",), rows=False))
 def intervention_order(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> list[str]:
     """Returns the interventions of a table: the references first, then the others by name.
 

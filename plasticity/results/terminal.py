@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from plasticity.results.arguments import checked
 from plasticity.results.statistics import BASELINE, CONDITION
 
 __all__ = ["print_summary"]
 
 
+@checked()
 def print_summary(
     summary_frame: pd.DataFrame, console: Console | None = None, *, baseline: str = BASELINE
 ) -> None:

@@ -19,27 +19,24 @@ class Recorder:
     A record is one metric of one layer at one update, of all runs: as many rows as there are runs.
 
     Args:
-      ids: the `run` column and the seed of each run, [S].
-      constants: the columns that are the same for all: env, shift and intervention.
+      labels: the columns that identify each run, [S]: run, env, shift, intervention and seed.
       updates_per_round: updates of a round.
       batch_size: environment steps of an update of one run.
     """
 
     def __init__(
         self,
-        ids: Sequence[tuple[str, int]],
-        constants: Mapping[str, str],
+        labels: Sequence[Mapping[str, str | int]],
         updates_per_round: int,
         batch_size: int,
     ) -> None:
-        self._ids = list(ids)
-        self._constants = dict(constants)
+        self._labels = [dict(label) for label in labels]
         self._updates_per_round = updates_per_round
         self._batch_size = batch_size
         self._metrics: dict[tuple[str, str], int] = {}  # (metric, layer) -> its number
         # One entry a record: its update, the numbers of its metrics, their values [K, S].
         self._moments: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self._diverged = np.zeros(len(self._ids), np.int64)
+        self._diverged = np.zeros(len(self._labels), np.int64)
 
     def add(self, update: int, metrics: Metrics, diverged: Array) -> None:
         """Records the metrics of one update.
@@ -49,9 +46,9 @@ class Recorder:
           metrics: metric -> layer -> [S], or longer: what follows the first S is padding.
           diverged: the update at which a run diverged, 0 if it has not; as long.
         """
-        self._diverged = np.asarray(diverged)[: len(self._ids)].astype(np.int64)
+        self._diverged = np.asarray(diverged)[: len(self._labels)].astype(np.int64)
         each = [
-            ((metric, layer), np.asarray(values)[: len(self._ids)])
+            ((metric, layer), np.asarray(values)[: len(self._labels)])
             for metric, layers in metrics.items()
             for layer, values in layers.items()
         ]
@@ -80,7 +77,7 @@ class Recorder:
         update, number, values = self._joined(moments)
         names = np.array([*self._metrics, ("diverged", "all")], object)
         frames = []
-        for i in range(len(self._ids))[which]:
+        for i in range(len(self._labels))[which]:
             since = int(self._diverged[i])
             own = values[:, i].astype(np.float64)
             lost = (update >= since) & (since > 0)
@@ -91,13 +88,10 @@ class Recorder:
             order = np.argsort(updates, kind="stable")
             metric = names[np.concatenate([[-1] * len(first), number[rows]]).astype(int)[order]]
             updates = updates[order]
-            run, seed = self._ids[i]
             frames.append(
                 pd.DataFrame(
                     {
-                        "run": run,
-                        **self._constants,
-                        "seed": seed,
+                        **self._labels[i],
                         "round": (updates - 1) // self._updates_per_round + 1,
                         "update": updates,
                         "env_steps": updates * self._batch_size,
@@ -135,7 +129,7 @@ class Recorder:
         """Returns records one after another: updates [R], metric numbers [R], values [R, S]."""
         if not moments:
             none = np.zeros(0, np.int64)
-            return none, none, np.zeros((0, len(self._ids)), np.float32)
+            return none, none, np.zeros((0, len(self._labels)), np.float32)
         updates, numbers, values = zip(*moments, strict=True)
         return (
             np.repeat(np.asarray(updates, np.int64), [len(some) for some in numbers]),

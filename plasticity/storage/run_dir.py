@@ -49,6 +49,17 @@ class RunInfo(NamedTuple):
     batch_size: int
 
 
+def check_folder(folder: object, key: str = "folder") -> None:
+    """Raises `SettingError`, naming `key`, if something cannot be the path of a folder."""
+    allowed = "must be a folder"
+    if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
+        raise SettingError(key, folder, allowed)
+    try:
+        Path(folder).expanduser().exists()
+    except (OSError, RuntimeError) as error:  # as of a name that is too long, or no such user
+        raise SettingError(key, str(folder), f"{allowed} ({error})") from error
+
+
 def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     """Returns whether a run directory holds the runs of a configuration, finished.
 
@@ -97,6 +108,10 @@ def load_params(path: str | Path) -> Any:
     Raises:
       ResultsError: there are none.
     """
+    try:
+        check_folder(path, "path")
+    except SettingError as error:
+        raise table.ResultsError(str(error)) from error
     params = (Path(path) / PARAMS).resolve()
     if not params.is_dir():
         raise table.ResultsError(f"{params}: does not exist; expected final parameters")

@@ -1,9 +1,14 @@
 """Holds back Ctrl-C and schedulers' signals until it is safe to stop."""
 
+import math
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+# Enough to finish what takes a moment; schedulers leave some 30 s before they kill a process.
+_GRACE_SECONDS = 5.0
 
 
 class SignalGuard:
@@ -19,6 +24,7 @@ class SignalGuard:
 
     def __init__(self) -> None:
         self.pending_signal: signal.Signals | None = None
+        self._pending_since = math.inf
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -41,7 +47,16 @@ class SignalGuard:
         if self.pending_signal:
             raise KeyboardInterrupt(self.pending_signal)
 
+    def check_overdue(self) -> None:
+        """Raises as `check` does, but only if the signal has been held back for some seconds.
+
+        For loops that may be long, and whose work is lost when they are interrupted.
+        """
+        if time.monotonic() - self._pending_since >= _GRACE_SECONDS:
+            raise KeyboardInterrupt(self.pending_signal)
+
     def _hold(self, number: int, frame: FrameType | None) -> None:
         if self.pending_signal:
             raise KeyboardInterrupt(signal.Signals(number))
+        self._pending_since = time.monotonic()
         self.pending_signal = signal.Signals(number)

@@ -81,6 +81,8 @@ def validate(frame: pd.DataFrame, where: object = "table") -> pd.DataFrame:
     Raises:
       ResultsError: columns are missing, or a column cannot be converted to its type.
     """
+    if not isinstance(frame, pd.DataFrame):
+        raise ResultsError(f"{where}: is {type(frame).__name__}; expected a results table")
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise ResultsError(f"{where}: lacks columns {', '.join(missing)}; expected a results table")
     extra = [name for name in frame.columns if name not in DTYPES]
@@ -97,7 +99,11 @@ def validate(frame: pd.DataFrame, where: object = "table") -> pd.DataFrame:
 
 def concat(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Concatenates tables in the order given. Without any rows, returns an empty table."""
-    nonempty = [validate(frame) for frame in frames if len(frame)]
+    if isinstance(frames, str | pd.DataFrame) or not isinstance(frames, Iterable):
+        raise ResultsError(f"frames: is {type(frames).__name__}; expected a list of results tables")
+    nonempty = [
+        validate(frame) for frame in frames if not (isinstance(frame, pd.DataFrame) and frame.empty)
+    ]
     return pd.concat(nonempty, ignore_index=True) if nonempty else empty()
 
 
@@ -105,7 +111,11 @@ def sort_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """Sorts rows by run, env, shift, intervention, seed and update, as `results.load` does.
 
     The sort is stable: rows that agree in all of these keep their order.
+
+    Raises:
+      ResultsError: the frame is not a results table.
     """
+    frame = validate(frame)
     by = ["run", "env", "shift", "intervention", "seed", "update"]
     return frame.sort_values(by, kind="stable", ignore_index=True)
 
@@ -147,8 +157,10 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
     """Writes a results table as Parquet, atomically.
 
     Raises:
-      ResultsError: the frame is not a results table. A file at `path` is left as it was.
+      ResultsError: the frame is not a results table, or `path` no path. A file there is left as it
+        was.
     """
+    _check_path(path)
     checked = validate(frame, path)
     with replacing(path) as temporary:
         checked.to_parquet(temporary, index=False)
@@ -160,10 +172,18 @@ def read(path: str | Path) -> pd.DataFrame:
     Raises:
       ResultsError: the file is not readable as Parquet, or holds no results table.
     """
+    _check_path(path)
     try:
+        if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for ever
+            raise ResultsError(f"{path}: is no file; expected a Parquet file")
         # By handle: pyarrow would take "=" in a folder's name for a partition of the table.
         with Path(path).open("rb") as file:
             frame = pd.read_parquet(file, engine="pyarrow")
     except (pa.ArrowException, OSError) as error:
         raise ResultsError(f"{path}: cannot be read; expected a Parquet file") from error
     return validate(frame, path)
+
+
+def _check_path(path: object) -> None:
+    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+        raise ResultsError(f"path={path!r}: expected a path")

@@ -4,7 +4,6 @@ The update, the hooks and the probes are those of `plasticity.training.loop`. Ev
 leading axis of runs, [S, ...].
 """
 
-import itertools
 from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +18,7 @@ from plasticity.envs.host.vector_env import HostVecEnv
 from plasticity.rng import Stream, key_for
 from plasticity.training import loop
 from plasticity.training.placement import Placement
+from plasticity.training.rollout import warn_of_cut_off_episodes
 from plasticity.training.run import Run, seeds_of
 from plasticity.training.state import EpisodeStats, MetricSums, RunState
 
@@ -51,8 +51,14 @@ def make_rngs(runs: Run, stream: Stream, count: int = 0) -> list[np.random.Gener
     return [np.random.default_rng([seed, stream, count, 1]) for seed in seeds_of(runs)]
 
 
-def run_interleaved(tasks: Sequence[Waiting[T]]) -> list[T]:
+def run_interleaved(
+    tasks: Sequence[Waiting[T]], check_signals: Callable[[], None] = lambda: None
+) -> list[T]:
     """Runs generators alternately: resumes one that need not wait, or has waited longest.
+
+    Args:
+      tasks: the generators.
+      check_signals: called before each is resumed; what it raises ends them all.
 
     Returns:
       What each of them returned.
@@ -69,6 +75,7 @@ def run_interleaved(tasks: Sequence[Waiting[T]]) -> list[T]:
     for number in range(len(tasks)):
         resume(number)
     while waiting:
+        check_signals()
         first = next((i for i, (_, awaited) in enumerate(waiting) if awaited.is_ready()), 0)
         resume(waiting.pop(first)[0])
     return [done[number] for number in range(len(tasks))]
@@ -153,19 +160,33 @@ class HostWorker:
       runs: the runs, [S].
       state: the state at the end of a round to continue from; the beginning if not given.
       device: the device.
+      check_signals: called between steps that sample a probe batch.
     """
 
-    def __init__(self, runs: Run, state: RunState | None, device: jax.Device) -> None:
+    def __init__(
+        self,
+        runs: Run,
+        state: RunState | None,
+        device: jax.Device,
+        check_signals: Callable[[], None],
+    ) -> None:
+        self._check_signals = check_signals
         self._placement = Placement((device,), Placement.of(1).mode)
         self._runs = self._placement.put(runs)
-        self._train_envs = self._make_envs(runs.agent.num_envs)
-        self._eval_envs = self._make_envs(runs.schedule.eval_episodes)
-        self._probe_envs: HostVecEnv | None = None
-        if state is None:
-            self.state: RunState = self._compiled(loop.init)(self._runs)
-            self._start_envs()
-        else:
-            self.state = self._placement.put(state)
+        self._open_envs: list[HostVecEnv] = []
+        try:
+            self._train_envs = self._make_envs(runs.agent.num_envs)
+            # Probe batches are sampled in these too.
+            self._eval_envs = self._make_envs(runs.schedule.eval_episodes or runs.agent.num_envs)
+            self._probe_envs: HostVecEnv | None = None
+            if state is None:
+                self.state: RunState = self._compiled(loop.init)(self._runs)
+                self._start_envs()
+            else:
+                self.state = self._placement.put(state)
+        except BaseException:
+            self.close()
+            raise
 
     def start_round(self) -> None:
         """See `Trainer.start_round`."""
@@ -210,13 +231,14 @@ class HostWorker:
 
     def close(self) -> None:
         """Closes the environments."""
-        for envs in (self._train_envs, self._eval_envs, self._probe_envs):
-            if envs is not None:
-                envs.close()
+        for envs in self._open_envs:
+            envs.close()
 
     def _make_envs(self, num_envs: int) -> HostVecEnv:
         env: HostEnv = self._runs.env
-        return HostVecEnv(env, len(seeds_of(self._runs)), num_envs)
+        envs = HostVecEnv(env, len(seeds_of(self._runs)), num_envs)
+        self._open_envs.append(envs)
+        return envs
 
     def _start_envs(self) -> None:
         """Samples the probe batch of the round, and starts its first episodes."""
@@ -284,13 +306,14 @@ class HostWorker:
         return self._placement.map_runs(function, **options)
 
     def _evaluate(self, task: Task, number: int) -> Waiting[Array]:
-        """Returns mean returns of `eval_episodes` whole episodes of `task`. [S]."""
+        """Returns mean returns of `eval_episodes` episodes of `task`. [S]."""
         update = int(self.state.update[0])
         rngs = make_rngs(self._runs, Stream.EVALUATION, 2 * update + number)
         observation = self._eval_envs.reset(task, rngs)
         episode_return = np.zeros(observation.shape[:2], np.float32)
         running = np.ones(episode_return.shape, bool)
-        for t in itertools.count():
+        schedule = self._runs.schedule
+        for t in range(schedule.eval_max_steps):
             act = self._compiled(_act, shared=2)(
                 self._runs, self.state, observation, Stream.EVALUATION, 2 * t + number
             )
@@ -300,6 +323,8 @@ class HostWorker:
             running &= ~step.done
             if not running.any():
                 break
+        else:
+            warn_of_cut_off_episodes(self._runs.env.name, schedule.eval_max_steps)
         return jnp.asarray(np.mean(episode_return, axis=1))
 
     def _random_actions(self, rng: np.random.Generator, num_envs: int) -> np.ndarray:
@@ -316,6 +341,7 @@ class HostWorker:
         observation = self._eval_envs.reset(task, make_rngs(self._runs, Stream.PROBE))
         num_envs, observations = observation.shape[1], []
         for _ in range(max(128, -(-size // num_envs))):
+            self._check_signals()
             observations.append(observation)
             actions = [self._random_actions(rng, num_envs) for rng in action_rngs]
             _, observation = self._eval_envs.step(np.stack(actions))

@@ -5,7 +5,8 @@
         state = start_round(run, state)               # except for the first round
         for each interval between two measurements:
             state, sums = train_updates(run, state, n)
-            evaluate(run, state)
+            evaluations = start_evaluation(run, state)
+            evaluations, returns = continue_evaluation(run, state, evaluations, max_steps)
             run_probes(run, state, probe_batch(run, state))
 
 All randomness is derived from the run's seed, a purpose and a counter (`plasticity.rng`), so the
@@ -26,6 +27,7 @@ from plasticity.probes import View
 from plasticity.rng import Stream, key_for
 from plasticity.shifts import interpolate
 from plasticity.training import rollout as rollouts
+from plasticity.training.rollout import Evaluation
 from plasticity.training.run import Run, build_network
 from plasticity.training.state import (
     EnvState,
@@ -64,6 +66,7 @@ def init(run: Run) -> RunState:
         round=zero,
         update=zero,
         diverged=zero,
+        env_not_finite=zero,
     )
 
 
@@ -176,12 +179,12 @@ def update(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState,
     intrinsic, bonus_metrics = run.intrinsic.scale(intrinsic, bonus)
     rewards = run.intrinsic.make_intrinsic(intrinsic, trajectory, bonus, policy(run, state))
     rollout = Rollout(_make_batch(run, state, trajectory, rewards), state.train_state.params)
-    train_state, intervention, metrics = run.agent.update(
+    intervention, train_state, metrics = run.agent.update(
         run.intervention,
-        context._replace(key=key_for(run.seed, Stream.UPDATE, state.update)),
-        state.train_state,
         state.intervention,
+        state.train_state,
         rollout,
+        context._replace(key=key_for(run.seed, Stream.UPDATE, state.update)),
     )
     intrinsic, intrinsic_metrics = run.intrinsic.update(
         run.agent, intrinsic, trajectory, rollout, intrinsic_context
@@ -202,6 +205,11 @@ def update(run: Run, state: RunState, trajectory: Trajectory) -> tuple[RunState,
         task=_task_at(run, state, update),
         update=update,
         diverged=jnp.where(~finite & (state.diverged == 0), update, state.diverged),
+        env_not_finite=jnp.where(
+            ~_is_finite(trajectory) & (state.diverged == 0) & (state.env_not_finite == 0),
+            update,
+            state.env_not_finite,
+        ),
     )
     return state, {**metrics, **bonus_metrics, **intrinsic_metrics}
 
@@ -227,17 +235,30 @@ def train_updates(
     return jax.lax.fori_loop(0, num_updates, step, (state, zeros))
 
 
-def evaluate(run: Run, state: RunState) -> Metrics:
-    """Returns mean returns of whole episodes, on training levels and on held-out ones if any."""
-    tasks = eval_tasks(run, state.task)
-    keys = jax.random.split(key_for(run.seed, Stream.EVALUATION, state.update))
-    returns = {
-        name: rollouts.evaluate(
-            wrap_task(run.env), task, policy(run, state), run.schedule.eval_episodes, key
-        )
-        for (name, task), key in zip(tasks.items(), keys, strict=False)
+def start_evaluation(run: Run, state: RunState) -> dict[str, Evaluation]:
+    """Starts episodes on training levels, and on held-out ones if any, by the metric's name."""
+    return {
+        name: rollouts.start_evaluation(wrap_task(run.env), task, run.schedule.eval_episodes, key)
+        for name, task, key in _eval_tasks_with_keys(run, state)
     }
-    return {name: {"all": jnp.mean(x)} for name, x in returns.items()}
+
+
+def continue_evaluation(
+    run: Run, state: RunState, evaluations: dict[str, Evaluation], max_steps: Array | int
+) -> tuple[dict[str, Evaluation], Metrics]:
+    """Continues the episodes until all have ended, at most to step `max_steps`.
+
+    Returns:
+      The episodes, and their mean returns so far.
+    """
+    evaluations = {
+        name: rollouts.continue_evaluation(
+            wrap_task(run.env), task, policy(run, state), evaluations[name], max_steps, key
+        )
+        for name, task, key in _eval_tasks_with_keys(run, state)
+    }
+    means = {name: jnp.mean(x.episode_return) for name, x in evaluations.items()}
+    return evaluations, {name: {"all": mean} for name, mean in means.items()}
 
 
 def eval_tasks(run: Run, task: Task) -> dict[str, Task]:
@@ -246,6 +267,12 @@ def eval_tasks(run: Run, task: Task) -> dict[str, Task]:
     if run.env.num_levels is not None:
         tasks["eval_test_return"] = task.held_out()
     return tasks
+
+
+def _eval_tasks_with_keys(run: Run, state: RunState) -> list[tuple[str, Task, Array]]:
+    tasks = eval_tasks(run, state.task)
+    keys = jax.random.split(key_for(run.seed, Stream.EVALUATION, state.update))
+    return [(name, task, key) for (name, task), key in zip(tasks.items(), keys, strict=False)]
 
 
 def probe_batch(run: Run, state: RunState) -> Array:
@@ -278,12 +305,14 @@ def run_probes(
     """
     context = _current_context(run, state)
 
-    def make_batch() -> Batch:
-        met = _probe_rollout(run, state) if trajectory is None else trajectory
+    def compute_batch() -> Batch:
+        collected = _probe_rollout(run, state) if trajectory is None else trajectory
         intrinsic_context = _intrinsic_context(run, context, Stream.INTRINSIC_UPDATE)
-        bonus = run.intrinsic.bonus(state.intrinsic, met, intrinsic_context)
-        rewards = run.intrinsic.make_intrinsic(state.intrinsic, met, bonus, policy(run, state))
-        return run.agent.prepare_advantages(_make_batch(run, state, met, rewards))
+        bonus = run.intrinsic.bonus(state.intrinsic, collected, intrinsic_context)
+        rewards = run.intrinsic.make_intrinsic(
+            state.intrinsic, collected, bonus, policy(run, state)
+        )
+        return run.agent.prepare_advantages(_make_batch(run, state, collected, rewards))
 
     def per_sample_loss(params: Params, batch: Batch) -> Array:
         return run.agent.per_sample_loss(context.apply(params, batch.observation), batch)
@@ -300,7 +329,7 @@ def run_probes(
             effective_params=context.effective_params,
             init_params=context.init_params,
             per_sample_loss=per_sample_loss,
-            make_batch=make_batch,
+            compute_batch=compute_batch,
         )
     )
 
@@ -349,6 +378,12 @@ def _init_normalizers(run: Run) -> tuple[RunningMeanStd | None, RewardScaler | N
         RunningMeanStd.init(run.env.observation_shape) if agent.normalize_observations else None,
         RewardScaler.init(agent.num_envs) if agent.normalize_rewards else None,
     )
+
+
+def _is_finite(trajectory: Trajectory) -> Array:
+    """Returns whether all that environments gave is finite. bool []."""
+    arrays = trajectory.reward, trajectory.observation, trajectory.last_obs
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in arrays]))
 
 
 def _make_batch(

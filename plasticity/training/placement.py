@@ -73,24 +73,26 @@ class Placement(NamedTuple):
 def _compiled(
     placement: Placement, function: Callable[..., Any], shared: int, donate: int | None
 ) -> Callable[..., Any]:
-    def of_share(own: tuple[Any, ...], common: tuple[Any, ...]) -> Any:
-        def of_one(one: tuple[Any, ...]) -> Any:
-            return function(*one, *common)
+    def map_share(stacked: tuple[Any, ...], common: tuple[Any, ...]) -> Any:
+        def call_one(args: tuple[Any, ...]) -> Any:
+            return function(*args, *common)
 
-        return jax.vmap(of_one)(own) if placement.mode == "batch" else jax.lax.map(of_one, own)
+        if placement.mode == "batch":
+            return jax.vmap(call_one)(stacked)
+        return jax.lax.map(call_one, stacked)
 
-    def of_stack(*args: Any) -> Any:
-        own, common = args[: len(args) - shared], args[len(args) - shared :]
+    def map_stack(*args: Any) -> Any:
+        stacked, common = args[: len(args) - shared], args[len(args) - shared :]
         if len(placement.devices) == 1:
-            return of_share(own, common)
+            return map_share(stacked, common)
         # Each device runs the program of its share by itself: nothing is communicated.
-        of_shares = jax.shard_map(
-            of_share,
+        map_shares = jax.shard_map(
+            map_share,
             mesh=placement._mesh(),
             in_specs=(_SPLIT, _WHOLE),
             out_specs=_SPLIT,
             check_vma=False,
         )
-        return of_shares(own, common)
+        return map_shares(stacked, common)
 
-    return jax.jit(of_stack, donate_argnums=donate)
+    return jax.jit(map_stack, donate_argnums=donate)

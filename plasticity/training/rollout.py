@@ -3,6 +3,8 @@
 Shapes: T steps, N environments.
 """
 
+import functools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -118,33 +120,73 @@ def rollout(
     return envs, trajectory, episodes
 
 
-def evaluate(env: CompiledEnv, task: Task, policy: Policy, num_episodes: int, key: Array) -> Array:
-    """Returns the returns of whole episodes of `task`, with sampled actions. [num_episodes]."""
-    start_key, key = jax.random.split(key)
-    state, episode_return = reset(env, task, num_episodes, start_key)
+class Evaluation(NamedTuple):
+    """N episodes of an evaluation, which may be under way."""
 
-    class Carry(NamedTuple):
-        step: Array
-        state: State
-        episode_return: Array
-        done: Array
+    step: Array  # int32 []: steps made
+    state: State  # [N, ...]: the environments' own
+    episode_return: Array  # float32 [N]: of each episode, so far
+    done: Array  # bool [N]: whether it has ended
 
-    def step(carry: Carry) -> Carry:
+
+def start_evaluation(env: CompiledEnv, task: Task, num_episodes: int, key: Array) -> Evaluation:
+    """Starts the episodes of an evaluation of `task`."""
+    state, episode_return = reset(env, task, num_episodes, jax.random.split(key)[0])
+    return Evaluation(
+        jnp.zeros((), jnp.int32), state, episode_return, jnp.zeros(num_episodes, bool)
+    )
+
+
+def continue_evaluation(
+    env: CompiledEnv,
+    task: Task,
+    policy: Policy,
+    evaluation: Evaluation,
+    max_steps: Array | int,
+    key: Array,
+) -> Evaluation:
+    """Continues the episodes, with sampled actions, until all have ended.
+
+    The result does not depend on the step at which an evaluation is interrupted.
+
+    Args:
+      env: the environment.
+      task: the task.
+      policy: the policy.
+      evaluation: the episodes, as `start_evaluation` returned them for the same key.
+      max_steps: the step, from the beginning of the episodes, at which to stop at the latest.
+      key: the key.
+    """
+    key = jax.random.split(key)[1]
+    num_episodes = len(evaluation.done)
+
+    def step(carry: Evaluation) -> Evaluation:
         action_key, step_key = jax.random.split(jax.random.fold_in(key, carry.step))
         distribution = policy(observe(env, task, carry.state)).policy
         action = distribution.act(distribution.noise(action_key, (num_episodes, env.num_actions)))
         state, reward, terminated, truncated = jax.vmap(env.step, (None, 0, 0, 0))(
             task, carry.state, action, jax.random.split(step_key, num_episodes)
         )
-        return Carry(
+        return Evaluation(
             step=carry.step + 1,
             state=state,
             episode_return=carry.episode_return + jnp.where(carry.done, 0.0, reward),
             done=carry.done | terminated | truncated,
         )
 
-    carry = Carry(jnp.zeros((), jnp.int32), state, episode_return, jnp.zeros(num_episodes, bool))
-    return jax.lax.while_loop(lambda carry: ~jnp.all(carry.done), step, carry).episode_return
+    return jax.lax.while_loop(
+        lambda carry: ~jnp.all(carry.done) & (carry.step < max_steps), step, evaluation
+    )
+
+
+@functools.cache  # so that it warns once, whatever the filters of warnings
+def warn_of_cut_off_episodes(env: str, max_steps: int) -> None:
+    """Warns, once for each environment, that an evaluation stopped before its episodes ended."""
+    warnings.warn(
+        f"{env}: an episode of evaluation was cut off by schedule.eval_max_steps={max_steps}, and "
+        "counts with its return so far; schedule.eval_episodes=0 turns evaluation off",
+        stacklevel=1,
+    )
 
 
 def sample(env: CompiledEnv, task: Task, size: int, key: Array) -> Array:

@@ -14,7 +14,7 @@ from plasticity.interventions import Interventions
 from plasticity.networks import BaseNetwork, Network, check_network
 from plasticity.probes import Probes
 from plasticity.shifts import Shifts
-from plasticity.struct import SettingError, Struct, check, field, static_field
+from plasticity.struct import MAX_INT, SettingError, Struct, check, field, static_field
 
 Array = jax.Array
 
@@ -30,7 +30,11 @@ class Schedule(Struct):
       shift_duration: updates over which a shift is gradual; 0 for all at once.
       log_every: updates between two rows of training metrics, which are means since the last one.
       eval_every: updates between two evaluations; 0 for the ends of rounds alone.
-      eval_episodes: episodes of an evaluation, on training levels and on held-out ones each.
+      eval_episodes: episodes of an evaluation, on training levels and on held-out ones each; 0
+        for no evaluation.
+      eval_max_steps: steps after which an evaluation stops, as a time limit of its own: an episode
+        under way counts with its return so far, and a warning says so. The default is the usual
+        limit of Atari games, 108,000 frames.
       probe_every: updates between two measurements of probes that have no interval of their own; 0
         for the ends of rounds alone.
       probe_batch_size: observations in the probe batch.
@@ -41,7 +45,8 @@ class Schedule(Struct):
     shift_duration: int = static_field(0, ge=0)
     log_every: int = static_field(100, ge=1)
     eval_every: int = static_field(1_000, ge=0)
-    eval_episodes: int = static_field(50, ge=1)
+    eval_episodes: int = static_field(50, ge=0)
+    eval_max_steps: int = static_field(27_000, ge=1)
     probe_every: int = static_field(100, ge=0)
     probe_batch_size: int = static_field(512, ge=1)
 
@@ -111,22 +116,35 @@ def check_run(run: Run) -> None:
     check(run)
     run.env.check()
     run.shift.check(run.env)
-    check_network(
-        run.intervention.network(run.network),
+    network = run.intervention.network(run.network)
+    params = check_network(
+        network,
         run.env.observation_shape,
         run.env.num_actions,
         continuous=run.env.continuous_actions,
         intrinsic=run.intrinsic.value_head,
     )
+    run.intervention.check_layers(network, params)
     run.intervention.optimizer(run.agent.optimizer(jax.random.key(0))).build()
     run.intervention.check()
     run.intrinsic.check(run.agent, run.env.observation_shape)
     agent, schedule, levels = run.agent, run.schedule, run.env.num_levels
     if agent.batch_size >= 2**31:
+        larger, other = sorted(("num_envs", "num_steps"), key=lambda key: -getattr(agent, key))
         raise SettingError(
-            "agent.num_envs", agent.num_envs, f"must be less than 2^31 / {agent.num_steps} steps"
+            f"agent.{larger}",
+            getattr(agent, larger),
+            f"must be less than 2^31 / agent.{other}={getattr(agent, other)}",
         )
     agent.check()
+    if schedule.rounds * schedule.updates_per_round > MAX_INT:
+        key = "rounds" if schedule.rounds > schedule.updates_per_round else "updates_per_round"
+        raise SettingError(
+            f"schedule.{key}",
+            getattr(schedule, key),
+            f"must be such that a run has at most {MAX_INT} updates, which int32 counts; "
+            f"rounds * updates_per_round is {schedule.rounds * schedule.updates_per_round}",
+        )
     if schedule.shift_duration > schedule.updates_per_round:
         raise SettingError(
             "schedule.shift_duration",
@@ -148,15 +166,18 @@ def check_run(run: Run) -> None:
     if levels is None:
         return
     task = Task(Levels(0, levels, levels), dynamics={})
-    for round in range(1, schedule.rounds):
-        for part in run.shift.parts:
-            if part.needs_levels:
-                task = part(task, round, key=jax.random.key(0))
+    moving, any_key = [part for part in run.shift.parts if part.needs_levels], jax.random.key(0)
+    for round in range(1, schedule.rounds if moving else 1):
+        for part in moving:
+            task = part(task, round, key=any_key)
+        if round > LEVELS_PER_SEED:  # a shift adds one at least, or none ever
+            break
     used = task.levels.first + task.levels.size
     if used > LEVELS_PER_SEED:
         raise SettingError(
             "env.levels",
             levels,
-            f"needs {used} levels for schedule.rounds={schedule.rounds} under {run.shift.name}; "
+            f"needs {used} levels{' or more' * (schedule.rounds > LEVELS_PER_SEED)} for "
+            f"schedule.rounds={schedule.rounds} under {run.shift.name}; "
             f"must be few enough for the {LEVELS_PER_SEED} that a seed owns",
         )

@@ -50,9 +50,11 @@ class RunState(NamedTuple):
     envs: Any  # EnvState; () where environments live on the host
     round: Array  # int32 []: the current round, 0 for the first
     update: Array  # int32 []: updates completed
-    diverged: (
-        Array  # int32 []: the update at which a gradient or a parameter was not finite; 0 for none
-    )
+    # int32 []: the update at which a gradient or a parameter was not finite; 0 for none
+    diverged: Array
+    # int32 []: the update whose rollout had rewards or observations that were not finite, though
+    # the parameters were; 0 for none
+    env_not_finite: Array
 
 
 class MetricSums(NamedTuple):

@@ -1,4 +1,4 @@
-"""Trains many jobs in few programs: those of equal structure in groups that fit memory."""
+"""Trains many jobs in few programs: those that can be fused, in groups that fit memory."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,11 @@ import pandas as pd
 
 from plasticity.envs.base import CompiledEnv
 from plasticity.storage import table
-from plasticity.storage.run_dir import CHECKPOINTS
+from plasticity.storage.run_dir import CHECKPOINTS, check_folder, read_meta
 from plasticity.storage.tracking import Tracker
-from plasticity.training.memory_estimate import available, memory_of
+from plasticity.struct import Range, SettingError, check, check_kind
+from plasticity.training.fusion import FusionKey, fuse, fusion_key
+from plasticity.training.memory_estimate import available, check_memory, memory_of
 from plasticity.training.placement import Placement
 from plasticity.training.run import Run, check_run, stack
 from plasticity.training.train import (
@@ -43,9 +45,21 @@ class TrainOptions(NamedTuple):
     checkpoint_minutes: float = CHECKPOINT_MINUTES
     trackers: tuple[Tracker, ...] = ()
 
+    def check(self) -> None:
+        """Raises `SettingError` if one cannot be used, or a tracker's package is missing."""
+        minutes, allowed = self.checkpoint_minutes, Range(float, ge=0)
+        if minutes not in allowed:
+            raise SettingError("checkpoint_minutes", minutes, f"must be {allowed}")
+        _check_list(self.trackers, "trackers", "must be a list of trackers")
+        for number, tracker in enumerate(self.trackers):
+            key = f"trackers[{number}]"
+            check_kind(tracker, Tracker, key)
+            check(tracker, key)
+            tracker.check(key)
+
 
 def train(
-    runs: Run | Sequence[Run],
+    runs: Run | Iterable[Run],
     folder: str | Path | None = None,
     *,
     config: Mapping[str, Any] | None = None,
@@ -78,31 +92,46 @@ def train(
       The table, as `plasticity.results.load(folder)` gives it.
 
     Raises:
-      SettingError: a setting cannot be used, the folder holds anything else, or its checkpoint
-        is of other versions. Nothing has been compiled or written then.
+      SettingError: a setting or an argument cannot be used, the folder holds anything else, or its
+        checkpoint is of other versions. Nothing has been compiled or written then.
       ValueError: there are no runs, two of one structure share name and seed, or a seed where
         there are trackers; or `config` is given for runs of several structures.
       KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR2, once the current interval of updates
         is complete and, where possible, a checkpoint of it is written.
     """
+    if not isinstance(runs, Iterable) and not isinstance(runs, Run):
+        raise SettingError("runs", runs, "must be a Run, or a list of them")
     runs = (runs,) if isinstance(runs, Run) else tuple(runs)
     if not runs:
         raise ValueError("there are no runs")
-    for run in runs:
+    for number, run in enumerate(runs):
+        check_kind(run, Run, f"runs[{number}]")
         check_run(run)
-    if names is not None and len(names) != len(runs):
-        raise ValueError(f"{len(names)} names for {len(runs)} runs")
+    if names is not None:
+        _check_names(names, len(runs))
+    if folder is not None:
+        check_folder(folder)
+    if config is not None and not (isinstance(config, Mapping) and _is_plain(config)):
+        raise SettingError("config", config, "must hold settings by name, in plain containers")
+    TrainOptions(checkpoint_minutes, trackers).check()  # type: ignore[arg-type]
+    if trackers and folder is None:
+        raise SettingError("trackers", trackers, "must not be given without a folder")
     alike: dict[Any, list[int]] = {}
     for number, run in enumerate(runs):
         alike.setdefault(jax.tree.structure(run), []).append(number)
     if len(alike) > 1 and config is not None:
         raise ValueError(f"one config for runs of {len(alike)} structures")
-    frames = []
+    stacks = []
     for number, indices in enumerate(alike.values()):
         some = [runs[i] for i in indices]
         place = None if folder is None else Path(folder)
         if place is not None and len(alike) > 1:
             place /= f"{number}_{some[0].intervention.name}"
+        if place is None or read_meta(place).get("status") != "finished":
+            check_memory(some)
+        stacks.append((some, place, indices))
+    frames = []
+    for number, (some, place, indices) in enumerate(stacks):
         if progress and len(alike) > 1:
             print(
                 f"[{number + 1}/{len(alike)}] {some[0].intervention.name}: "
@@ -141,9 +170,14 @@ class Group(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the jobs have in common: env, shift and intervention."""
-        run = self.jobs[0].runs[0]
-        return f"{run.env.name} {run.shift.name} {run.intervention.name}"
+        """The environments, shifts and interventions of the jobs, in short."""
+        runs = [job.runs[0] for job in self.jobs]
+        columns = (
+            [run.env.name for run in runs],
+            [run.shift.name for run in runs],
+            [run.intervention.name for run in runs],
+        )
+        return " ".join(" | ".join(dict.fromkeys(column)) for column in columns)
 
     @property
     def env_steps(self) -> int:
@@ -155,16 +189,20 @@ class Group(NamedTuple):
     @property
     def memory(self) -> int | None:
         """Estimated memory in bytes; None where environments live on the host."""
-        run = self.jobs[0].runs[0]
+        run = fuse([job.runs[0] for job in self.jobs])[0]
         if not isinstance(run.env, CompiledEnv):
             return None
         return memory_of(run).of(self.agents, _at_once(self.agents))
 
 
 def plan(
-    jobs: Sequence[Job], sweep_dir: Path, max_agents: int | None = None, local: bool = True
+    jobs: Sequence[Job],
+    sweep_dir: Path,
+    max_agents: int | None = None,
+    local: bool = True,
+    exact: bool | None = None,
 ) -> list[Group]:
-    """Groups the unfinished jobs.
+    """Groups the unfinished jobs: those of equal `fusion_key`, as far as memory permits.
 
     A group that has a checkpoint stays as it is, for that is of all its jobs; so does a job that
     has been trained alone.
@@ -174,22 +212,25 @@ def plan(
       sweep_dir: the folder that their folders are in.
       max_agents: the largest number of runs in a group. A job is not divided.
       local: whether they train on this machine, so that a group must fit in its memory.
+      exact: see `fusion_key`.
     """
     groups = list(_resumable(jobs, sweep_dir))
     taken = {job.folder for group in groups for job in group.jobs}
-    alike: dict[object, list[Job]] = {}
+    by_key: dict[Hashable, list[Job]] = {}
     for job in jobs:
         if job.folder in taken or job.is_finished():
             continue
         run = job.runs[0]
         alone = not isinstance(run.env, CompiledEnv) or (job.folder / CHECKPOINTS).exists()
-        alike.setdefault(job.folder if alone else jax.tree.structure(run), []).append(job)
-    for some in alike.values():
-        total = sum(len(job.runs) for job in some)
-        fitting = _fitting(some[0], max_agents) if local else max_agents or total
+        by_key.setdefault(job.folder if alone else fusion_key(run, exact), []).append(job)
+    for fusable in by_key.values():
+        if local:
+            check_memory(max((job.runs for job in fusable), key=len))
+        total = sum(len(job.runs) for job in fusable)
+        fitting = _fitting(fusable, max_agents) if local else max_agents or total
         share = math.ceil(total / math.ceil(total / fitting))
         chunk: list[Job] = []
-        for job in some:
+        for job in fusable:
             if chunk and sum(len(one.runs) for one in chunk) + len(job.runs) > share:
                 groups.append(_group(chunk, sweep_dir))
                 chunk = []
@@ -212,6 +253,8 @@ def describe_plan(
             f"  [{number}/{len(groups)}] {group.name}: {count(len(group.jobs), 'job')}, "
             f"{count(group.agents, 'agent')}"
         ) + (f", about {math.ceil(memory / 1e6):,} MB" if memory is not None else "")
+    if reasons := _differences(groups):
+        yield f"  programs differ in {', '.join(reasons)}"
 
 
 def train_groups(
@@ -248,7 +291,7 @@ def train_groups(
             if group.checkpoint_dir is not None:
                 with table.replacing(group.checkpoint_dir / _JOBS) as temporary:
                     temporary.write_text(json.dumps([_id(job, sweep_dir) for job in group.jobs]))
-            runs = stack([run for job in group.jobs for run in job.runs])
+            runs = stack(fuse([run for job in group.jobs for run in job.runs]))
             train_jobs(
                 group.jobs,
                 group.checkpoint_dir,
@@ -285,10 +328,52 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def _check_names(names: Sequence[str], num_runs: int) -> None:
+    """Raises `SettingError` unless there is a name for each run."""
+    _check_list(names, "names", "must be a list of names")
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise SettingError(f"names[{number}]", name, "must be a name")
+    if len(names) != num_runs:
+        raise SettingError("names", names, f"must be as many as there are runs, {num_runs}")
+
+
+def _check_list(value: object, key: str, allowed: str) -> None:
+    """Raises `SettingError` unless a value is a sequence, and no string."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise SettingError(key, value, allowed)
+
+
+def _is_plain(node: object) -> bool:
+    """Returns whether a configuration is made of plain containers, numbers and strings alone."""
+    if isinstance(node, Mapping):
+        return all(isinstance(name, str) for name in node) and all(map(_is_plain, node.values()))
+    if isinstance(node, list | tuple):
+        return all(map(_is_plain, node))
+    return node is None or isinstance(node, bool | int | float | str)
+
+
 def _id(job: Job, sweep_dir: Path) -> str:
     """Returns the job's folder relative to the sweep's, which tells it from all other jobs."""
     folder, root = job.folder.absolute(), sweep_dir.absolute()
     return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.as_posix()
+
+
+def _differences(groups: Sequence[Group]) -> list[str]:
+    """Returns why groups do not train as one program, in words."""
+    runs = [group.jobs[0].runs[0] for group in groups]
+    compiled = [run for run in runs if isinstance(run.env, CompiledEnv)]
+    keys = [fusion_key(run) for run in compiled]
+    reasons = [
+        name.replace("_", " ")
+        for name, values in zip(FusionKey._fields, zip(*keys, strict=True), strict=False)
+        if len(set(values)) > 1
+    ]
+    if len(set(keys)) < len(keys):
+        reasons.append("jobs, for memory or a checkpoint keeps them apart")
+    if len(compiled) < len(runs) and len(runs) > 1:
+        reasons.append("jobs, for environments on the host train alone")
+    return reasons
 
 
 def _resumable(jobs: Sequence[Job], sweep_dir: Path) -> Iterator[Group]:
@@ -308,11 +393,11 @@ def _group(jobs: Sequence[Job], sweep_dir: Path) -> Group:
     return Group(tuple(jobs), sweep_dir / GROUPS_DIR / f"{jobs[0].folder.name}-{digest}")
 
 
-def _fitting(job: Job, max_agents: int | None) -> int:
-    """Returns how many agents like those of a job go into one group."""
-    run = job.runs[0]
+def _fitting(jobs: Sequence[Job], max_agents: int | None) -> int:
+    """Returns how many agents like those of the jobs go into one group."""
+    run = fuse([job.runs[0] for job in jobs])[0]
     if not isinstance(run.env, CompiledEnv):
-        return len(job.runs)
+        return len(jobs[0].runs)
     memory, room = memory_of(run), available()
     fitting = 1
     while fitting < (max_agents or 2**16) and memory.of(2 * fitting, _at_once(2 * fitting)) <= room:

@@ -9,7 +9,8 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from plasticity.storage.signals import SignalGuard
 from plasticity.storage.tracking import Tracker, Tracking
 from plasticity.struct import TARGET, to_config
 from plasticity.training import loop
+from plasticity.training.fusion import fuse
 from plasticity.training.run import Run, seeds_of, stack
 from plasticity.training.state import EpisodeStats, MetricSums, RunState
 from plasticity.training.trainer import make_trainer
@@ -117,7 +119,7 @@ def train_stack(
     if trackers and len({run.seed for run in runs}) < len(runs):
         raise ValueError("runs that share a seed cannot be tracked in one folder")
     if folder is None:
-        recorder = make_recorder(stacked, names)
+        recorder = make_recorder(runs, names)
         _train_rounds(stacked, recorder, make_progress(stacked, shown=progress))
         return recorder.frame()
     if config is None:
@@ -148,7 +150,7 @@ def train_jobs(
     trackers: Sequence[Tracker] = (),
     progress: Progress | None = None,
 ) -> None:
-    """Trains jobs whose runs are of equal structure as one program, or resumes them.
+    """Trains jobs as one program, or resumes them: their runs must be of equal `fusion_key`.
 
     Each folder ends as if its job had been trained alone. The jobs must have passed `check_run`
     and `Job.is_finished`.
@@ -167,9 +169,9 @@ def train_jobs(
       KeyboardInterrupt: as in `plasticity.train`.
     """
     runs = [run for job in jobs for run in job.runs]
-    stacked = stack(runs)
+    stacked = stack(fuse(runs))
     names = names or [job.folder.resolve().name for job in jobs for _ in job.runs]
-    recorder = make_recorder(stacked, names)
+    recorder = make_recorder(runs, names)
     ends = list(itertools.accumulate(len(job.runs) for job in jobs))
     shares = [slice(end - len(job.runs), end) for job, end in zip(jobs, ends, strict=True)]
     infos = [job.info for job in jobs]
@@ -211,19 +213,24 @@ def train_jobs(
             folder.write_params(jax.tree.map(lambda x, own=share: x[own], params))
 
 
-def make_recorder(runs: Run, names: Sequence[str]) -> Recorder:
-    """Returns an empty recorder for stacked runs.
+def make_recorder(runs: Sequence[Run], names: Sequence[str]) -> Recorder:
+    """Returns an empty recorder for runs that train together.
 
     Args:
-      runs: the stack, [S].
+      runs: the runs, [S].
       names: the table's `run` column, for each run.
     """
-    return Recorder(
-        list(zip(names, seeds_of(runs), strict=True)),
-        {"env": runs.env.name, "shift": runs.shift.name, "intervention": runs.intervention.name},
-        runs.schedule.updates_per_round,
-        runs.agent.batch_size,
-    )
+    labels: list[dict[str, str | int]] = [
+        {
+            "run": name,
+            "env": run.env.name,
+            "shift": run.shift.name,
+            "intervention": run.intervention.name,
+            "seed": int(run.seed),
+        }
+        for name, run in zip(names, runs, strict=True)
+    ]
+    return Recorder(labels, runs[0].schedule.updates_per_round, runs[0].agent.batch_size)
 
 
 def make_progress(runs: Run, title: str = "", shown: bool = True) -> Progress:
@@ -245,13 +252,15 @@ def probe_intervals(run: Run) -> dict[str, int]:
     }
 
 
-def measurement_updates(run: Run) -> list[int]:
-    """Returns the updates of a round after which anything is measured; the last is its end."""
+def measurement_updates(run: Run) -> Iterator[int]:
+    """Yields the updates of a round after which anything is measured; the last is its end."""
     schedule = run.schedule
-    end = schedule.updates_per_round
-    intervals = {schedule.log_every, schedule.eval_every, *probe_intervals(run).values()}
-    due = {u for every in intervals if every for u in range(every, end, every)}
-    return [*sorted(due), end]
+    update, end = 0, schedule.updates_per_round
+    eval_every = schedule.eval_every if schedule.eval_episodes else 0
+    intervals = {schedule.log_every, eval_every, *probe_intervals(run).values()} - {0}
+    while update < end:
+        update = min(end, *(every * (update // every + 1) for every in intervals))
+        yield update
 
 
 def mean_metrics(sums: MetricSums) -> Metrics:
@@ -268,6 +277,28 @@ def mean_metrics(sums: MetricSums) -> Metrics:
         "train_return": {"all": train_return},
         "episodes": {"all": sums.episodes.num_episodes},
     }
+
+
+def warn_of_simulators(runs: Run, env_not_finite: np.ndarray, reported: set[int]) -> None:
+    """Warns of runs that diverge since their environments returned what is not finite.
+
+    Args:
+      runs: the stack, [S].
+      env_not_finite: the update at which that was the case, or 0, [S] or longer.
+      reported: the runs that were warned of, to which those of now are added.
+    """
+    batch_size = runs.agent.batch_size
+    for number, seed in enumerate(seeds_of(runs)):
+        update = int(env_not_finite[number])
+        if update and number not in reported:
+            reported.add(number)
+            warnings.warn(
+                f"{runs.env.name}, seed {seed}: the simulator, and not the agent, gave rewards or "
+                f"observations that are not finite, in update {update} (steps "
+                f"{(update - 1) * batch_size + 1} to {update * batch_size}); the run is lost from "
+                "there on",
+                stacklevel=1,
+            )
 
 
 def _train_rounds(
@@ -307,11 +338,14 @@ def _train_rounds(
     # Signals are held back first: programs are compiled as soon as the trainer is made.
     with (
         SignalGuard() as signals,
-        contextlib.closing(make_trainer(runs, checkpoint and checkpoint.state)) as trainer,
+        contextlib.closing(
+            make_trainer(runs, checkpoint and checkpoint.state, signals.check_overdue)
+        ) as trainer,
         progress,
     ):
         done = int(trainer.state.update[0])
         pending = checkpoint and checkpoint.pending
+        reported: set[int] = set()
         saved_at = time.monotonic()
         for round in range(done // end_of_round + 1, schedule.rounds + 1):
             last = max(done - (round - 1) * end_of_round, 0)
@@ -327,13 +361,15 @@ def _train_rounds(
                 if is_due(schedule.log_every, stop):
                     metrics |= mean_metrics(pending)
                     pending = jax.tree.map(np.zeros_like, pending)
-                if is_due(schedule.eval_every, stop):
+                if schedule.eval_episodes and is_due(schedule.eval_every, stop):
                     metrics |= trainer.evaluate()
                 probes = [name for name, every in intervals if is_due(every, stop)]
                 if probes:
                     metrics |= trainer.run_probes(probes)
                 update = (round - 1) * end_of_round + stop
-                recorder.add(update, jax.device_get(metrics), trainer.state.diverged)
+                state = trainer.state
+                recorder.add(update, jax.device_get(metrics), state.diverged)
+                warn_of_simulators(runs, np.asarray(state.env_not_finite), reported)
                 on_record()
                 progress.show(round, update, metrics.get("train_return"), stop == end_of_round)
                 interval_over = time.monotonic() - saved_at > 60 * checkpoint_minutes > 0

@@ -13,10 +13,13 @@ import numpy as np
 from plasticity.agents import Metrics
 from plasticity.envs.host import HostEnv
 from plasticity.training import loop
-from plasticity.training.host_rollout import HostWorker, run_interleaved
+from plasticity.training.host_rollout import HostWorker, Waiting, run_interleaved
 from plasticity.training.placement import Placement
+from plasticity.training.rollout import warn_of_cut_off_episodes
 from plasticity.training.run import Run, seeds_of
 from plasticity.training.state import MetricSums, RunState
+
+_EVAL_STEPS_PER_CALL = 500
 
 
 class Trainer(Protocol):
@@ -38,7 +41,10 @@ class Trainer(Protocol):
         """Trains the runs for so many updates."""
 
     def evaluate(self) -> Metrics:
-        """Evaluates the runs on the task of the round."""
+        """Evaluates the runs on the task of the round.
+
+        Warns if episodes were cut off by `schedule.eval_max_steps`.
+        """
 
     def run_probes(self, probes: Collection[str]) -> Metrics:
         """Runs the probes of these names."""
@@ -47,9 +53,19 @@ class Trainer(Protocol):
         """Closes the environments."""
 
 
-def make_trainer(runs: Run, state: RunState | None = None) -> Trainer:
-    """Returns the trainer of stacked runs, from a state or from the beginning."""
-    return (HostTrainer if isinstance(runs.env, HostEnv) else JaxTrainer)(runs, state)
+def make_trainer(
+    runs: Run, state: RunState | None = None, check_signals: Callable[[], None] = lambda: None
+) -> Trainer:
+    """Returns the trainer of stacked runs.
+
+    Args:
+      runs: the stack, [S].
+      state: the state to continue from; the beginning if not given.
+      check_signals: called in all loops on the host; what it raises stops the trainer.
+    """
+    if isinstance(runs.env, HostEnv):
+        return HostTrainer(runs, state, check_signals)
+    return JaxTrainer(runs, state, check_signals=check_signals)
 
 
 class JaxTrainer:
@@ -59,13 +75,19 @@ class JaxTrainer:
       runs: the stack, [S].
       state: the state to continue from; the beginning if not given.
       placement: how they are computed; the fastest way if not given.
+      check_signals: see `make_trainer`.
     """
 
     resumable_mid_round: ClassVar[bool] = True
 
     def __init__(
-        self, runs: Run, state: RunState | None = None, placement: Placement | None = None
+        self,
+        runs: Run,
+        state: RunState | None = None,
+        placement: Placement | None = None,
+        check_signals: Callable[[], None] = lambda: None,
     ) -> None:
+        self._check_signals = check_signals
         self._placement = placement or Placement.of(len(seeds_of(runs)))
         self._runs = self._placement.put(runs)
         if state is None:
@@ -84,7 +106,20 @@ class JaxTrainer:
         return sums
 
     def evaluate(self) -> Metrics:
-        return self._compiled(loop.evaluate)(self._runs, self.state)
+        # In parts, between which signals are looked at: a compiled loop hears none.
+        evaluations = self._compiled(loop.start_evaluation)(self._runs, self.state)
+        max_steps = self._runs.schedule.eval_max_steps
+        for step in itertools.count(_EVAL_STEPS_PER_CALL, _EVAL_STEPS_PER_CALL):
+            evaluations, metrics = self._compiled(loop.continue_evaluation, shared=1, donate=2)(
+                self._runs, self.state, evaluations, min(step, max_steps)
+            )
+            if all(np.all(evaluation.done) for evaluation in evaluations.values()):
+                break
+            if step >= max_steps:
+                warn_of_cut_off_episodes(self._runs.env.name, max_steps)
+                break
+            self._check_signals()
+        return metrics
 
     def run_probes(self, probes: Collection[str]) -> Metrics:
         runs = self._runs.replace(probes=self._runs.probes.only(probes))
@@ -110,18 +145,31 @@ class HostTrainer:
     Args:
       runs: the stack, [S].
       state: the state at the end of a round to continue from; the beginning if not given.
+      check_signals: see `make_trainer`.
     """
 
     resumable_mid_round: ClassVar[bool] = False  # the state of an episode cannot be saved
 
-    def __init__(self, runs: Run, state: RunState | None = None) -> None:
+    def __init__(
+        self,
+        runs: Run,
+        state: RunState | None = None,
+        check_signals: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._check_signals = check_signals
         num_runs, devices = len(seeds_of(runs)), jax.local_devices()
         half = -(-num_runs // 2)
         shares = [slice(0, half), slice(half, num_runs)][: min(num_runs, 2)]
-        self._workers = [
-            HostWorker(_slice(runs, share), None if state is None else _slice(state, share), device)
-            for share, device in zip(shares, itertools.cycle(devices))
-        ]
+        self._workers: list[HostWorker] = []
+        try:
+            for share, device in zip(shares, itertools.cycle(devices)):
+                share_state = None if state is None else _slice(state, share)
+                self._workers.append(
+                    HostWorker(_slice(runs, share), share_state, device, check_signals)
+                )
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def state(self) -> RunState:
@@ -132,21 +180,21 @@ class HostTrainer:
             worker.start_round()
 
     def train_updates(self, num_updates: int) -> MetricSums:
-        return _concatenate(
-            run_interleaved([worker.train_updates(num_updates) for worker in self._workers])
-        )
+        return self._run([worker.train_updates(num_updates) for worker in self._workers])
 
     def evaluate(self) -> Metrics:
-        return _concatenate(run_interleaved([worker.evaluate() for worker in self._workers]))
+        return self._run([worker.evaluate() for worker in self._workers])
 
     def run_probes(self, probes: Collection[str]) -> Metrics:
-        return _concatenate(
-            run_interleaved([worker.run_probes(probes) for worker in self._workers])
-        )
+        return self._run([worker.run_probes(probes) for worker in self._workers])
 
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
+
+    def _run(self, tasks: Sequence[Waiting[Any]]) -> Any:
+        """Runs a task of each worker. Returns the results, concatenated."""
+        return _concatenate(run_interleaved(tasks, self._check_signals))
 
 
 def _slice(tree: Any, share: slice) -> Any:

@@ -178,7 +178,7 @@ def test_minibatches_partition_the_rollout():
         train_state = TrainState(params, context.optimizer.init(params))
         state = ((jnp.zeros((30, 4)), jnp.zeros(())),)
         data = Rollout(spec.make_batch(rollout), params)
-        return spec.update(interventions, context, train_state, state, data)[1][0]
+        return spec.update(interventions, state, train_state, data, context)[0][0]
 
     seen, count = jax.jit(jax.vmap(update))(jax.random.split(jax.random.key(1), 40))
     assert np.all(count == 6 * 5)
@@ -293,9 +293,9 @@ def test_a_whole_update(max_grad_norm):
         def update(start, rollout):
             train_state = TrainState(start, context.optimizer.init(start))
             data = Rollout(spec.make_batch(rollout), start)
-            return spec.update(Interventions(), context, train_state, (), data)
+            return spec.update(Interventions(), (), train_state, data, context)
 
-        train_state, state, metrics = update(*jax.tree.map(jnp.asarray, (params, rollout)))
+        state, train_state, metrics = update(*jax.tree.map(jnp.asarray, (params, rollout)))
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7),
         train_state.params,

@@ -106,14 +106,14 @@ class Reinforce(Agent):
         value_loss = jnp.square(output.value - batch.target)
         return value_loss - batch.advantage * output.policy.log_prob(batch.action)
 
-    def update(self, interventions, context, train_state, state, rollout):
-        train_state, state, metrics = gradient_step(
-            self, interventions, context, train_state, state, rollout.batch, rollout
+    def update(self, interventions, state, train_state, rollout, context):
+        state, train_state, metrics = gradient_step(
+            self, interventions, state, train_state, rollout.batch, rollout, context
         )
-        train_state, state, changes = end_update(
-            interventions, context, train_state, state, rollout
+        state, train_state, changes = end_update(
+            interventions, state, train_state, rollout, context
         )
-        return train_state, state, {**metrics, **changes}
+        return state, train_state, {**metrics, **changes}
 
 
 class Broken(pl.PPO):
@@ -268,6 +268,10 @@ def test_sweep_composes_each_job_once(shell, monkeypatch):
         ("+foo=3", "foo=3: no such setting; there are env, shift"),
         ("out=occupied/config.yaml/x", "occupied/config.yaml is a file"),
         ("out=null", "out=None: must be a folder"),
+        ("checkpoint_minutes=-1", "checkpoint_minutes=-1: must be a finite number >= 0"),
+        ("schedule.rounds=999999999999", "schedule.rounds=999999999999: must be at most 2147"),
+        ("network.hidden=[2000000000]", "network.hidden=(2000000000,): must be smaller: at lea"),
+        ("-m schedule.eval_episodes=9,2000000000", "schedule.eval_episodes=2000000000: must be s"),
         ("-m 'seed=range(0,0)'", "sweep=[]: must have at least one job"),
         ("intervention=crelu network.hidden=[64,5]", "network.hidden=(64, 5): each must be a mul"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT, pages, write_examples
 from omegaconf import OmegaConf
 
+import plasticity
 from experiments.juliani_ash_2024.reproduce import markdown
 from plasticity import results
 from plasticity.cli.command import runs_of
@@ -28,6 +29,14 @@ def test_each_command_names_what_there_is(line, monkeypatch, tmp_path):
     write_examples(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert runs_of(*first_job(line))
+
+
+def test_every_public_name_has_its_place_in_the_reference():
+    """Would catch a class that is exported and documented nowhere, and one that is gone."""
+    reference = "\n".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
+    assert "automodule:: plasticity.results" in reference
+    named = set(re.findall(r"^\.\. [\w:]+:: plasticity\.(\w+)$", reference, flags=re.MULTILINE))
+    assert named - {"results"} == set(plasticity.__all__) - {"results"}
 
 
 def first_job(line):

@@ -66,8 +66,8 @@ def test_gather_levels_of_adjacent_ids_are_independent(levels):
     """Would catch levels that resemble the next one, so that held-out levels are no test."""
     walls = levels.walls[:, allowed_cells()].astype(float)
     common = np.sum(walls[1:] * walls[:-1], 1)
-    law = stats.hypergeom(62, 10, 10)
-    assert abs(common.mean() - law.mean()) < 4 * law.std() / np.sqrt(IDS - 1)
+    distribution = stats.hypergeom(62, 10, 10)
+    assert abs(common.mean() - distribution.mean()) < 4 * distribution.std() / np.sqrt(IDS - 1)
     assert len({level.tobytes() for level in walls}) == IDS
 
 
@@ -93,8 +93,8 @@ def test_gather_reset_draws_from_the_tasks_level_set(levels):
         return jax.vmap(lambda key: ENV.reset(own, key))(keys)
 
     walls = np.asarray(drawn(jnp.int32(2)).walls).reshape(-1, 11, 11)
-    met = [int(np.flatnonzero((levels.walls == w).all((1, 2)))[0]) for w in walls]
-    counts = np.bincount(met, minlength=10)
+    level_ids = [int(np.flatnonzero((levels.walls == w).all((1, 2)))[0]) for w in walls]
+    counts = np.bincount(level_ids, minlength=10)
     assert set(np.flatnonzero(counts)) == {2, 3, 4, 5, 6}
     assert stats.chisquare(counts[2:7]).pvalue > 1e-3
 
@@ -112,7 +112,7 @@ def play(level, actions, size=0.75):
     """An independent reading of the rules. Rewards, and the observation after each step."""
     row, column = 5, 5
     objects = level.objects.astype(float).copy()
-    rewards, seen = [], []
+    rewards, observations = [], []
     for action in actions:
         down, right = MOVES[action]
         if not level.walls[row + down, column + right]:
@@ -121,8 +121,8 @@ def play(level, actions, size=0.75):
         objects[row, column] = 0
         agent = np.zeros((11, 11))
         agent[row, column] = 1
-        seen.append(np.stack([agent, size * objects, level.walls], -1))
-    return np.array(rewards), np.array(seen)
+        observations.append(np.stack([agent, size * objects, level.walls], -1))
+    return np.array(rewards), np.array(observations)
 
 
 @settings(max_examples=15, deadline=None)
@@ -136,12 +136,12 @@ def test_gather_step_follows_the_rules(levels, level_id, actions, wander):
     level = Level(levels.walls[level_id], levels.objects[level_id])
     actions = [a if i % 3 else wander for i, a in enumerate(actions)]
     state = ENV.start(level)
-    rewards, seen = play(level, actions)
+    rewards, observations = play(level, actions)
     for i, action in enumerate(actions):
         step = step_of(state, jnp.int32(action))
         state = step.state
         assert float(step.reward) == pytest.approx(rewards[i])
-        np.testing.assert_allclose(observe(state), seen[i], rtol=1e-6)
+        np.testing.assert_allclose(observe(state), observations[i], rtol=1e-6)
         assert not step.truncated
 
 
@@ -172,7 +172,7 @@ def test_gather_picture_has_the_cells_colors():
     assert picture.shape == env.observation_shape == (64, 64, 3)
     for y, x in np.ndindex(64, 64):
         row, column = int(y * 11 / 64), int(x * 11 / 64)
-        known = colors[int(level.objects[row, column])]
-        known = (0.5,) * 3 if level.walls[row, column] else known
-        known = (0, 0, 1) if (row, column) == (5, 5) else known
-        assert tuple(picture[y, x]) == known
+        expected = colors[int(level.objects[row, column])]
+        expected = (0.5,) * 3 if level.walls[row, column] else expected
+        expected = (0, 0, 1) if (row, column) == (5, 5) else expected
+        assert tuple(picture[y, x]) == expected

@@ -73,7 +73,7 @@ def test_navix_level_determines_the_layout():
     """Would catch levels that depend on the episode, or that are all alike."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")
     env = Navix("MiniGrid-DoorKey-6x6-v0")
-    show = jax.jit(
+    observe = jax.jit(
         jax.vmap(
             lambda first, key: env.observe(
                 task := Task(Levels(first, 1, 1), dynamics={}), env.reset(task, key)
@@ -81,11 +81,11 @@ def test_navix_level_determines_the_layout():
         )
     )
     keys = jax.random.split(jax.random.key(0), 8)
-    seen = show(jnp.array([3, 3, 4, 5, 6, 7, 8, 9]), keys)
-    assert seen.shape == (8, 6, 6, 3)
-    assert np.array_equal(seen[0], seen[1])
-    assert len({x.tobytes() for x in np.asarray(seen)}) > 4
-    assert np.max(seen) <= 1.1
+    obs = observe(jnp.array([3, 3, 4, 5, 6, 7, 8, 9]), keys)
+    assert obs.shape == (8, 6, 6, 3)
+    assert np.array_equal(obs[0], obs[1])
+    assert len({x.tobytes() for x in np.asarray(obs)}) > 4
+    assert np.max(obs) <= 1.1
 
 
 @pytest.mark.parametrize("id", FAMILIES)
@@ -111,8 +111,8 @@ def test_navix_time_limit_is_minigrids():
     task, (reset, _, step) = env.task(0), jitted(env)
     state = reset(task, jax.random.key(0))
     for steps in (358, 359):
-        late = state._replace(steps=jnp.int32(steps))
-        ended = step(task, late, jnp.int32(LEFT), jax.random.key(0))
+        last_state = state._replace(steps=jnp.int32(steps))
+        ended = step(task, last_state, jnp.int32(LEFT), jax.random.key(0))
         assert (bool(ended.terminated), bool(ended.truncated)) == (False, steps == 359)
 
 
@@ -134,8 +134,10 @@ def test_gymnax_cartpole_equals_ours():
         if terminated:
             break
     assert terminated
-    late = state._replace(inner=state.inner.replace(time=499, theta=0.0, theta_dot=0.0, x=0.0))
-    *_, terminated, truncated = step(task, late, jnp.int32(0), jax.random.key(0))
+    last_state = state._replace(
+        inner=state.inner.replace(time=499, theta=0.0, theta_dot=0.0, x=0.0)
+    )
+    *_, terminated, truncated = step(task, last_state, jnp.int32(0), jax.random.key(0))
     assert (bool(terminated), bool(truncated)) == (False, True)
 
 
@@ -169,13 +171,15 @@ def test_sequence_pads_observations_and_wraps_actions():
     assert (games.observation_shape, games.num_actions) == ((11, 11, 3), 7)
     task = games.task(0)._replace(dynamics={"game": jnp.float32(1)})
     state = games.reset(task, jax.random.key(0))
-    seen = games.observe(task, state)
-    same(seen[:5, :5], games.games.parts[1].observe(task, state[1]))
-    assert not np.any(seen[5:])
-    assert not np.any(seen[:, 5:])
+    obs = games.observe(task, state)
+    same(obs[:5, :5], games.games.parts[1].observe(task, state[1]))
+    assert not np.any(obs[5:])
+    assert not np.any(obs[:, 5:])
     task = games.task(0)
-    turned = [games.step(task, state, jnp.int32(a), jax.random.key(0)).state[0] for a in (1, 5)]
-    same(*turned)
+    next_states = [
+        games.step(task, state, jnp.int32(a), jax.random.key(0)).state[0] for a in (1, 5)
+    ]
+    same(*next_states)
 
 
 def test_sequence_trains_from_a_configuration():

@@ -4,6 +4,7 @@ Twenty updates and a shift in a toy environment: runs stacked over seeds and coe
 each run among copies of itself, beside a run that diverges, and with another kind of network.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from helpers import Toy, Tug, same
 from plasticity.agents import PPO, RND, Trajectory
 from plasticity.cli.methods import methods
 from plasticity.interventions import Context, Intervention, chain
-from plasticity.networks import Network
+from plasticity.networks import BaseNetwork, Categorical, Network, Output
 from plasticity.shifts import Permute, Shifts
 from plasticity.struct import SettingError, fields
 from plasticity.training import Run, Schedule, check_run, loop, train
@@ -55,6 +56,8 @@ AGENT = PPO(
     learning_rate=3e-3,
     adam_eps=1e-4,  # so that Adam does not make large steps of rounding errors
 )
+# Compiles in half the time. Sums may be in another order: here nothing must be equal to the bit.
+QUICK = {"xla_cpu_use_fusion_emitters": False}
 SMALL = Network(hidden=(8, 6))
 TOY = Toy()
 
@@ -117,7 +120,7 @@ def test_runs_in_a_stack_are_independent(name):
     one, other = (chain(method) for method in make_two(name))
     with jax.enable_x64(True):
         runs = [make_run(one), make_run(other, seed=1), make_run(other)]
-        train_stack = jax.jit(jax.vmap(train_one))
+        train_stack = jax.jit(jax.vmap(train_one), compiler_options=QUICK)
         together = jax.device_get(train_stack(stack(runs)))
         for i, run in enumerate(runs):
             copies = jax.device_get(train_stack(stack([run] * len(runs))))
@@ -223,6 +226,50 @@ def test_needs_policy_refuses_the_known_methods():
         "regrama",
         "self_normalized_resets",
     }
+
+
+class Unnamed(BaseNetwork):
+    """A network of a user, with none of the names by which layers are found."""
+
+    def build(self, observation_shape, num_actions, continuous=False, intrinsic=False):
+        return UnnamedModule(num_actions)
+
+
+class UnnamedModule(nn.Module):
+    """Its module."""
+
+    num_actions: int
+
+    @nn.compact
+    def __call__(self, observation):
+        x = nn.Dense(1 + self.num_actions)(observation.reshape(len(observation), -1))
+        return Output(Categorical(x[:, 1:]), x[:, 0], {}, {})
+
+
+# What each method raised, or left undone, on such a network.
+NEEDS = {
+    "continual_backprop": "hidden",
+    "infer": "hidden.*policy",
+    "parseval": "hidden",
+    "plasticity_injection": "policy",
+    "proximal_features": "hidden.*policy",
+    "redo": "hidden",
+    "regrama": "hidden",
+    "reset_final": "hidden.*policy",
+    "reset_layers": "hidden.*policy",
+    "self_normalized_resets": "hidden",
+    "weight_normalization": "hidden",
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_methods_are_refused_without_the_layers_that_they_need(name):
+    """Would catch a KeyError from inside a compilation, or a method that silently does nothing."""
+    run = make_run(chain(METHODS[name]()), network=Unnamed())
+    says = rf"^intervention\.{name}=.*needs .*{NEEDS[name]}.* but Unnamed has Dense_0"
+    with pytest.raises(SettingError, match=says):
+        check_run(run)
+    check_run(run.replace(network=SMALL))
 
 
 class Mistaken(Intervention):

@@ -75,8 +75,8 @@ def test_network_draws_pytorchs_default_weights(params):
         assert layer["kernel"].shape[0] == FAN_IN[name]
         for array in layer.values():
             assert np.abs(array).max() <= bound * (1 + 1e-6)
-            known = stats.uniform(-bound, 2 * bound).cdf
-            assert stats.kstest(array.reshape(-1), known).pvalue > 1e-3
+            cdf = stats.uniform(-bound, 2 * bound).cdf
+            assert stats.kstest(array.reshape(-1), cdf).pvalue > 1e-3
     assert np.abs(params["torso"]["hidden_0"]["kernel"]).max() > 0.999 / np.sqrt(363)
 
 
@@ -185,8 +185,8 @@ def test_network_forward_pass(activation, norm):
     np.testing.assert_allclose(output.policy.logits, logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(output.value, value, rtol=1e-4, atol=1e-5)
     assert list(output.activations) == ["hidden_0", "hidden_1"]
-    for x, known in zip(output.activations.values(), hidden, strict=True):
-        np.testing.assert_allclose(x, known, rtol=1e-4, atol=1e-5)
+    for x, expected in zip(output.activations.values(), hidden, strict=True):
+        np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_map_hidden_maps_hidden_layers_of_each_torso():
     layers = {"hidden_0": 1, "norm_0": 2, "activation_0": 3, "hidden_1": 4}
     params = {"torso": layers, "value_torso": layers, "policy": 5, "value": 6}
     changed = {**layers, "hidden_0": -1, "hidden_1": -4}
-    known = {**params, "torso": changed, "value_torso": changed}
-    assert map_hidden(lambda x: -x, params) == known
+    expected = {**params, "torso": changed, "value_torso": changed}
+    assert map_hidden(lambda x: -x, params) == expected
 
 
 def test_norms_and_root_mean_squares_of_trees():
@@ -217,18 +217,20 @@ def test_norms_and_root_mean_squares_of_trees():
         "value": {"kernel": jnp.zeros((3, 1))},
     }
     assert list(by_layer(params)) == ["hidden_0", "policy", "value"]
-    known = {"hidden_0": 6.0, "policy": 8.0, "value": 0.0, "all": 10.0}
-    assert {name: float(x) for name, x in norms(params).items()} == pytest.approx(known)
-    known = {"hidden_0": 2.0, "policy": 4.0, "value": 0.0, "all": 2.5}
-    assert {name: float(x) for name, x in root_mean_squares(params).items()} == pytest.approx(known)
+    expected = {"hidden_0": 6.0, "policy": 8.0, "value": 0.0, "all": 10.0}
+    assert {name: float(x) for name, x in norms(params).items()} == pytest.approx(expected)
+    expected = {"hidden_0": 2.0, "policy": 4.0, "value": 0.0, "all": 2.5}
+    assert {name: float(x) for name, x in root_mean_squares(params).items()} == pytest.approx(
+        expected
+    )
 
 
 def test_sequence_after_depends_on_earlier_and_changes_nothing():
     """Would catch an operand that changes with what it waits for, or a wait optimized away."""
     x = jnp.arange(6.0).reshape(2, 3)
     compiled = jax.jit(sequence_after).lower(x, x).compile()
-    for earlier in (1.0, np.inf, -np.inf, np.nan):
-        np.testing.assert_array_equal(compiled(x, jnp.full((2, 3), earlier)), x)
+    for earlier_value in (1.0, np.inf, -np.inf, np.nan):
+        np.testing.assert_array_equal(compiled(x, jnp.full((2, 3), earlier_value)), x)
     assert "parameter(1)" in compiled.as_text()
     assert "compare" in compiled.as_text()
 
@@ -295,12 +297,12 @@ def test_network_residual_blocks():
         for block in range(2):
             reads.append(relu(x))
             within = relu(convolved(reads[-1], torso[f"hidden_{i}_{block}_in"]))
-            got = output.activations[f"hidden_{i}_{block}_in"]
-            np.testing.assert_allclose(got, within, atol=1e-5)
+            activation = output.activations[f"hidden_{i}_{block}_in"]
+            np.testing.assert_allclose(activation, within, atol=1e-5)
             x = x + convolved(within, torso[f"hidden_{i}_{block}_out"])
         reads += [relu(x)] if i == 1 else []
-        got = output.activations[f"hidden_{i}"]
-        np.testing.assert_allclose(got, np.concatenate(reads, axis=1), atol=1e-5)
+        activation = output.activations[f"hidden_{i}"]
+        np.testing.assert_allclose(activation, np.concatenate(reads, axis=1), atol=1e-5)
     x = relu(x).reshape(5, -1) @ torso["hidden_2"]["kernel"] + torso["hidden_2"]["bias"]
     np.testing.assert_allclose(output.preactivations["hidden_2"], x, atol=1e-5)
 
@@ -430,7 +432,7 @@ def test_convolve_gradients_have_the_fast_order():
 
     shapes = jnp.zeros((3, 10, 10, 2)), jnp.zeros((4, 4, 2, 5))
     program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(*shapes)
-    found = [line for line in str(program).splitlines() if "lhs_spec" in line]
+    lines = [line for line in str(program).splitlines() if "lhs_spec" in line]
     order = "lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2)"
-    assert len(found) == 3
-    assert all(order in line for line in found)
+    assert len(lines) == 3
+    assert all(order in line for line in lines)

@@ -23,11 +23,11 @@ GAUSSIAN = Gaussian(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
 
 def test_gaussian_log_prob_and_entropy_match_scipy():
     """Would catch a variance for a deviation, a mean over numbers, or bits for nats."""
-    known = scipy.stats.norm(MEAN, np.exp(LOG_STD))
+    normal = scipy.stats.norm(MEAN, np.exp(LOG_STD))
     action = RNG.normal(size=(5, 3)).astype(np.float32)
-    log_prob = known.logpdf(action).sum(axis=-1)
+    log_prob = normal.logpdf(action).sum(axis=-1)
     np.testing.assert_allclose(GAUSSIAN.log_prob(action), log_prob, rtol=1e-5)
-    np.testing.assert_allclose(GAUSSIAN.entropy(), known.entropy().sum(axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(GAUSSIAN.entropy(), normal.entropy().sum(axis=-1), rtol=1e-5)
 
 
 def test_gaussian_act_has_mean_and_deviation():
@@ -42,8 +42,8 @@ def test_gaussian_kl_divergence():
     """Would catch the other direction: the mean of log p - log q over draws from p."""
     other = Gaussian(jnp.asarray(OTHER), jnp.asarray(LOG_OTHER))
     drawn = GAUSSIAN.act(Gaussian.noise(jax.random.key(1), (200_000, 5, 3)))
-    known = np.mean(GAUSSIAN.log_prob(drawn) - other.log_prob(drawn), axis=0)
-    np.testing.assert_allclose(GAUSSIAN.kl_divergence(other), known, rtol=0.03)
+    expected = np.mean(GAUSSIAN.log_prob(drawn) - other.log_prob(drawn), axis=0)
+    np.testing.assert_allclose(GAUSSIAN.kl_divergence(other), expected, rtol=0.03)
     np.testing.assert_allclose(GAUSSIAN.kl_divergence(GAUSSIAN), 0, atol=1e-6)
 
 
@@ -67,15 +67,15 @@ def test_categorical_act_has_softmax_frequencies():
 def test_running_mean_std_merges_batches():
     """Would catch a wrong merge: against NumPy's of everything at once."""
     batches = [RNG.normal(3.0, 2.0, size=(size, 4)).astype(np.float32) for size in (5, 1, 30)]
-    known = np.concatenate(batches)
+    samples = np.concatenate(batches)
     estimate = RunningMeanStd.init((4,))
     for batch in batches:
         estimate = estimate.update(jnp.asarray(batch))
-    np.testing.assert_allclose(estimate.mean, known.mean(axis=0), rtol=1e-3)
-    np.testing.assert_allclose(estimate.variance, known.var(axis=0), rtol=1e-3)
-    scaled = np.asarray(estimate.normalize(known, 1.5))
-    inner = np.abs(known - known.mean(axis=0)) < 1.4 * known.std(axis=0)
-    unscaled = (known - known.mean(axis=0)) / known.std(axis=0)
+    np.testing.assert_allclose(estimate.mean, samples.mean(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(estimate.variance, samples.var(axis=0), rtol=1e-3)
+    scaled = np.asarray(estimate.normalize(samples, 1.5))
+    inner = np.abs(samples - samples.mean(axis=0)) < 1.4 * samples.std(axis=0)
+    unscaled = (samples - samples.mean(axis=0)) / samples.std(axis=0)
     np.testing.assert_allclose(scaled[inner], unscaled[inner], atol=2e-3)
     assert np.abs(scaled).max() <= 1.5
 
@@ -120,11 +120,15 @@ def test_ppo_learns_continuous_actions():
     """Would catch a density, a sample or a gradient of the wrong sign."""
     run = run_of()
 
+    def evaluate(run, state):
+        evaluations = loop.start_evaluation(run, state)
+        return loop.continue_evaluation(run, state, evaluations, 100)[1]
+
     def train(run):
         state = loop.init(run)
-        before = loop.evaluate(run, state)
+        before = evaluate(run, state)
         state, sums = loop.train_updates(run, state, 60)
-        return before, loop.evaluate(run, state), state, sums
+        return before, evaluate(run, state), state, sums
 
     before, after, state, sums = jax.jit(train)(run)
     before, after = (float(of["eval_train_return"]["all"]) for of in (before, after))
@@ -196,9 +200,9 @@ def test_normalizers_at_a_boundary(reset):
         state = loop.train_updates(run, loop.init(run), 2)[0]
         return loop.init(run), state, loop.start_round(run, state)
 
-    begun, before, after = train(run)
+    initial, before, after = train(run)
     assert np.all(before.reward_stats.sums != 0)
     same(after.reward_stats.sums, np.zeros(8))
-    kept = begun if reset else before
-    same(after.obs_stats, kept.obs_stats)
-    same(after.reward_stats.stats, kept.reward_stats.stats)
+    expected = initial if reset else before
+    same(after.obs_stats, expected.obs_stats)
+    same(after.reward_stats.stats, expected.reward_stats.stats)

@@ -80,30 +80,32 @@ def test_churn_probes_are_zero_before_the_first_update(view):
 def test_critic_error_matches_numpy(view):
     """Would catch the mean square, the probe batch's values, or advantages for returns."""
     value = np.asarray(view.apply(view.params, view.batch.observation).value)
-    known = np.sqrt(np.mean((value - np.asarray(view.batch.target)) ** 2))
-    assert measure(CriticError(), view) == pytest.approx({"all": known}, rel=1e-5)
+    expected = np.sqrt(np.mean((value - np.asarray(view.batch.target)) ** 2))
+    assert measure(CriticError(), view) == pytest.approx({"all": expected}, rel=1e-5)
 
 
 def test_gradient_cosine_matches_numpy(view, gradients):
     """Would catch the diagonal counted, sums over layers of cosines, or overlapping minibatches."""
     order = np.asarray(jax.random.permutation(view.key, COUNT))
     layers = {**gradients["torso"], "policy": gradients["policy"], "value": gradients["value"]}
-    known = {}
+    expected = {}
     for name, layer in {**layers, "all": gradients}.items():
         mean = flat(layer)[order].reshape(3, 4, -1).mean(axis=1)
         unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-        known[name] = (unit[0] @ unit[1] + unit[0] @ unit[2] + unit[1] @ unit[2]) / 3
-    assert measure(GradientCosine(minibatches=3, size=4), view) == pytest.approx(known, abs=1e-5)
+        expected[name] = (unit[0] @ unit[1] + unit[0] @ unit[2] + unit[1] @ unit[2]) / 3
+    assert measure(GradientCosine(minibatches=3, size=4), view) == pytest.approx(expected, abs=1e-5)
     # More than there are: as many minibatches, as large as can be.
-    assert measure(GradientCosine(minibatches=3, size=64), view) == pytest.approx(known, abs=1e-5)
+    assert measure(GradientCosine(minibatches=3, size=64), view) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def test_gradient_covariance_rank_matches_numpy(view, gradients):
     """Would catch gradients not normalized, singular values for eigenvalues, or centering."""
     unit = flat(gradients)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    known = rank(np.linalg.eigvalsh(unit @ unit.T))
-    assert measure(GradientCovarianceRank(), view) == pytest.approx({"all": known}, rel=1e-4)
+    expected = rank(np.linalg.eigvalsh(unit @ unit.T))
+    assert measure(GradientCovarianceRank(), view) == pytest.approx({"all": expected}, rel=1e-4)
 
 
 def test_gradient_probes_of_known_gradients():
@@ -149,8 +151,8 @@ def test_ntk_rank_matches_numpy(view):
     logits -= logits.mean(axis=1, keepdims=True)
     kernels = {"policy": np.einsum("iap,jap->ij", logits, logits), "value": value @ value.T}
     kernels["all"] = kernels["policy"] + kernels["value"]
-    known = {name: rank(np.linalg.eigvalsh(kernel)) for name, kernel in kernels.items()}
-    assert measure(NTKRank(size=5), view) == pytest.approx(known, rel=1e-4)
+    expected = {name: rank(np.linalg.eigvalsh(kernel)) for name, kernel in kernels.items()}
+    assert measure(NTKRank(size=5), view) == pytest.approx(expected, rel=1e-4)
 
 
 def quadratic(hessian):
@@ -190,8 +192,8 @@ def test_hessian_eigenvalue_of_ppos_loss(view):
 
     vector = jnp.concatenate([x.ravel() for x in leaves])
     hessian = np.asarray(jax.jit(jax.hessian(loss))(vector), float)
-    known = np.linalg.eigvalsh((hessian + hessian.T) / 2)[-1]
-    assert measure(HessianEigenvalue(), view)["all"] == pytest.approx(known, rel=1e-3)
+    expected = np.linalg.eigvalsh((hessian + hessian.T) / 2)[-1]
+    assert measure(HessianEigenvalue(), view)["all"] == pytest.approx(expected, rel=1e-3)
 
 
 def value_view(params, context, observation):
@@ -220,10 +222,10 @@ def test_gradient_dormant_units_match_numpy(context, view, tau):
         size = np.abs(layer).mean(axis=0)
         dormant.append(size <= tau * size.mean())
     assert dormant[0][:3].all()
-    known = {"hidden_0": np.mean(dormant[0]), "hidden_1": np.mean(dormant[1])}
-    known["all"] = np.mean(np.concatenate(dormant))
+    expected = {"hidden_0": np.mean(dormant[0]), "hidden_1": np.mean(dormant[1])}
+    expected["all"] = np.mean(np.concatenate(dormant))
     assert measure(GradientDormantUnits(tau), value_view(params, context, x)) == pytest.approx(
-        known
+        expected
     )
 
 

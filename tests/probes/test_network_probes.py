@@ -74,7 +74,7 @@ def view(*activations, params=PARAMS, initial=PARAMS, round_start=PARAMS):
         effective_params=lambda params: params,
         init_params=None,
         per_sample_loss=None,
-        make_batch=None,
+        compute_batch=None,
     )
 
 
@@ -114,10 +114,10 @@ def test_rollout_inactive_fraction_uses_the_rollout():
         apply=lambda params, observations: Output(
             None, None, {"hidden_0": jnp.maximum(params["scale"] * observations, 0)}, {}
         ),
-        make_batch=lambda: SimpleNamespace(observation=observations),
+        compute_batch=lambda: SimpleNamespace(observation=observations),
     )
-    found = {name: float(x) for name, x in RolloutInactiveFraction()(rollout_view).items()}
-    assert found == pytest.approx({"hidden_0": 3 / 6, "all": 3 / 6})
+    result = {name: float(x) for name, x in RolloutInactiveFraction()(rollout_view).items()}
+    assert result == pytest.approx({"hidden_0": 3 / 6, "all": 3 / 6})
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.025, 0.0267, 0.65, 1.0])
@@ -129,9 +129,9 @@ def test_dormant_units_match_the_definition(tau):
         activity = [sum(abs(x) for x in unit) / len(unit) for unit in layer.T]
         mean = sum(activity) / len(activity)
         dormant.append([a / mean <= tau for a in activity])
-    known = {"hidden_0": np.mean(dormant[0]), "hidden_1": np.mean(dormant[1])}
-    known["all"] = np.mean(dormant[0] + dormant[1])
-    assert measure(DormantUnits(tau), signed, LAST) == pytest.approx(known)
+    expected = {"hidden_0": np.mean(dormant[0]), "hidden_1": np.mean(dormant[1])}
+    expected["all"] = np.mean(dormant[0] + dormant[1])
+    assert measure(DormantUnits(tau), signed, LAST) == pytest.approx(expected)
 
 
 def test_dormant_units_include_the_threshold():
@@ -179,7 +179,7 @@ def test_ranks_are_the_papers(seed):
     squares = np.maximum(np.linalg.eigvalsh(features.T @ features)[::-1], 0)
     sigma = np.sqrt(squares)
     p = sigma / sigma.sum()
-    known = {
+    expected = {
         "effective": np.exp(-np.sum(p * np.log(p))),
         "stable": np.sum(features**2) / squares[0],
         "srank": min(k for k in range(1, 7) if sigma[:k].sum() / sigma.sum() >= 0.99),
@@ -188,17 +188,17 @@ def test_ranks_are_the_papers(seed):
     rotation = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(6, 6)))[0]
     for same in (features, 1e3 * features @ rotation):
         ranks = {name: float(x) for name, x in ranks_of(same).items()}
-        assert ranks == pytest.approx(known, rel=1e-4)
+        assert ranks == pytest.approx(expected, rel=1e-4)
 
 
 def test_ranks_of_known_matrices():
     """Would catch rows taken for columns, or channels whose positions are not rows."""
     features = np.diag([3.0, 1.0, 0.0])[:, :2]
-    known = np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+    expected = np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
     sigma = view(features).singular_values["hidden_0"]
     np.testing.assert_allclose(sigma, [3, 1], atol=1e-6)
     assert measure(EffectiveRank(), features, np.eye(3)) == pytest.approx(
-        {"hidden_0": known, "hidden_1": 3.0, "all": (known + 3) / 2}, rel=1e-5
+        {"hidden_0": expected, "hidden_1": 3.0, "all": (expected + 3) / 2}, rel=1e-5
     )
     assert measure(EffectiveRank(), np.eye(4).reshape(2, 2, 4))["all"] == pytest.approx(4)
 
@@ -261,9 +261,9 @@ def test_saturation_probes_ignore_unbounded_layers():
 
 def test_feature_norm_is_the_mean_norm():
     """Would catch the norm of the mean, or of the batch as one vector."""
-    known = {"hidden_0": (5 + 0 + 1) / 3, "hidden_1": 2.0, "all": 2.0}
+    expected = {"hidden_0": (5 + 0 + 1) / 3, "hidden_1": 2.0, "all": 2.0}
     features = np.array([[3.0, -4.0], [0, 0], [0, 1]])
-    assert measure(FeatureNorm(), features, np.full((3, 4), -1.0)) == pytest.approx(known)
+    assert measure(FeatureNorm(), features, np.full((3, 4), -1.0)) == pytest.approx(expected)
 
 
 def test_feature_cosine_matches_numpy():
@@ -306,8 +306,13 @@ def test_distance_from_round_start_is_the_norm_of_the_difference():
     """Would catch the initial parameters, or those before the update, in its place."""
     moved = jax.tree.map(lambda x: x + 1, PARAMS)
     assert set(measure(DistanceFromRoundStart(), initial=moved).values()) == {0.0}
-    known = {"hidden_0": np.sqrt(6), "policy": np.sqrt(2), "value": np.sqrt(2), "all": np.sqrt(10)}
-    assert measure(DistanceFromRoundStart(), round_start=moved) == pytest.approx(known)
+    expected = {
+        "hidden_0": np.sqrt(6),
+        "policy": np.sqrt(2),
+        "value": np.sqrt(2),
+        "all": np.sqrt(10),
+    }
+    assert measure(DistanceFromRoundStart(), round_start=moved) == pytest.approx(expected)
 
 
 def test_spectral_norm_of_kernels():

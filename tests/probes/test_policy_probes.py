@@ -83,7 +83,7 @@ def test_trainability_matches_numpy():
         return np.mean((x @ kernel - target) ** 2)
 
     waves = [np.sin((np.float32(1e5) * (x @ k).astype(np.float32)).astype(float)) for k in drawn]
-    known = {
+    expected = {
         "all": np.mean([final_loss(present, wave) for wave in waves]),
         "fresh": np.mean([final_loss(initial, wave) for wave in waves]),
     }
@@ -97,7 +97,7 @@ def test_trainability_matches_numpy():
             init_params=init_params,
             key=jax.random.key(update),
         )
-        assert measure(probe, view) == pytest.approx(known, rel=1e-4)
+        assert measure(probe, view) == pytest.approx(expected, rel=1e-4)
 
 
 def test_probes_run_on_stacked_runs_with_two_torsos(tiny_run):
@@ -108,14 +108,14 @@ def test_probes_run_on_stacked_runs_with_two_torsos(tiny_run):
         "NTKRank": {"size": 4},
         "GradientCovarianceRank": {"size": 4},
     }
-    found = [
+    all_probes = [
         kind(**smaller.get(kind.__name__, {}))
         for kind in vars(probes).values()
         if inspect.isclass(kind) and issubclass(kind, Probe) and kind is not Probe
     ]
     run = tiny_run(
         network=Network(hidden=(8, 8), activation="crelu", norm="layer_norm", shared=False),
-        probes=Probes.of(*found),
+        probes=Probes.of(*all_probes),
     )
     runs = jax.tree.map(lambda *x: jnp.stack(x), run, run.replace(seed=1))
 

@@ -90,9 +90,9 @@ def test_changes_are_taken_from_the_end_of_the_first_round():
 def test_a_diverged_seed_has_no_score():
     frame = table(lambda shift, name, seed, r: np.nan if seed == 1 and r > 2 else r)
     with pytest.warns(UserWarning, match="diverged"):
-        found = results.scores(frame, "train_return").set_index("seed")["score"]
-    assert found[1].isna().all()
-    assert (found[[0, 2]] == 1.5).all()
+        result = results.scores(frame, "train_return").set_index("seed")["score"]
+    assert result[1].isna().all()
+    assert (result[[0, 2]] == 1.5).all()
 
 
 def test_t_tests_are_students_equation():
@@ -130,12 +130,12 @@ def test_paired_tests_are_of_differences_and_holm_steps_down():
         assert tests.loc[name, "t"] == pytest.approx(t)
         assert tests.loc[name, "p"] == pytest.approx(2 * scipy.stats.t.sf(abs(t), 5))
         # An interval without zero is a p below 0.05, and the other way round.
-        reach = 2.570582 * d.std(ddof=1) / np.sqrt(6)
-        assert tests.loc[name, "low"] == pytest.approx(d.mean() - reach)
-        assert tests.loc[name, "high"] == pytest.approx(d.mean() + reach)
+        half_width = 2.570582 * d.std(ddof=1) / np.sqrt(6)
+        assert tests.loc[name, "low"] == pytest.approx(d.mean() - half_width)
+        assert tests.loc[name, "high"] == pytest.approx(d.mean() + half_width)
     raw = tests["p"].sort_values()
-    stepped_down = np.maximum.accumulate([min(1, p * (4 - i)) for i, p in enumerate(raw)])
-    np.testing.assert_allclose(tests.loc[raw.index, "p_corrected"], stepped_down)
+    adjusted = np.maximum.accumulate([min(1, p * (4 - i)) for i, p in enumerate(raw)])
+    np.testing.assert_allclose(tests.loc[raw.index, "p_corrected"], adjusted)
 
 
 def test_pairs_are_those_seeds_that_both_have():
@@ -198,22 +198,22 @@ def test_profiles_count_runs_above():
 def test_the_interquartile_mean_is_within_the_quartiles(values):
     middle = results.interquartile_mean(np.array(values))
     cut = len(values) // 4
-    kept = sorted(values)[cut : len(values) - cut]
-    assert middle == pytest.approx(np.mean(kept), rel=1e-9, abs=1e-6)
+    trimmed = sorted(values)[cut : len(values) - cut]
+    assert middle == pytest.approx(np.mean(trimmed), rel=1e-9, abs=1e-6)
 
 
 def test_correlation_and_model_find_what_made_the_points():
     rng = np.random.default_rng(1)
     points = pd.DataFrame(rng.normal(size=(30, 3)), columns=["a", "b", "flat"]).assign(flat=1.0)
     points["ret"] = 2 - 3 * points["a"] + 0.1 * rng.normal(size=30)
-    found = results.correlations(points, "ret", ["a", "b", "flat"]).set_index("metric")
+    result = results.correlations(points, "ret", ["a", "b", "flat"]).set_index("metric")
     x, y = points["a"], points["ret"]
     r = np.sum((x - x.mean()) * (y - y.mean())) / (29 * x.std() * y.std())
-    assert found.loc["a", "r"] == pytest.approx(r)
-    assert found.loc["a", "r_squared"] == pytest.approx(r**2)
-    assert found.loc["a", "slope"] == pytest.approx(-3, abs=0.1)
-    assert found.loc["b", "p_corrected"] == pytest.approx(found.loc["b", "p"])
-    assert found.loc["flat", ["r", "p", "p_corrected"]].isna().all()
+    assert result.loc["a", "r"] == pytest.approx(r)
+    assert result.loc["a", "r_squared"] == pytest.approx(r**2)
+    assert result.loc["a", "slope"] == pytest.approx(-3, abs=0.1)
+    assert result.loc["b", "p_corrected"] == pytest.approx(result.loc["b", "p"])
+    assert result.loc["flat", ["r", "p", "p_corrected"]].isna().all()
 
     model = results.linear_model(points, "ret", ["a", "b"]).set_index("term")
     z = [(points[m] - points[m].mean()) / points[m].std() for m in ("a", "b")]

@@ -1,5 +1,6 @@
 """Tests of loading runs, and of labels by their settings."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,10 @@ def make_bad(kind: str, root: Path) -> tuple[Path, str]:
 def test_bad_results_are_one_line_with_the_place_and_what_is_expected(
     kind: str, tmp_path: Path
 ) -> None:
-    place, message = make_bad(kind, tmp_path)
+    path, message = make_bad(kind, tmp_path)
     with pytest.raises(results.ResultsError) as caught:
-        results.load(place)
-    assert str(caught.value).startswith(str(place))
+        results.load(path)
+    assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -205,14 +206,14 @@ def test_tell_apart_names_the_settings_that_a_run_has() -> None:
         one.assign(run=str(i), **{key: values[i] for key, values in rows.items()}) for i in range(3)
     ]
     table = pd.concat(tables, ignore_index=True)
-    told = results.label_by_config(table, list(rows))
-    assert list(told["intervention"][::2]) == [
+    labeled = results.label_by_config(table, list(rows))
+    assert list(labeled["intervention"][::2]) == [
         "warm_start learning_rate=0.001 hidden=[64,64] shared=True",
         "warm_start learning_rate=1e-05 a.shrink=0.5 b.shrink=2 hidden=[64] shared=False",
         "warm_start a.shrink=1",
     ]
-    assert told["intervention"].dtype == "str"
-    pd.testing.assert_frame_equal(told.assign(intervention="warm_start"), table)
+    assert labeled["intervention"].dtype == "str"
+    pd.testing.assert_frame_equal(labeled.assign(intervention="warm_start"), table)
     pd.testing.assert_frame_equal(results.label_by_config(table, []), table)
     assert set(results.label_by_config(table, ["b.shrink"])["intervention"]) == {
         "warm_start",
@@ -254,3 +255,38 @@ def test_results_old_names_warn_and_name_the_new_ones() -> None:
             assert getattr(results, old) is getattr(results, new)
     with pytest.raises(AttributeError, match="no_such_name"):
         getattr(results, "no_such_name")  # noqa: B009
+
+
+@pytest.mark.parametrize("function", [results.load, results.swept_keys, results.read])
+def test_what_is_no_place_of_results_is_refused_in_one_line(function, tmp_path, monkeypatch):
+    """Would catch a pipe that is waited for, a loop that is walked, or an error of the system's."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.parquet")
+    os.symlink("nowhere", "dangling")
+    os.symlink("loop", "loop")
+    Path("folder").mkdir()
+    os.symlink("../folder", "folder/itself")
+    os.mkfifo("folder/metrics.parquet")
+    for where in (
+        *("pipe.parquet", "dangling", "loop", "folder", "folder/itself", "/dev/null"),
+        *("a\0b", "", "x" * 5000, 5, None, b"folder", ["folder"]),
+    ):
+        with pytest.raises(results.ResultsError) as caught:
+            function(where)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_warning_names_the_line_that_called(tmp_path):
+    """Would catch warnings that point into the library, of which each is shown only once."""
+    lost = diverge(fabricate(), "warm_start", 1, 28)
+    folder = save_run(tmp_path / "run", lost)
+    shared = fabricate().assign(seed=0)
+    for call in (
+        lambda: results.load(folder, config=["agent.clip"]),
+        lambda: results.summary(shared),
+        lambda: results.end_of_rounds(lost, "train_return"),
+        lambda: results.difference(lost, "train_return", "shrink_perturb", "warm_start", 4),
+    ):
+        with pytest.warns(UserWarning, match="now called|is in|diverged") as caught:
+            call()
+        assert {one.filename for one in caught} == {__file__}

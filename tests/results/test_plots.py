@@ -133,10 +133,10 @@ def test_styles_are_stable_and_distinct() -> None:
         "mine": results.line_styles(["warm_start", "reset_all", "mine"])["mine"]
     }
     rates = [f"warm_start learning_rate={rate}" for rate in (0.001, 0.01)]
-    told = results.line_styles([*rates, "shrink_perturb shrink=0.1", "shrink_perturb shrink=0.5"])
-    assert told[rates[0]] == baseline
-    assert told[rates[1]]._replace(marker=baseline.marker) == baseline
-    assert len(set(told.values())) == len(told)
+    styles = results.line_styles([*rates, "shrink_perturb shrink=0.1", "shrink_perturb shrink=0.5"])
+    assert styles[rates[0]] == baseline
+    assert styles[rates[1]]._replace(marker=baseline.marker) == baseline
+    assert len(set(styles.values())) == len(styles)
     others = 18 + len(REFERENCES) - len(results.STYLES)
     many = results.line_styles([*results.STYLES, *(f"method_{i}" for i in range(others))])
     assert len(set(many.values())) == len(many)

@@ -65,14 +65,14 @@ def test_figures_go_into_a_folder_that_exists(tmp_path: Path, frame: pd.DataFram
     report([runs / "*" / "metrics.parquet"])
     assert (runs / "figures" / "overview.png").is_file()
     assert not list(tmp_path.rglob("*[*]*"))
-    for place, folder in (
+    for path, folder in (
         (runs, runs),
         (runs / "seed=[0,1]", runs / "seed=[0,1]"),
         (runs / "seed=[0,1]" / "metrics.parquet", runs / "seed=[0,1]"),
         (tmp_path / "sw*" / "*", tmp_path),
         (Path("no*"), Path()),
     ):
-        assert figures_dir(place) == folder / "figures"
+        assert figures_dir(path) == folder / "figures"
 
 
 def test_a_report_of_runs_without_rows_is_one_line(

@@ -122,7 +122,7 @@ def test_divergences_are_where_the_rows_say_or_values_end(frame: pd.DataFrame) -
     [
         ({"metric": "train_retrun"}, "metric train_retrun.*dead_units"),
         ({"metric": "dead_units", "layer": "hidden_9"}, "layer hidden_9.*all"),
-        ({"metric": "dead_units", "how": "median"}, "how=median: expected mean or last"),
+        ({"metric": "dead_units", "how": "median"}, "how='median': expected one of mean, last"),
     ],
 )
 def test_by_round_names_what_there_is(
@@ -293,8 +293,8 @@ def test_summary_has_a_gain_only_over_rounds_of_warm_start(frame: pd.DataFrame) 
     warm = frame["intervention"] == "warm_start"
     for part in (frame[~warm], frame[~warm | (frame["round"] < 4)]):
         assert results.summary(part, last=1)["gain"].isna().all()
-    elsewhere = results.concat([frame[warm], frame[~warm].assign(shift="other")])
-    assert results.summary(elsewhere)["gain"].isna().all()
+    other_shift = results.concat([frame[warm], frame[~warm].assign(shift="other")])
+    assert results.summary(other_shift)["gain"].isna().all()
     # Other seeds than its own: not paired. 8.5, 8 and 7.5 less 4.
     one = frame[~warm | (frame["seed"] == 0)]
     assert results.summary(one, last=1).loc[1, "gain"] == pytest.approx(4.0)
@@ -308,9 +308,9 @@ def test_a_round_in_which_no_episode_ended_is_passed_over(frame: pd.DataFrame) -
 
 
 def test_summary_of_what_is_missing_or_unfinished(frame: pd.DataFrame) -> None:
-    unfinished = frame[(frame["metric"] != "effective_rank")]
-    behind = (unfinished["seed"] == 2) & (unfinished["round"] > 3)
-    summary = results.summary(unfinished[~behind], last=1)
+    incomplete = frame[(frame["metric"] != "effective_rank")]
+    behind = (incomplete["seed"] == 2) & (incomplete["round"] > 3)
+    summary = results.summary(incomplete[~behind], last=1)
     assert (summary["rounds"] == 3).all()
     assert summary[["effective_rank_first", "effective_rank_last"]].isna().all(axis=None)
     assert summary.loc[0, "return_last"] == pytest.approx(

@@ -16,9 +16,9 @@ from plasticity import results
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_summary_fits_the_terminal(frame: pd.DataFrame, width: int) -> None:
     long = frame.replace({"intervention": {"shrink_perturb": "layer_norm+soft_shrink_perturb"}})
-    for shown in (frame, long):
+    for table in (frame, long):
         text = io.StringIO()
-        results.print_summary(results.summary(shown, last=2), Console(file=text, width=width))
+        results.print_summary(results.summary(table, last=2), Console(file=text, width=width))
         lines = text.getvalue().splitlines()
         assert max(map(len, lines)) <= width
         (row,) = [line for line in lines if "warm_start" in line and "[" in line]

@@ -1,5 +1,6 @@
 """Rollouts in host environments: no transition lost, repeated or put in the wrong episode."""
 
+import warnings
 from functools import partial
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ from helpers import same
 
 from plasticity.agents import Trajectory
 from plasticity.envs.base import Task
+from plasticity.envs.host import HostVecEnv
 from plasticity.probes import CriticError, Probes, WeightNorm
-from plasticity.training import host_rollout, loop
+from plasticity.training import host_rollout, loop, rollout
 from plasticity.training.run import stack
 from plasticity.training.state import EpisodeStats
 from plasticity.training.trainer import HostTrainer
@@ -186,6 +188,52 @@ def test_host_evaluation_and_probe_batch(host):
     for s in range(2):
         assert set(np.unique(batch[s, :, 0])) == set(levels[s])
         assert set(np.unique(batch[s, :, 1])) == {0, 1, 2, 3}
+    trainer.close()
+
+
+@pytest.mark.parametrize("eval_max_steps", [2, 3, 4])
+def test_host_evaluation_is_cut_off(eval_max_steps):
+    """Would catch an evaluation without an end, or one step too many; or a warning for nothing."""
+    schedule = host_run().schedule.replace(eval_max_steps=eval_max_steps)
+    trainer = HostTrainer(stack([host_run(4).replace(schedule=schedule)]))
+    rollout.warn_of_cut_off_episodes.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        told = jax.device_get(trainer.evaluate())
+    trainer.close()
+    cut_off = [str(warning.message) for warning in caught]
+    assert len(cut_off) == (eval_max_steps < 4)  # the longest episodes have 4 steps
+    assert all(f"eval_max_steps={eval_max_steps}, and counts" in text for text in cut_off)
+    possible, sums = set(), {0}
+    for episode in range(80_000, 80_008):
+        steps = range(min(length_of(episode), eval_max_steps))
+        possible.add(sum(reward_of(episode, step) for step in steps))
+    for _ in range(4):
+        sums = {a + b for a in sums for b in possible}
+    assert told["eval_train_return"]["all"][0] * 4 in sums
+
+
+def test_host_trainer_stops_within_its_loops():
+    """Would catch a signal that waits for a loop to end, or environments left open by an error."""
+    closed, calls = [], []
+
+    def check_signals():
+        calls.append(1)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HostVecEnv, "close", lambda self: closed.append(self))
+        stop_at = 5  # of the 128 steps that sample a probe batch
+        with pytest.raises(KeyboardInterrupt):
+            HostTrainer(stack([host_run(4)]), check_signals=check_signals)
+        assert len(closed) == 2
+    stop_at = None
+    trainer = HostTrainer(stack([host_run(4)]), check_signals=check_signals)
+    for loop_of in (partial(trainer.train_updates, 1), trainer.evaluate):
+        stop_at = len(calls) + 2
+        with pytest.raises(KeyboardInterrupt):
+            loop_of()
     trainer.close()
 
 

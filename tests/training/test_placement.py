@@ -11,6 +11,7 @@ from plasticity.networks import Network
 from plasticity.probes import DeadUnits, Probes, WeightNorm
 from plasticity.shifts import Permute, Shifts
 from plasticity.training import Run, Schedule
+from plasticity.training import trainer as trainer_module
 from plasticity.training.placement import Placement
 from plasticity.training.run import seeds_of, stack
 from plasticity.training.trainer import JaxTrainer
@@ -87,6 +88,24 @@ def test_batch_equals_loop_up_to_rounding(loop, num_devices):
     assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(params))
     kernel = params["policy"]["kernel"]
     assert np.abs(kernel[0] - kernel[1]).max() > 1e-3  # or else all would agree
+
+
+def test_evaluation_does_not_depend_on_its_parts(monkeypatch):
+    """Would catch steps lost between two parts, signals unseen, or an evaluation for ever."""
+    checks = []
+    with jax.enable_x64(True):
+        placement = Placement(tuple(jax.local_devices()[:1]), "loop")
+        runs = stack([run_of(seed) for seed in SEEDS])
+        trainer = JaxTrainer(runs, None, placement, lambda: checks.append(1))
+        whole = trainer.evaluate()
+        assert not checks
+        monkeypatch.setattr(trainer_module, "_EVAL_STEPS_PER_CALL", 1)
+        same(whole, trainer.evaluate())
+        assert checks
+        steps = len(checks)
+        runs = runs.replace(schedule=runs.schedule.replace(eval_max_steps=steps))
+        with pytest.warns(UserWarning, match=f"eval_max_steps={steps}, and counts"):
+            JaxTrainer(runs, placement=placement).evaluate()
 
 
 def test_put_pads_with_the_last_run():

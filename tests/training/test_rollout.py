@@ -180,16 +180,26 @@ def test_rollout_actions_follow_the_policy(streams):
 
 
 @pytest.mark.parametrize("least", [1, 3])
-def test_evaluate_returns_whole_first_episodes(least):
-    """Would catch rewards after an episode's end, or the last step's reward left out."""
+def test_evaluation_returns_whole_first_episodes(least):
+    """Would catch rewards after an episode's end, the last step's left out, or two times a step."""
     env = Counting(least)
     task = env.task(jnp.int32(0))
     key = jax.random.key(8)
-    earned = jax.jit(lambda key: rollout.evaluate(env, task, policy, 200, key))(key)
+    start = rollout.start_evaluation(env, task, 200, key)
+    goes_on = jax.jit(
+        lambda start, steps: rollout.continue_evaluation(env, task, policy, start, steps, key)
+    )
+    earned = goes_on(start, 1000).episode_return
     possible = {return_of(e, least) for e in range(28)}  # 4 lengths, 7 rewards
     assert set(np.asarray(earned).tolist()) == possible
     first = rollout.reset(env, task, 200, jax.random.split(key)[0]).state.episode
     assert earned.tolist() == [return_of(int(e), least) for e in first]
+    part = goes_on(start, 2)
+    assert (int(part.step), bool(part.done.all())) == (2, False)
+    ended = np.array([length_of(int(e), least) <= 2 for e in first])
+    assert part.done.tolist() == ended.tolist()
+    np.testing.assert_array_equal(part.episode_return[ended], earned[ended])
+    np.testing.assert_array_equal(goes_on(part, 1000).episode_return, earned)
 
 
 def test_sample_draws_without_replacement():

@@ -226,6 +226,46 @@ def test_memory_of_is_about_what_the_compiler_allocates(tiny_run):
     assert 0.5 < memory_of(run).of(8, 8) / most < 2
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("env.pixels", 10**6),
+        ("network.hidden", (2**31 - 1,)),
+        ("network.hidden", (10**6, 10**6)),
+        ("agent.num_steps", 5 * 10**8),
+        ("agent.num_epochs", 10**9),
+        ("schedule.probe_batch_size", 2**31 - 1),
+        ("schedule.eval_episodes", 2**31 - 1),
+        ("intrinsic.embedding_dim", 10**9),
+        ("intrinsic.network.hidden", (10**6, 10**6, 10**6)),
+    ],
+)
+def test_what_no_memory_holds_is_refused_before_anything_is_compiled(
+    key, value, tiny_run, monkeypatch
+):
+    """Would catch hours of swapping, a killed process, or another setting named."""
+    monkeypatch.setattr(memory_estimate, "_total", lambda: 10**11)
+    monkeypatch.setattr(sweep, "train_stack", lambda *args, **kwargs: pytest.fail("trains"))
+    run = tiny_run(intrinsic=pl.RND())
+
+    def changed(struct, path):
+        name, *rest = path
+        return struct.replace(**{name: changed(getattr(struct, name), rest) if rest else value})
+
+    with pytest.raises(pl.SettingError, match=r"must be smaller: .* GB") as caught:
+        pl.train(changed(run, key.split(".")))
+    assert caught.value.key == key
+
+
+def test_many_seeds_are_refused_by_their_memory(tiny_run, monkeypatch):
+    """Would catch a stack of which only each run alone fits."""
+    runs = [tiny_run(seed=seed) for seed in range(50)]
+    monkeypatch.setattr(memory_estimate, "_total", lambda: 10**6)
+    memory_estimate.check_memory(runs[:1])
+    with pytest.raises(pl.SettingError, match=r"^seed=\[0, 1, .*1,? ?.*must be smaller"):
+        memory_estimate.check_memory(runs)
+
+
 def test_memory_adds_state_and_work():
     """By hand."""
     assert Memory(standing=3, working=10).of(5, 2) == 35

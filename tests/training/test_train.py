@@ -1,15 +1,20 @@
 """Training from the host: what is due when, what the table says, and that it can be repeated."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from counting_helpers import HOST_ID, RecordingEnvs, host_run
 from helpers import RUN
 from omegaconf import OmegaConf
 
 import plasticity as pl
 from plasticity import results
+from plasticity.envs.host import Gymnasium
+from plasticity.storage.tracking import TensorBoard
+from plasticity.training import sweep
 from plasticity.training.train import measurement_updates
 
 
@@ -31,7 +36,7 @@ def test_measurement_updates_are_multiples_of_each_interval_and_the_end():
     run = RUN.replace(
         schedule=schedule, probes=pl.Probes.of(pl.DeadUnits(), pl.WeightNorm(every=7))
     )
-    assert measurement_updates(run) == [4, 5, 7, 8, 10]
+    assert list(measurement_updates(run)) == [4, 5, 7, 8, 10]
 
 
 def test_each_metric_is_logged_when_it_is_due(frame):
@@ -45,13 +50,14 @@ def test_each_metric_is_logged_when_it_is_due(frame):
 
 def test_probes_do_not_affect_training(frame):
     """Would catch probes or evaluations that draw from the training's randomness."""
-    seldom = dataclasses.replace(RUN.schedule, log_every=6, probe_every=0)
+    seldom = dataclasses.replace(RUN.schedule, log_every=6, probe_every=0, eval_episodes=0)
     alone = pl.train([RUN.replace(schedule=seldom), RUN.replace(schedule=seldom, seed=1)])
     ends = [
         part[part["update"].isin([6, 12]) & (part.metric == "weight_norm")]["value"].to_numpy()
         for part in (frame, alone)
     ]
     np.testing.assert_array_equal(*ends)
+    assert not alone["metric"].str.startswith("eval").any()
 
 
 def test_train_same_seed_same_run(frame):
@@ -80,6 +86,61 @@ def test_train_marks_a_diverged_run_alone():
     assert after.value.isna().all()
     assert {"dead_units", "train_return"} <= set(after.metric)
     assert frame[frame.seed == 0].value.notna().all()
+
+
+class Broken(RecordingEnvs):
+    """Gives a reward of NaN in its fourth step of one environment, the first of an episode."""
+
+    def step(self, actions):
+        step = super().step(actions)
+        if len(self.actions) == 4:
+            step.reward[1] = np.nan
+        return step
+
+
+@pytest.mark.slow
+def test_a_simulators_nan_is_not_the_agents(monkeypatch):
+    """Would catch a broken simulator reported as an agent that diverged, or as nothing."""
+    made = []
+
+    def make(self, num_envs):
+        made.append(num_envs)
+        return (Broken if len(made) == 1 else RecordingEnvs)(num_envs)
+
+    monkeypatch.setattr(Gymnasium, "make", make)
+    schedule = host_run().schedule.replace(rounds=1, updates_per_round=2, eval_episodes=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frame = pl.train([host_run(s).replace(schedule=schedule) for s in (4, 5)], progress=False)
+    told = [str(warning.message) for warning in caught]
+    assert [text.partition(": the simulator")[2] for text in told if "simulator" in text] == [
+        " gave a reward that is not finite, in environment 1 of 3, step 1 of its episode",
+        ", and not the agent, gave rewards or observations that are not finite, in update 1 "
+        "(steps 1 to 27); the run is lost from there on",
+    ]
+    assert any(text.startswith(f"{HOST_ID}, seed 4: ") for text in told)
+    diverged = frame[frame["metric"] == "diverged"]
+    assert diverged[["seed", "value"]].values.tolist() == [[4, 1]]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("checkpoint_minutes", value) for value in (-1, float("nan"), "5", None, True)),
+        *(("names", value) for value in ("ab", ["a"], ["a", 1], ["a", ""], 5)),
+        *(("config", value) for value in (5, "x", [1], {"a": object()})),
+        *(("trackers", value) for value in (5, "wandb", [5], [TensorBoard], [TensorBoard()])),
+        *(("folder", value) for value in (5, "", "a\0b", ["x"], "x" * 5000)),
+        *(("runs", value) for value in (None, 5, "x", [RUN, 5], [pl.Run])),
+    ],
+)
+def test_train_refuses_an_argument_in_one_line(argument, value, monkeypatch):
+    """Would catch what the command line refuses, and Python's interface let through."""
+    monkeypatch.setattr(sweep, "train_stack", lambda *args, **kwargs: pytest.fail("trains"))
+    arguments = {"runs": [RUN, RUN.replace(seed=1)], argument: value}
+    with pytest.raises(pl.SettingError, match=rf"^{argument}(\[\d\])?=") as caught:
+        pl.train(**arguments)
+    assert "\n" not in str(caught.value)
 
 
 def test_train_refuses_indistinguishable_runs():

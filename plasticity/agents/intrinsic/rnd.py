@@ -229,41 +229,41 @@ class RND(IntrinsicModule):
         shuffle_key, steps_key, end_key = jax.random.split(context.key, 3)
 
         def objective(
-            params: Params, own: Any, batch: Array, key: Array
+            params: Params, hook_state: Any, batch: Array, key: Array
         ) -> tuple[Array, dict[str, Array]]:
             errors, layers = self._errors(state, params, batch, shape, context)
-            penalty = self.intervention.penalty(own, params, context._replace(key=key))
+            penalty = self.intervention.penalty(hook_state, params, context._replace(key=key))
             return jnp.mean(errors) + penalty, layers.activations
 
         def step(
             carry: tuple[TrainState, Any], inputs: tuple[Array, Array]
         ) -> tuple[tuple[TrainState, Any], Metrics]:
-            (predictor, own), (indices, key) = carry, inputs
+            (predictor, hook_state), (indices, key) = carry, inputs
             loss_key, step_key = jax.random.split(key)
             (loss, activations), gradients = jax.value_and_grad(objective, has_aux=True)(
-                predictor.params, own, next_obs[indices], loss_key
+                predictor.params, hook_state, next_obs[indices], loss_key
             )
-            made = GradientStep(gradients, predictor.params, activations)
-            own, predictor = self.intervention.after_step(
-                own,
+            gradient_step = GradientStep(gradients, predictor.params, activations)
+            hook_state, predictor = self.intervention.after_step(
+                hook_state,
                 apply_gradients(predictor, gradients, context.optimizer),
-                made,
+                gradient_step,
                 context._replace(key=step_key),
             )
             norm = optax.tree.norm(gradients)
             metrics = {"predictor_loss": loss, "predictor_gradient_norm": norm}
-            return (predictor, own), _aggregate(metrics)
+            return (predictor, hook_state), _aggregate(metrics)
 
         minibatches = agent.minibatches(shuffle_key)
         size = math.ceil(self.update_proportion * minibatches.shape[1])
         keys = jax.random.split(steps_key, len(minibatches))
-        (predictor, own), metrics = jax.lax.scan(
+        (predictor, hook_state), metrics = jax.lax.scan(
             step, (state.predictor, state.intervention), (minibatches[:, :size], keys)
         )
-        own, predictor = self.intervention.after_update(
-            own, predictor, rollout, context._replace(key=end_key)
+        hook_state, predictor = self.intervention.after_update(
+            hook_state, predictor, rollout, context._replace(key=end_key)
         )
-        state = state._replace(predictor=predictor, intervention=own)
+        state = state._replace(predictor=predictor, intervention=hook_state)
         return state, jax.tree.map(jnp.mean, metrics)
 
     def on_shift(self, agent: Agent, state: RNDState, context: Context) -> RNDState:
@@ -271,10 +271,12 @@ class RND(IntrinsicModule):
 
         The running statistics are kept.
         """
-        own, predictor = self.intervention.on_shift(state.intervention, state.predictor, context)
+        hook_state, predictor = self.intervention.on_shift(
+            state.intervention, state.predictor, context
+        )
         if agent.reset_optimizer:
             predictor = predictor._replace(opt_state=context.optimizer.init(predictor.params))
-        return state._replace(predictor=predictor, intervention=own)
+        return state._replace(predictor=predictor, intervention=hook_state)
 
     def input_shape(self, observation_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of what predictor and target see of one observation."""

@@ -190,7 +190,7 @@ class EnvPoolEnvs:
 
 
 class ProcGen(EnvPool):
-    """A game of ProcGen in color, such as `CoinrunEasy-v0`. Needs Qt 5.
+    """A Procgen game by EnvPool, in color, such as `CoinrunEasy-v0`. Needs Qt 5.
 
     A level set is one of ProcGen's, and each episode draws a level of it. A death in the very step
     in which the game's own time limit is reached counts as truncated.
@@ -332,7 +332,7 @@ class Atari(EnvPool):
 
 
 class MiniGrid(EnvPool):
-    """A task of MiniGrid, partially observed as in `env=minigrid`: 7 x 7 cells, one-hot.
+    """A MiniGrid task by EnvPool, partially observed as in `env=minigrid`: 7 x 7 cells, one-hot.
 
     Layouts are not those of Gymnasium: EnvPool draws them one after another, and the next one
     cannot be chosen, so that there are no levels. The mission's text is not observed. Stepping into

@@ -6,41 +6,50 @@ repeated or counted in the wrong episode.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
 import minigrid  # noqa: F401  registers MiniGrid's tasks
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from flax.core import FrozenDict
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from plasticity.envs.base import Task, scale_action
+from plasticity.envs.host.processes import ProcessVectorEnv, check_picklable
 from plasticity.envs.host.vector_env import HostEnv, HostStep
-from plasticity.struct import SettingError, field, locate, static_field
+from plasticity.struct import TARGET, SettingError, field, locate, static_field, thaw
 
 __all__ = ["Gymnasium"]
+
+_MAX_ACTIONS = 4096  # that a MultiDiscrete space is enumerated to
 
 
 class Gymnasium(HostEnv):
     """A Gymnasium environment by its id. A level is the seed of a `reset`.
 
     The level also determines what an environment draws during the episode. Actions are discrete, or
-    a bounded box to which the agent's [-1, 1] is scaled.
+    a bounded box to which the agent's [-1, 1] is scaled, and rounded where it holds whole numbers.
+    Of a MultiDiscrete or MultiBinary space each combination is one discrete action.
 
     Attributes:
       id: the id registered with Gymnasium, MiniGrid's included; `module:id` imports the module
         first.
       levels: the size of a level set.
-      wrappers: import paths of wrappers, innermost first.
+      wrappers: wrappers, innermost first: import paths, or mappings of `_target_`, which is one,
+        and the wrapper's arguments.
       scale: a factor of observations.
       vectorization: `sync` steps the environments in sequence, `async` each in its own process.
+      kwargs: arguments of `gymnasium.make`.
     """
 
     id: str = static_field(kind=str)
     levels: int = field(1000, kind=int, ge=1)
-    wrappers: tuple[str, ...] = static_field((), kind=str)
+    wrappers: tuple[Any, ...] = static_field((), kind=object)
     scale: float = static_field(1.0, gt=0)
     vectorization: str = static_field("sync", choices=("sync", "async"))
+    kwargs: Mapping[str, Any] = static_field(FrozenDict(), kind=Mapping)
 
     @property
     def name(self) -> str:
@@ -52,28 +61,46 @@ class Gymnasium(HostEnv):
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        return _spaces(self.id, self.wrappers).observation_shape
+        return self._spaces.observation_shape
 
     @property
     def num_actions(self) -> int:
-        return _spaces(self.id, self.wrappers).num_actions
+        return self._spaces.num_actions
 
     @property
     def continuous_actions(self) -> bool:
-        return _spaces(self.id, self.wrappers).box is not None
+        return isinstance(self._spaces.actions, gymnasium.spaces.Box)
 
     def check(self) -> None:
-        _spaces(self.id, self.wrappers)
+        _ = self._spaces
+        if self.vectorization == "async":
+            check_picklable(self._make_env(), self.id)
 
     def make(self, num_envs: int) -> "GymnasiumEnvs":
-        vector = gymnasium.make_vec(
-            self.id,
-            num_envs=num_envs,
-            vectorization_mode=self.vectorization,
-            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
-            wrappers=_locate_wrappers(self.wrappers),
-        )
-        return GymnasiumEnvs(vector, self.scale, _spaces(self.id, self.wrappers).box)
+        make_envs = [self._make_env()] * num_envs
+        vector: VectorEnv[Any, Any, Any]
+        if self.vectorization == "async":
+            vector = ProcessVectorEnv(make_envs, self.name)
+        else:
+            vector = SyncVectorEnv(make_envs, autoreset_mode=AutoresetMode.DISABLED)
+        return GymnasiumEnvs(vector, self.scale, self._spaces.actions)
+
+    @property
+    def _spaces(self) -> "Spaces":
+        return _spaces(self.id, self.kwargs, self.wrappers)
+
+    def _make_env(self) -> Callable[[], gymnasium.Env[Any, Any]]:
+        """Returns a function that makes one environment."""
+        spec, kwargs = self._spaces.spec, thaw(self.kwargs)
+        wrappers = [_locate_wrapper(wrapper) for wrapper in self.wrappers]
+
+        def make() -> gymnasium.Env[Any, Any]:
+            env: Any = gymnasium.make(spec, **kwargs)
+            for wrap, arguments in wrappers:
+                env = wrap(env, **arguments)
+            return env
+
+        return make
 
 
 class GymnasiumEnvs:
@@ -82,21 +109,21 @@ class GymnasiumEnvs:
     Args:
       vector: the environment.
       scale: a factor of observations.
-      box: the space of an action, where actions are continuous.
+      actions: the space of an action, if the agent's must be converted.
     """
 
     def __init__(
         self,
         vector: VectorEnv[Any, Any, Any],
         scale: float = 1.0,
-        box: gymnasium.spaces.Box | None = None,
+        actions: gymnasium.Space[Any] | None = None,
     ) -> None:
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED:
             raise ValueError(f"autoreset_mode={mode}: must be {AutoresetMode.DISABLED}")
         self._vector = vector
         self._scale = np.float32(scale)
-        self._box = box
+        self._actions = actions
 
     def set_task(self, task: Task) -> None:
         self._levels = task.levels
@@ -107,12 +134,12 @@ class GymnasiumEnvs:
         levels[mask] = first + rng.integers(size, size=np.count_nonzero(mask))
         # Gymnasium's vector environments take a seed for each, though the base class says one.
         seeds: Any = [int(level) for level in levels]
-        return self._preprocess_obs(self._vector.reset(seed=seeds, options={"reset_mask": mask})[0])
+        observation, _ = self._vector.reset(seed=seeds, options={"reset_mask": mask})
+        return self._preprocess_obs(observation)
 
     def step(self, actions: np.ndarray) -> HostStep:
-        if self._box is not None:
-            low, high = self._box.low, self._box.high
-            actions = scale_action(actions.reshape(-1, *low.shape), low, high).astype(low.dtype)
+        if self._actions is not None:
+            actions = convert_actions(actions, self._actions)
         observation, reward, terminated, truncated, _ = self._vector.step(actions)
         return HostStep(
             observation=self._preprocess_obs(observation),
@@ -128,46 +155,107 @@ class GymnasiumEnvs:
         return np.asarray(observation, np.float32) * self._scale
 
 
-def _locate_wrappers(paths: tuple[str, ...]) -> list[Callable[[Any], Any]]:
-    return [locate(path, "env.wrappers") for path in paths]
+def convert_actions(actions: np.ndarray, space: gymnasium.Space[Any]) -> np.ndarray:
+    """Returns an environment's actions for the agent's.
+
+    Args:
+      actions: [n], or [n, A] where they are continuous.
+      space: the space of one action.
+    """
+    match space:
+        case gymnasium.spaces.Box(low=low, high=high, dtype=dtype):
+            actions = actions.reshape(-1, *low.shape)
+            if np.issubdtype(dtype, np.integer):
+                return np.rint(scale_action(actions, low.astype(float), high)).astype(dtype)
+            return scale_action(actions, low, high).astype(dtype)
+        case gymnasium.spaces.MultiDiscrete(nvec=nvec, start=start, dtype=dtype):
+            entries = np.stack(np.unravel_index(actions, nvec.ravel()), axis=-1)
+            return (entries.reshape(-1, *nvec.shape) + start).astype(dtype)
+        case gymnasium.spaces.MultiBinary(shape=shape, dtype=dtype):
+            entries = np.stack(np.unravel_index(actions, (2,) * int(np.prod(shape))), axis=-1)
+            return entries.reshape(-1, *shape).astype(dtype)
+        case gymnasium.spaces.Discrete(start=start):
+            return actions + start
+    raise TypeError(f"actions of {space}")
+
+
+def _num_actions(space: gymnasium.Space[Any]) -> int:
+    """Returns the number of the agent's actions, or the dimension of one; 0 if unsupported."""
+    match space:
+        case gymnasium.spaces.Box():
+            return int(np.prod(space.shape)) if space.is_bounded() else 0
+        case gymnasium.spaces.Discrete(n=n):
+            return int(n)
+        case gymnasium.spaces.MultiDiscrete(nvec=nvec):
+            combinations = np.prod(nvec.astype(float))
+        case gymnasium.spaces.MultiBinary(shape=shape):
+            combinations = 2.0 ** np.prod(shape)
+        case _:
+            return 0
+    return int(combinations) if combinations <= _MAX_ACTIONS else 0
+
+
+def _locate_wrapper(wrapper: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Returns a wrapper and its arguments."""
+    if not isinstance(wrapper, Mapping):
+        return locate(wrapper, "env.wrappers"), {}
+    arguments = thaw(wrapper)
+    path = arguments.pop(TARGET, None)
+    return locate(path, f"env.wrappers.{TARGET}"), arguments
 
 
 class Spaces(NamedTuple):
-    """The spaces of observations and actions."""
+    """An environment's registration, and its spaces of observations and actions."""
 
+    spec: EnvSpec
     observation_shape: tuple[int, ...]
     num_actions: int  # or the dimension of a continuous action
-    box: gymnasium.spaces.Box | None  # the space of actions, where they are continuous
+    actions: gymnasium.Space[Any]
 
 
 @functools.cache
-def _spaces(id: str, wrappers: tuple[str, ...]) -> Spaces:
+def _spaces(id: str, kwargs: Mapping[str, Any], wrappers: tuple[Any, ...]) -> Spaces:
     """Returns the spaces of an environment, which is made and closed for that.
 
     Raises:
       SettingError: there is no such environment or wrapper, or its spaces are not supported.
     """
     try:
-        env: Any = gymnasium.make(id)
+        env: Any = gymnasium.make(id, **thaw(kwargs))
     except (gymnasium.error.Error, ImportError) as error:
         raise SettingError("env.id", id, f"must be registered with Gymnasium ({error})") from error
-    for path, wrapper in zip(wrappers, _locate_wrappers(wrappers), strict=True):
+    except Exception as error:
+        if not kwargs:
+            raise
+        allowed = f"must be arguments of {id} ({error!r})"
+        raise SettingError("env.kwargs", thaw(kwargs), allowed) from error
+    spec = gymnasium.spec(env.unwrapped.spec.id)
+    for wrapper in wrappers:
+        wrap, arguments = _locate_wrapper(wrapper)
         try:
-            env = wrapper(env)
+            env = wrap(env, **arguments)
             if not isinstance(env, gymnasium.Env):
                 raise TypeError(f"returned {type(env).__name__}, not a gymnasium.Env")
         except Exception as error:  # a user's wrapper may raise anything
-            raise SettingError("env.wrappers", path, f"must wrap {id} ({error!r})") from error
+            allowed = f"must wrap {id} ({error!r})"
+            raise SettingError("env.wrappers", thaw(wrapper), allowed) from error
     observations, actions = env.observation_space, env.action_space
     env.close()
     if not isinstance(observations, gymnasium.spaces.Box):
-        raise SettingError(
-            "env.id", id, f"must have observations in a Box, not {observations}; see env.wrappers"
+        way = (
+            "env.wrappers=[gymnasium.wrappers.FlattenObservation] makes them one"
+            if observations.is_np_flattenable
+            else "see env.wrappers"
         )
-    if isinstance(actions, gymnasium.spaces.Box) and actions.is_bounded():
-        return Spaces(observations.shape, int(np.prod(actions.shape)), actions)
-    if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
         raise SettingError(
-            "env.id", id, f"must have discrete actions from 0, or a bounded box, not {actions}"
+            "env.id", id, f"must have observations in a Box, not {observations}; {way}"
         )
-    return Spaces(observations.shape, int(actions.n), None)
+    num_actions = _num_actions(actions)
+    if not num_actions:
+        raise SettingError(
+            "env.id",
+            id,
+            f"must have discrete actions, at most {_MAX_ACTIONS} combinations, or a bounded box, "
+            f"not {actions}; env.wrappers can name a gymnasium.ActionWrapper of yours",
+        )
+    return Spaces(spec, observations.shape, num_actions, actions)

@@ -20,7 +20,7 @@ _DEFAULT_FRICTION = "1"  # MuJoCo's, of a geom without the attribute
 
 
 class MuJoCo(EnvPool):
-    """A robot of Gymnasium, such as `Ant-v5`. Actions are torques, scaled to [-1, 1].
+    """A MuJoCo robot by EnvPool, such as `Ant-v5`. Actions are torques, scaled to [-1, 1].
 
     A task may set `friction`: it multiplies the sliding friction of all geoms, which for the ant,
     whose own friction is 1, is the friction of the slippery ant (Dohare et al. 2024). Nothing else

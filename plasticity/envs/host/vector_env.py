@@ -1,5 +1,6 @@
 """The protocol of host environments, and their vectorization over runs."""
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -66,7 +67,8 @@ class HostVecEnv:
     """S x n host environments, n for each of S runs, with their tasks. Arrays are [S, n, ...].
 
     The environments of each run have their own task and generator, so that a run's episodes do not
-    depend on the runs it is stacked with.
+    depend on the runs it is stacked with. Warns of the first reward or observation of a run that is
+    not finite.
 
     Args:
       env: the environments' settings, stacked: every leaf [S].
@@ -77,9 +79,18 @@ class HostVecEnv:
     def __init__(self, env: HostEnv, num_runs: int, num_envs: int) -> None:
         self._num_envs = num_envs
         self._continuous = env.continuous_actions
-        self._envs: list[HostEnvs] = [unstack(env, s).make(num_envs) for s in range(num_runs)]
+        self._envs: list[HostEnvs] = []
+        try:
+            for s in range(num_runs):
+                self._envs.append(unstack(env, s).make(num_envs))
+        except BaseException:
+            self.close()
+            raise
         shape = (env.num_actions,) if self._continuous else ()
         dtype = np.float32 if self._continuous else np.int64
+        self._name = env.name
+        self._episode_steps = np.zeros((num_runs, num_envs), np.int64)
+        self._not_finite: set[int] = set()  # the runs that were warned of
         self._no_action = np.zeros((num_envs, *shape), dtype)
 
     def reset(self, task: Task, rngs: Sequence[np.random.Generator]) -> np.ndarray:
@@ -92,8 +103,12 @@ class HostVecEnv:
         self._rngs = rngs
         self._last_actions = [self._no_action] * len(self._envs)
         self.set_task(task)
+        self._episode_steps[:] = 0
         mask = np.ones(self._num_envs, bool)
-        return np.stack([envs.reset(mask, rng) for envs, rng in zip(self._envs, rngs, strict=True)])
+        observations = [envs.reset(mask, rng) for envs, rng in zip(self._envs, rngs, strict=True)]
+        for s, observation in enumerate(observations):
+            self._check_finite(s, "an observation", observation)
+        return np.stack(observations)
 
     def set_task(self, task: Task) -> None:
         """Sets the tasks of the next steps and episodes, [S, ...], on the host."""
@@ -128,6 +143,9 @@ class HostVecEnv:
             action = task.repeat_action(action, self._last_actions[s], uniform)
             self._last_actions[s] = action
         step = self._envs[s].step(action)
+        self._episode_steps[s] += 1
+        self._check_finite(s, "a reward", step.reward)
+        self._check_finite(s, "an observation", step.observation)
         return step._replace(
             reward=task.transform_reward(step.reward),
             score=None if step.score is None else task.transform_reward(step.score),
@@ -139,11 +157,26 @@ class HostVecEnv:
         for s, done in enumerate(step.done):
             if done.any():
                 observations[s] = self._envs[s].reset(done, self._rngs[s])
+                self._episode_steps[s, done] = 0
+                self._check_finite(s, "an observation", observations[s])
                 last_action = self._last_actions[s]
                 self._last_actions[s] = np.where(
                     expand_dims_like(done, last_action), self._no_action, last_action
                 )
         return np.stack(observations)
+
+    def _check_finite(self, s: int, what: str, values: np.ndarray) -> None:
+        """Warns once for run `s` if what its environments gave, [n, ...], is not finite."""
+        finite = np.isfinite(values)
+        if finite.all() or s in self._not_finite:
+            return
+        self._not_finite.add(s)
+        number = int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
+        warnings.warn(
+            f"{self._name}: the simulator gave {what} that is not finite, in environment {number} "
+            f"of {self._num_envs}, step {self._episode_steps[s, number]} of its episode",
+            stacklevel=1,
+        )
 
 
 def unstack(stack: T, s: int) -> T:

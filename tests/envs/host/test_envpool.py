@@ -108,16 +108,16 @@ class LoggingPool:
 @pytest.fixture
 def pools(monkeypatch):
     """The pools that are made, as LoggingPools."""
-    made = []
+    pools_made = []
     for kind in (MuJoCo, ProcGen, Atari, MiniGrid):
         real = kind.make_pool
 
         def make_pool(self, seeds, task_kwargs, real=real):
-            made.append(LoggingPool(real(self, seeds, task_kwargs)))
-            return made[-1]
+            pools_made.append(LoggingPool(real(self, seeds, task_kwargs)))
+            return pools_made[-1]
 
         monkeypatch.setattr(kind, "make_pool", make_pool)
-    return made
+    return pools_made
 
 
 def test_envpool_every_step_is_the_agents(family, pools):
@@ -465,9 +465,9 @@ def test_envpool_families_train(name, tiny_run):
     # None of an episode has ended so soon, but where episodes are short.
     assert np.isfinite(frame.loc[frame["metric"] != "train_return", "value"]).all()
     assert set(frame["round"]) == {1, 2}
-    found = set(frame["metric"])
-    assert ("eval_test_return" in found) == (name == "procgen")
-    assert ("intrinsic_return" in found) == (name == "atari")
+    metrics = set(frame["metric"])
+    assert ("eval_test_return" in metrics) == (name == "procgen")
+    assert ("intrinsic_return" in metrics) == (name == "atari")
 
 
 def test_envpool_refuses_unusable_settings(tiny_run):

@@ -60,24 +60,24 @@ def roll_minigrid(env, actions):
 
 def roll_oracle(walls, objects, actions, reward, steps):
     """The same episode by the rules as text: a dictionary of things and a walker among them."""
-    things = {(r, c): int(objects[r, c]) for r, c in np.argwhere(objects).tolist()}
-    place, observations, rewards = (5, 5), [], []
+    objects_left = {(r, c): int(objects[r, c]) for r, c in np.argwhere(objects).tolist()}
+    position, observations, rewards = (5, 5), [], []
 
     def look():
-        seen = np.zeros((11, 11, 3))
-        seen[place][0] = 1
-        for cell, sign in things.items():
-            seen[cell][1] = sign * reward
-        seen[..., 2] = walls
-        observations.append(seen)
+        obs = np.zeros((11, 11, 3))
+        obs[position][0] = 1
+        for cell, sign in objects_left.items():
+            obs[cell][1] = sign * reward
+        obs[..., 2] = walls
+        observations.append(obs)
 
     look()
     for action in actions:
-        row = place[0] + {UP: -1, DOWN: 1}.get(action, 0)
-        column = place[1] + {LEFT: -1, RIGHT: 1}.get(action, 0)
+        row = position[0] + {UP: -1, DOWN: 1}.get(action, 0)
+        column = position[1] + {LEFT: -1, RIGHT: 1}.get(action, 0)
         if not walls[row][column]:
-            place = (row, column)
-        rewards.append(things.pop(place, 0) * reward)
+            position = (row, column)
+        rewards.append(objects_left.pop(position, 0) * reward)
         look()
     ended = np.arange(1, len(actions) + 1) == steps
     return Rollout(np.stack(observations), np.array(rewards), ended, np.zeros(len(actions), bool))
@@ -160,11 +160,11 @@ def test_the_moves_and_rewards_of_a_written_out_episode():
     env.reset()
     # Up onto the gem, right into the wall, down, right onto the pit, left, up to the empty cell.
     actions = [UP, RIGHT, DOWN, RIGHT, LEFT, UP]
-    places = [(4, 5), (4, 5), (5, 5), (5, 6), (5, 5), (4, 5)]
+    positions = [(4, 5), (4, 5), (5, 5), (5, 6), (5, 5), (4, 5)]
     rewards = [0.75, 0, 0, -0.75, 0, 0]
-    for action, place, expected in zip(actions, places, rewards, strict=True):
+    for action, position, expected in zip(actions, positions, rewards, strict=True):
         observation, reward, terminated, truncated, info = env.step(action)
-        assert np.argwhere(observation[..., 0]).tolist() == [list(place)]
+        assert np.argwhere(observation[..., 0]).tolist() == [list(position)]
         assert (reward, terminated, truncated, info) == (expected, False, False, {})
     assert not observation[..., 1].any()
 
@@ -388,7 +388,7 @@ def test_the_grid_is_minigrids_own():
     env.reset()
     assert isinstance(env.grid, Grid)
     cells = {(x, y): env.grid.get(x, y) for x, y in ((3, 2), (1, 7), (2, 8), (5, 5))}
-    kinds = {place: cell and (cell.type, cell.color) for place, cell in cells.items()}
+    kinds = {position: cell and (cell.type, cell.color) for position, cell in cells.items()}
     assert kinds == {
         (3, 2): ("wall", "grey"),
         (1, 7): ("ball", "green"),

@@ -6,14 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counting_helpers import HOST_ID, Numbers, RecordingEnvs, host_run
+from gymnasium import spaces
 
+from plasticity.envs import Gymnax
 from plasticity.envs.base import Levels, Task
 from plasticity.envs.host import Gymnasium, HostVecEnv
-from plasticity.envs.host.gymnasium import GymnasiumEnvs
+from plasticity.envs.host.gymnasium import GymnasiumEnvs, _spaces, convert_actions
 from plasticity.envs.sequence import HostGames, HostSequence
 from plasticity.rng import Stream
 from plasticity.shifts import Shifts, SwitchGame
-from plasticity.struct import SettingError, check
+from plasticity.struct import SettingError, check, to_config
 from plasticity.training.host_rollout import make_rngs
 from plasticity.training.run import Schedule, check_run, stack
 
@@ -24,11 +26,11 @@ def test_host_vec_env_draws_all_levels_of_its_set():
     task = jax.device_get(jax.vmap(lambda seed: host_run().env.task(seed))(jnp.array([0, 1])))
     vec_env = HostVecEnv(runs.env, 2, 200)
     for held_out in (False, True):
-        this = Task(*task).held_out() if held_out else task
-        met = vec_env.reset(this, make_rngs(runs, Stream.ENVS))[..., 0] * 2**10
+        game_task = Task(*task).held_out() if held_out else task
+        level_ids = vec_env.reset(game_task, make_rngs(runs, Stream.ENVS))[..., 0] * 2**10
         for s in range(2):
             first = s * 20_000 + held_out * 10_000
-            assert set(np.unique(met[s])) == set(range(first, first + 8))
+            assert set(np.unique(level_ids[s])) == set(range(first, first + 8))
     vec_env.close()
 
 
@@ -46,13 +48,15 @@ def test_host_vec_env_applies_each_runs_task(monkeypatch):
     vec_env.reset(task, make_rngs(runs, Stream.ENVS))
     rewards = [vec_env.step(np.full((2, 500), 1))[0].reward for _ in range(4)]
     assert all((reward == [[1], [-2]]).all() for reward in rewards)
-    told = np.stack([envs.actions for envs in vec_env._envs], axis=1)
+    actions = np.stack([envs.actions for envs in vec_env._envs], axis=1)
     assert [envs.task.levels.first for envs in vec_env._envs] == [0, 20_000]
     # Run 0 means 2 by action 1; run 1 is not sticky.
-    assert (told[:, 1] == 1).all()
-    assert set(np.unique(told[:, 0])) == {0, 2}
+    assert (actions[:, 1] == 1).all()
+    assert set(np.unique(actions[:, 0])) == {0, 2}
     # Half of the draws hold on to action 0, which an episode begins with.
-    assert (told[:, 0] == 0).mean(axis=1) == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 2], abs=0.08)
+    assert (actions[:, 0] == 0).mean(axis=1) == pytest.approx(
+        [1 / 2, 1 / 4, 1 / 8, 1 / 2], abs=0.08
+    )
     vec_env.set_task(task._replace(sticky_prob=np.array([0.0, 1.0])))
     vec_env.step(np.full((2, 500), 2))
     assert [set(envs.actions[-1]) for envs in vec_env._envs] == [{0}, {1}]
@@ -69,11 +73,11 @@ def test_host_vec_env_transforms_continuous_actions_whole():
     vec_env.reset(task, make_rngs(runs, Stream.ENVS))
     for t in range(1, 5):
         vec_env.step(np.full((1, 200, 3), t) + np.array([0.1, 0.2, 0.3]))
-    met = {tuple(action) for action in vec_env._envs[0].actions[2].round(1)}
+    actions = {tuple(action) for action in vec_env._envs[0].actions[2].round(1)}
     # The third step ends an episode, and the fourth follows on zeros.
-    assert met == {(0, 0, 0), *((t + 0.3, t + 0.1, t + 0.2) for t in (1, 2, 3))}
-    met = {tuple(action) for action in vec_env._envs[0].actions[3].round(1)}
-    assert met == {(0, 0, 0), (4.3, 4.1, 4.2)}
+    assert actions == {(0, 0, 0), *((t + 0.3, t + 0.1, t + 0.2) for t in (1, 2, 3))}
+    actions = {tuple(action) for action in vec_env._envs[0].actions[3].round(1)}
+    assert actions == {(0, 0, 0), (4.3, 4.1, 4.2)}
     vec_env.close()
 
 
@@ -86,16 +90,16 @@ def test_host_sequence_plays_one_game_after_another():
     envs, everywhere = env.make(2), np.array([True, True])
     task = jax.device_get(env.task(1))
     for number, game in enumerate((small, large)):
-        this = task._replace(dynamics={"game": np.float32(number)})
+        game_task = task._replace(dynamics={"game": np.float32(number)})
         alone, draws = game.make(2), [np.random.default_rng(0) for _ in range(2)]
         for each in (envs, alone):
-            each.set_task(this)
+            each.set_task(game_task)
         if number:
             with pytest.raises(ValueError, match="switches games: all environments"):
                 envs.reset(np.array([True, False]), draws[0])
         size = game.observation_shape[0]
-        seen = envs.reset(everywhere, draws[0])
-        np.testing.assert_array_equal(seen[:, :size], alone.reset(everywhere, draws[1]))
+        obs = envs.reset(everywhere, draws[0])
+        np.testing.assert_array_equal(obs[:, :size], alone.reset(everywhere, draws[1]))
         for action in (2, 1, 0):
             step = envs.step(np.array([action, 0]))
             own = alone.step(np.array([action % game.num_actions, 0]))
@@ -119,12 +123,12 @@ def test_gymnasium_applies_wrappers_and_resets_by_mask():
     assert (env.name, env.observation_shape, env.num_actions) == (HOST_ID, (2,), 3)
     envs, draw = env.make(2), np.random.default_rng(0)
     envs.set_task(Task(Levels(5, 1, 1), dynamics={}))
-    seen = envs.reset(np.array([True, True]), draw)
-    assert seen.tolist() == [[10, 0], [10, 0]]
+    obs = envs.reset(np.array([True, True]), draw)
+    assert obs.tolist() == [[10, 0], [10, 0]]
     assert envs.step(np.array([0, 0])).observation.tolist() == [[10, 2], [10, 2]]
     envs.set_task(Task(Levels(9, 1, 1), dynamics={}))
-    kept = envs.reset(np.array([False, True]), draw)
-    assert kept.tolist() == [[10, 2], [18, 0]]
+    obs = envs.reset(np.array([False, True]), draw)
+    assert obs.tolist() == [[10, 2], [18, 0]]
     envs.close()
     with pytest.raises(ValueError, match="autoreset_mode"):
         GymnasiumEnvs(gymnasium.make_vec(HOST_ID, num_envs=1, vectorization_mode="sync"))
@@ -132,3 +136,94 @@ def test_gymnasium_applies_wrappers_and_resets_by_mask():
         Gymnasium(id="No-v0").num_actions  # noqa: B018
     with pytest.raises(SettingError, match=r"^vectorization='vmap': must be one of sync, async$"):
         check(Gymnasium(id=HOST_ID, vectorization="vmap"))
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "expected"),
+    [
+        (spaces.Discrete(3, start=-1), [0, 2], [-1, 1]),
+        (spaces.MultiDiscrete([2, 3]), [0, 1, 3, 5], [[0, 0], [0, 1], [1, 0], [1, 2]]),
+        (spaces.MultiBinary(2), [1, 2], [[0, 1], [1, 0]]),
+        (spaces.Box(0, 9, (1,), np.int64), [[-1.5], [-0.1], [0.99]], [[0], [4], [9]]),
+        (spaces.Box(-128, 127, (1,), np.int8), [[-1.0], [1.0]], [[-128], [127]]),
+        (spaces.Box(-2, 2, (1,)), [[0.5], [9.0]], [[1], [2]]),
+    ],
+    ids=repr,
+)
+def test_actions_are_converted_to_their_space(space, actions, expected):
+    """Would catch an offset left out, whole numbers cut off, or a sum beyond their type."""
+    converted = convert_actions(np.array(actions), space)
+    assert converted.tolist() == expected
+    assert all(action in space for action in converted)
+
+
+def spaced(seen, acted):
+    """Returns an environment of these spaces."""
+    env = gymnasium.make("CartPole-v1").unwrapped
+    env.observation_space, env.action_space = seen, acted
+    return env
+
+
+BOX, TWO = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
+
+
+@pytest.mark.parametrize(
+    ("seen", "acted", "error"),
+    [
+        (spaces.Dict(a=BOX, b=TWO), TWO, r"not Dict.*=\[gymnasium.wrappers.FlattenObservation\]"),
+        (TWO, TWO, r"not Discrete\(2\); env.wrappers=\[gymnasium.wrappers.FlattenObservation\]"),
+        (spaces.Sequence(TWO), TWO, "not Sequence.*; see env.wrappers$"),
+        (BOX, spaces.MultiDiscrete([100] * 3), "at most 4096 combinations, .* not MultiDiscrete"),
+        (BOX, spaces.Box(-np.inf, np.inf, (1,)), "a bounded box, not Box.*ActionWrapper"),
+    ],
+    ids=["dict", "discrete", "sequence", "combinations", "unbounded"],
+)
+def test_gymnasium_names_the_wrapper_of_refused_spaces(monkeypatch, seen, acted, error):
+    """Would catch a refusal that leaves a user without a way."""
+    env = spaced(seen, acted)
+    monkeypatch.setattr(gymnasium, "make", lambda id: env)
+    with pytest.raises(SettingError, match=error):
+        _spaces.__wrapped__("CartPole-v1", {}, ())
+
+
+def test_gymnasium_passes_arguments_on():
+    """Would catch arguments that are lost, that cannot be stacked, or that no config.yaml holds."""
+    wrapper = {"_target_": "gymnasium.wrappers.FrameStackObservation", "stack_size": 3}
+    env = Gymnasium("CartPole-v1", kwargs={"max_episode_steps": 2}, wrappers=(wrapper,))
+    env.check()
+    assert env.observation_shape == (3, 4)
+    envs = env.make(1)
+    envs.set_task(Task(Levels(0, 1, 1), dynamics={}))
+    envs.reset(np.array([True]), np.random.default_rng(0))
+    assert [bool(envs.step(np.array([0])).truncated[0]) for _ in range(2)] == [False, True]
+    envs.close()
+    stack([host_run().replace(env=env), host_run().replace(env=env)])
+    config = to_config(env)
+    assert (config["kwargs"], config["wrappers"]) == ({"max_episode_steps": 2}, [wrapper])
+    assert to_config(Gymnasium("CartPole-v1"))["kwargs"] is None
+    assert Gymnasium("CartPole-v1", kwargs=None) == Gymnasium("CartPole-v1")
+    for changes, error in (
+        ({"kwargs": {"no": 1}}, r"^env.kwargs=\{'no': 1\}: must be arguments of CartPole-v1 \("),
+        ({"wrappers": ({"stack_size": 3},)}, "^env.wrappers._target_=None: must be an import path"),
+        ({"wrappers": ({**wrapper, "no": 1},)}, r"^env.wrappers=\{.*must wrap CartPole-v1 \("),
+    ):
+        with pytest.raises(SettingError, match=error):
+            env.replace(**changes).check()
+
+
+def test_gymnax_takes_parameters():
+    """Would catch parameters that are lost, or a mistyped one that is passed over."""
+    pytest.importorskip("gymnax", reason="the extra `envs` is not installed")
+    env = Gymnax("math:CartPole-v1", params={"gravity": 0.5})
+    assert (env.name, env.num_actions, env._made[1].gravity) == ("CartPole-v1", 2, 0.5)
+    for changes, error in (
+        (
+            {"params": {"gravty": 1}},
+            "^env.params.gravty=1: no such parameter of CartPole-v1;",
+        ),
+        ({"params": {"gravity": "low"}}, "^env.params.gravity='low': must be a number"),
+        ({"kwargs": {"no": 1}}, r"^env.kwargs=\{'no': 1\}: must be arguments of CartPole-v1 \("),
+        ({"id": "no_module:CartPole-v1"}, "^env.id='no_module:CartPole-v1': must begin with a mod"),
+    ):
+        with pytest.raises(SettingError, match=error):
+            env.replace(**changes).check()
