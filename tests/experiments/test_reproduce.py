@@ -529,7 +529,7 @@ def test_one_command_trains_draws_and_judges(shell, tmp_path, capsys, monkeypatc
     line = f"smoke {size} shift=permute intervention=warm_start,reset_all out=out"
     assert shell(line, entry=main) == 0
     told = capsys.readouterr()
-    assert "2 jobs: 2 programs to train" in told.out
+    assert "2 jobs: 1 program to train" in told.out
     assert "linear_model_train_return: left out, 2 points" in told.err
     folder = tmp_path / "out"
     assert set(results.load(folder)["intervention"]) == {"warm_start", "reset_all"}
