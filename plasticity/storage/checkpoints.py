@@ -1,8 +1,11 @@
 """Checkpoints: what it takes to resume a training as if it had never stopped."""
 
 import contextlib
-import fcntl
+import errno
+import hashlib
+import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +20,16 @@ from plasticity.storage.errors import StorageError, writing
 from plasticity.storage.run_dir import versions
 from plasticity.struct import SettingError
 
+try:
+    import fcntl
+except ImportError as error:
+    message = "plasticity needs Linux or macOS; on Windows it runs in WSL 2"
+    raise ImportError(message) from error
+
 _LOCK = "lock"
+_DIGEST = "digest"
+# What mounts without locks answer: Lustre without `-o flock`, NFS without its lock daemon.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class CheckpointManager:
@@ -44,10 +56,17 @@ class CheckpointManager:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.close()
-            raise SettingError(
-                "folder", str(self._folder), "must not be in use; another process trains in it"
-            ) from error
+            if error.errno in _NO_LOCKS:
+                warnings.warn(
+                    f"{self._folder}: its file system has no locks, so that nothing keeps another "
+                    "process from training in the same folder",
+                    stacklevel=2,
+                )
+            else:
+                self._lock.close()
+                raise SettingError(
+                    "folder", str(self._folder), "must not be in use; another process trains in it"
+                ) from error
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
             cleanup_tmp_directories=True,
@@ -88,6 +107,7 @@ class CheckpointManager:
         """
         self._wait()
         described = {"versions": self._versions, "runs": self._fingerprint, **about}
+        described[_DIGEST] = _digest(arrays, described)
         with self._writing():
             self._manager.save(
                 step,
@@ -101,10 +121,25 @@ class CheckpointManager:
 
         Raises:
           SettingError: it is of other runs or versions.
+
+        Warns:
+          UserWarning: a checkpoint is damaged. It is removed, and the one before it is used.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restore(step)
+            except SettingError:
+                raise
+            except Exception as error:  # of many kinds, as files are missing, short or changed
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                warnings.warn(
+                    f"{self._folder / str(step)}: a damaged checkpoint, which is removed: {reason}",
+                    stacklevel=2,
+                )
+                self._manager.delete(step)
+        return None
+
+    def _restore(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore())).about
         for name, version in self._versions.items():
             had = about["versions"].get(name)
@@ -117,6 +152,9 @@ class CheckpointManager:
         if about["runs"] != self._fingerprint:
             raise SettingError("checkpoint", str(self._folder), "must be of these runs")
         restored = self._manager.restore(step, args=args.Composite(arrays=args.PyTreeRestore()))
+        digest = about.pop(_DIGEST, None)
+        if digest is not None and digest != _digest(restored.arrays, about):
+            raise ValueError("its content is not what was written")
         return restored.arrays, about
 
     def unflatten(self, arrays: Mapping[str, np.ndarray], template: Any) -> Any:
@@ -163,6 +201,16 @@ class CheckpointManager:
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns the arrays of a tree by path, without empty ones, which Orbax cannot write."""
     return {_name(path): x for path, x in jax.tree.leaves_with_path(tree) if x.size}
+
+
+def _digest(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """Computes a checksum of nested dicts of arrays and of what is about them."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for path, array in sorted((_name(path), x) for path, x in jax.tree.leaves_with_path(arrays)):
+        array = np.asarray(array)
+        digest.update(f"{path} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _name(path: Any) -> str:

@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from plasticity.storage.errors import writing
 
@@ -176,9 +177,10 @@ def read(path: str | Path) -> pd.DataFrame:
     try:
         if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for ever
             raise ResultsError(f"{path}: is no file; expected a Parquet file")
-        # By handle: pyarrow would take "=" in a folder's name for a partition of the table.
-        with Path(path).open("rb") as file:
-            frame = pd.read_parquet(file, engine="pyarrow")
+        # As one file: "=" in a folder's name is no partition of the table. By path, and without
+        # threads, which could outlive the interpreter with a file of Python's in their hands.
+        with pq.ParquetFile(path) as file:
+            frame = file.read(use_threads=False).to_pandas(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ResultsError(f"{path}: cannot be read; expected a Parquet file") from error
     return validate(frame, path)
