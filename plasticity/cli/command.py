@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from plasticity.cli.config_groups import register_config_groups
-from plasticity.config import from_config, trackers_from
+from plasticity.config import complete, from_config, trackers_from
 from plasticity.renamed import KEYS, OPTIONS, rename_config, rename_override
 from plasticity.results import ResultsError
 from plasticity.storage.errors import StorageError
@@ -107,7 +107,8 @@ def build_job(config: DictConfig, folder: Path) -> Job:
     )
     plain: Any = OmegaConf.to_container(of_the_run, resolve=True)
     plain = rename_config(plain)
-    return Job(tuple(from_config(plain)), folder, plain)
+    runs = from_config(plain)
+    return Job(tuple(runs), folder, complete(plain, runs[0]))
 
 
 def compose_job(

@@ -49,6 +49,9 @@ def train_all(
     if sweep_dir is not None:
         for line in describe_plan(jobs, groups, local=dispatch is None):
             print(line, flush=True)
+    elif not groups:
+        print(f"nothing to train: {jobs[0].folder} is finished", flush=True)
+    _draw_missing(jobs)
     try:
         if dispatch is not None:
             failed = dict(dispatch(groups))
@@ -58,7 +61,7 @@ def train_all(
                 root,
                 options,
                 numbered=sweep_dir is not None,
-                on_trained=_draw,
+                on_trained=lambda group: _draw(group.jobs),
                 on_error=_print_traceback if sweep_dir is not None else lambda error: None,
                 say=lambda line: print(line, file=sys.stderr),
             )
@@ -80,15 +83,24 @@ def _print_traceback(error: Exception) -> None:
         traceback.print_exception(error)
 
 
-def _draw(group: Group) -> None:
-    """Draws the figure of each job of a group."""
-    for job in group.jobs:
+def _draw_missing(jobs: Sequence[Job]) -> None:
+    """Draws the figures of finished jobs that were killed before they had one."""
+    _draw([job for job in jobs if job.is_finished() and not _figure(job).exists()])
+
+
+def _figure(job: Job) -> Path:
+    return job.folder / "figures/overview.png"
+
+
+def _draw(jobs: Sequence[Job]) -> None:
+    """Draws the figure of each job."""
+    for job in jobs:
         try:
             figure = results.overview(results.load(job.folder))
         except results.ResultsError as error:  # as when no episode has ended
             warnings.warn(f"{job.folder}: no figure: {error}", stacklevel=1)
         else:
-            results.save(figure, job.folder / "figures/overview")
+            results.save(figure, _figure(job).with_suffix(""))
 
 
 def _mean_return(job: Job) -> float:

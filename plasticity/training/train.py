@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,6 +131,8 @@ def train_stack(
         # A process that was killed at the very end may have left them.
         shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
         table.remove_temporary_files(job.folder)
+        if progress:
+            print(f"nothing to train: {job.folder} is finished", file=sys.stderr)
     else:
         train_jobs(
             [job],
