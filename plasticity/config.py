@@ -12,7 +12,16 @@ from plasticity.probes import Probe, Probes
 from plasticity.renamed import rename_config, rename_key, warn_renamed
 from plasticity.shifts import Shift, Shifts
 from plasticity.storage.tracking import Tracker, Trackers
-from plasticity.struct import TARGET, Chain, SettingError, Struct, check, fields, locate
+from plasticity.struct import (
+    TARGET,
+    Chain,
+    SettingError,
+    Struct,
+    check,
+    fields,
+    locate,
+    to_config,
+)
 from plasticity.training.run import Run, Schedule, check_run
 
 S = TypeVar("S", bound=Struct)
@@ -59,6 +68,33 @@ def from_config(config: Mapping[str, Any]) -> list[Run]:
     for one in runs:
         check_run(one)
     return runs
+
+
+def complete(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Returns a configuration with the defaults of classes outside of this package filled in.
+
+    So `config.yaml` holds all that a run depends on: a default that is changed later in the user's
+    file makes another run. The defaults of this package are in the configuration already.
+
+    Args:
+      config: as `from_config` takes it.
+      run: a run that was built from it.
+    """
+
+    def fill(node: Any, struct: Struct) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        if isinstance(struct, Chain):
+            parts = dict(zip(struct.names, struct.parts, strict=True))
+            return {name: fill(part, parts[name]) for name, part in node.items()}
+        if str(node.get(TARGET, "plasticity.")).startswith("plasticity."):
+            return node
+        return {**to_config(struct), **node}
+
+    return {
+        name: fill(node, value) if isinstance(value := getattr(run, name), Struct) else node
+        for name, node in config.items()
+    }
 
 
 def trackers_from(config: Mapping[str, Any]) -> tuple[Tracker, ...]:

@@ -1,5 +1,6 @@
 """Hydra callbacks: checks every job before the first one trains, and reports on a sweep."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from plasticity.cli.command import (
     train_options,
 )
 from plasticity.cli.report import report
+from plasticity.results import ResultsError
 from plasticity.struct import SettingError
 from plasticity.training import Job
 from plasticity.training.memory_estimate import check_memory
@@ -47,7 +49,10 @@ class Study(Callback):
 
     def conclude(self, folder: Path) -> None:
         """Reports on a sweep that has been trained. Studies override it."""
-        report([folder])
+        try:
+            report([folder])
+        except ResultsError as error:  # as when no episode has ended: all has been trained
+            warnings.warn(f"no report: {error}", stacklevel=1)
 
     def _check(
         self,

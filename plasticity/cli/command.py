@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from plasticity.cli.config_groups import register_config_groups
-from plasticity.config import from_config, trackers_from
+from plasticity.config import complete, from_config, trackers_from
 from plasticity.renamed import KEYS, OPTIONS, rename_config, rename_override
 from plasticity.results import ResultsError
 from plasticity.storage.errors import StorageError
@@ -41,6 +41,10 @@ CONFIGS = next(
 CONFIG = "train"
 register_config_groups()
 
+# In configs: a path with the home for "~", as no shell expands it behind "out=".
+OmegaConf.register_new_resolver(
+    "expand_user", lambda path: str(Path(path).expanduser()), replace=True
+)
 # In configs: the names of the parts of a group, "layer_norm+soft_shrink_perturb".
 OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_start", replace=True)
 
@@ -74,10 +78,22 @@ def train_options(config: DictConfig) -> TrainOptions:
       SettingError: a setting cannot be used, that of the output folder included.
     """
     check_folder(config.out, "out")
+    _check_devices()
     tracking: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, "tracking"), resolve=True)
     options = TrainOptions(config.checkpoint_minutes, trackers_from(tracking))
     options.check()
     return options
+
+
+def _check_devices() -> None:
+    """Raises `SettingError` if JAX does not find the platform that JAX_PLATFORMS asks for."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # an empty AssertionError without a driver
+        reason = str(error).partition(" (set ")[0] or "JAX finds no such device on this machine"
+        raise SettingError(
+            "JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", ""), f"must be available: {reason}"
+        ) from error
 
 
 def build_job(config: DictConfig, folder: Path) -> Job:
@@ -91,7 +107,8 @@ def build_job(config: DictConfig, folder: Path) -> Job:
     )
     plain: Any = OmegaConf.to_container(of_the_run, resolve=True)
     plain = rename_config(plain)
-    return Job(tuple(from_config(plain)), folder, plain)
+    runs = from_config(plain)
+    return Job(tuple(runs), folder, complete(plain, runs[0]))
 
 
 def compose_job(
@@ -151,8 +168,11 @@ def set_up() -> None:
     """Sets up a process that trains, before JAX computes: warnings, compilation cache, devices."""
     warnings.showwarning = _show_warning
     # Programs are compiled once, also over several sweeps.
+    # Without a home there is no such cache.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/plasticity/jax"))
+        with contextlib.suppress(RuntimeError):
+            cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "plasticity/jax"))
     # One device for each core, among which a stack is divided. It is too late in a process in which
     # JAX has computed before.
     with contextlib.suppress(RuntimeError):

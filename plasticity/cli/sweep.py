@@ -19,8 +19,6 @@ from plasticity.training.sweep import (
 )
 from plasticity.training.train import Job
 
-_FIGURE = f"{FIGURES}/overview"
-
 
 def train_all(
     jobs: Sequence[Job],
@@ -52,6 +50,9 @@ def train_all(
     if sweep_dir is not None:
         for line in describe_plan(jobs, groups, local=dispatch is None):
             print(line, flush=True)
+    elif not groups:
+        print(f"nothing to train: {jobs[0].folder} is finished", flush=True)
+    _draw_missing(jobs)
     try:
         if dispatch is not None:
             failed = dict(dispatch(groups))
@@ -61,7 +62,7 @@ def train_all(
                 root,
                 options,
                 numbered=sweep_dir is not None,
-                on_trained=_draw_all,
+                on_trained=lambda group: _draw(group.jobs),
                 on_error=_print_traceback if sweep_dir is not None else lambda error: None,
                 say=lambda line: print(line, file=sys.stderr),
             )
@@ -69,10 +70,6 @@ def train_all(
         where = sweep_dir or jobs[0].folder
         print(f"interrupted; the same command resumes from {where}", file=sys.stderr)
         raise
-    unfinished = {job.folder for group in groups for job in group.jobs}
-    for job in jobs:  # a process that was killed at the very end leaves a job without its figure
-        if job.folder not in unfinished and not (job.folder / f"{_FIGURE}.png").exists():
-            _draw(job)
     outcomes = [failed.get(job.folder) or _mean_return(job) for job in jobs]
     if failed and sweep_dir is not None:
         print(f"{len(failed)} of {len(jobs)} jobs failed:", file=sys.stderr)
@@ -87,20 +84,24 @@ def _print_traceback(error: Exception) -> None:
         traceback.print_exception(error)
 
 
-def _draw_all(group: Group) -> None:
-    """Draws the figure of each job of a group."""
-    for job in group.jobs:
-        _draw(job)
+def _draw_missing(jobs: Sequence[Job]) -> None:
+    """Draws the figures of finished jobs that were killed before they had one."""
+    _draw([job for job in jobs if job.is_finished() and not _figure(job).exists()])
 
 
-def _draw(job: Job) -> None:
-    """Draws the figure of a job."""
-    try:
-        figure = results.overview(results.load(job.folder))
-    except results.ResultsError as error:  # as when no episode has ended
-        warnings.warn(f"{job.folder}: no figure: {error}", stacklevel=1)
-    else:
-        results.save(figure, job.folder / _FIGURE)
+def _figure(job: Job) -> Path:
+    return job.folder / FIGURES / "overview.png"
+
+
+def _draw(jobs: Sequence[Job]) -> None:
+    """Draws the figure of each job."""
+    for job in jobs:
+        try:
+            figure = results.overview(results.load(job.folder))
+        except results.ResultsError as error:  # as when no episode has ended
+            warnings.warn(f"{job.folder}: no figure: {error}", stacklevel=1)
+        else:
+            results.save(figure, _figure(job).with_suffix(""))
 
 
 def _mean_return(job: Job) -> float:

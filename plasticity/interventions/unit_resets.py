@@ -65,7 +65,7 @@ class ReDo(Intervention):
 
 
 class ReDoStudy(Intervention):
-    """Recycles dormant units as the published code of the study does (Juliani & Ash 2024).
+    """Reinitializes dormant units as the published code of the study does (Juliani & Ash 2024).
 
     That code cites Sokar et al. (2023), but differs from their algorithm, `ReDo`, in all of this:
 
@@ -89,6 +89,7 @@ class ReDoStudy(Intervention):
     """
 
     needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
 
     tau: float = field(0.025, ge=0)
     every: int = field(10, kind=int, ge=1)

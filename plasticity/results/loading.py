@@ -211,8 +211,13 @@ def _find(where: str | Path) -> tuple[list[_Source], list[Path]]:
     return sources, without_table
 
 
-def _search(path: Path) -> tuple[list[_Source], list[Path]]:
-    """Finds the tables at or under a path, and the run folders without a table."""
+def _search(path: Path, visited: set[str] | None = None) -> tuple[list[_Source], list[Path]]:
+    """Finds the tables at or under a path, and the run folders without a table.
+
+    Links to folders are followed, after the folders beside them; each folder is searched once.
+    """
+    visited = set() if visited is None else visited
+    visited.add(os.path.realpath(path))
     if path.is_file():
         if path.suffix != ".parquet":
             return [], []
@@ -223,10 +228,13 @@ def _search(path: Path) -> tuple[list[_Source], list[Path]]:
         return [], []
     sources: list[_Source] = []
     without_table: list[Path] = []
-    for child in _children(path):
-        # Following links could visit a folder twice or loop; hidden folders belong to other tools.
-        if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
-            some, without = _search(child)
+    for child in sorted(_children(path), key=Path.is_symlink):
+        if child.name.startswith("."):  # belongs to other tools
+            continue
+        if child.is_symlink() and not child.exists():
+            warnings.warn(f"{child}: left out, for it is a link to nothing", stacklevel=2)
+        elif child.is_dir() and os.path.realpath(child) not in visited:
+            some, without = _search(child, visited)
             sources += some
             without_table += without
     is_run = (path / CONFIG).is_file() or (path / META).is_file()

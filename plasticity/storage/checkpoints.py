@@ -1,7 +1,7 @@
 """Checkpoints: what it takes to resume a training as if it had never stopped."""
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import shutil
@@ -20,10 +20,18 @@ from plasticity.storage.errors import StorageError, writing
 from plasticity.storage.run_dir import versions
 from plasticity.struct import SettingError
 
+try:
+    import fcntl
+except ImportError as error:
+    message = "plasticity needs Linux or macOS; on Windows it runs in WSL 2"
+    raise ImportError(message) from error
+
 _LOCK = "lock"
 _TEMPORARY = "*.orbax-checkpoint-tmp"
 _DIGESTS = "digests.json"  # in a checkpoint: of each of its files
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA",)  # times, which nothing here depends on
+# What mounts without locks answer: Lustre without `-o flock`, NFS without its lock daemon.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class CheckpointManager:
@@ -50,10 +58,17 @@ class CheckpointManager:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.close()
-            raise SettingError(
-                "folder", str(self._folder), "must not be in use; another process trains in it"
-            ) from error
+            if error.errno in _NO_LOCKS:
+                warnings.warn(
+                    f"{self._folder}: its file system has no locks, so that nothing keeps another "
+                    "process from training in the same folder",
+                    stacklevel=2,
+                )
+            else:
+                self._lock.close()
+                raise SettingError(
+                    "folder", str(self._folder), "must not be in use; another process trains in it"
+                ) from error
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
             cleanup_tmp_directories=True,
@@ -108,10 +123,11 @@ class CheckpointManager:
     def restore(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Returns the arrays of the newest checkpoint and what is `about` it; None without one.
 
-        Warns of a checkpoint that is damaged, and takes the one before it.
-
         Raises:
           SettingError: it is of other runs or versions.
+
+        Warns:
+          UserWarning: a checkpoint is damaged. It is set aside, and the one before it is used.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for number, step in enumerate(steps):
@@ -126,9 +142,9 @@ class CheckpointManager:
                 older = steps[number + 1 :]
                 goes_on = f"resuming from that of update {older[0]}" if older else "beginning anew"
                 warnings.warn(
-                    f"{self._folder}: the checkpoint of update {step} is damaged ({reason}); "
-                    f"{goes_on}",
-                    stacklevel=1,
+                    f"{self._folder / str(step)}: a damaged checkpoint, which is set aside: "
+                    f"{reason}; {goes_on}",
+                    stacklevel=2,
                 )
                 self._set_aside(step)
         return None

@@ -1,12 +1,15 @@
 """A run directory: its files, and what `meta.json` says of how they were made."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,7 +25,7 @@ from omegaconf import OmegaConf
 from plasticity.renamed import rename_config
 from plasticity.storage import table
 from plasticity.storage.errors import writing
-from plasticity.struct import SettingError
+from plasticity.struct import TARGET, SettingError
 
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
@@ -101,7 +104,34 @@ def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
             f"must have a {table.META} that can be read: remove it to train these runs again, or "
             "to resume them from a checkpoint",
         )
+    _warn_of_other_code(folder, meta, config)
     return meta.get("status") == "finished"
+
+
+def code_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns a checksum of the source file of each class of a configuration that is a user's own.
+
+    Args:
+      config: in plain containers, where `_target_` is the import path of a class.
+    """
+    code: dict[str, str] = {}
+    for key, target in _flat(config).items():
+        if key.rpartition(".")[2] != TARGET or str(target).startswith("plasticity."):
+            continue
+        module = sys.modules.get(str(target).rpartition(".")[0])
+        if file := getattr(module, "__file__", None):  # a class of a notebook has none
+            code[str(target)] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return code
+
+
+def _warn_of_other_code(folder: Path, meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Warns of classes of the user's own whose file is not what it was when the run trained."""
+    present = code_of(config)
+    for target, had in meta.get("code", {}).items():
+        if present.get(target, had) != had:
+            warnings.warn(
+                f"{folder}: was trained with another version of the file of {target}", stacklevel=2
+            )
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -148,6 +178,7 @@ class RunDir:
             "trained_together": trained_together,
             "versions": {"python": platform.python_version(), **versions()},
             "commit": _commit(),
+            "code": code_of(info.config),
         }
         self._session = {
             "began": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -171,8 +171,9 @@ def read(path: str | Path) -> pd.DataFrame:
     try:
         if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for ever
             raise ResultsError(f"{path}: is no file; expected a Parquet file")
-        # A single file, and no data set: "=" in a folder's name would be taken for a partition.
-        with pq.ParquetFile(str(path), memory_map=False) as file:
+        # As one file: "=" in a folder's name is no partition of the table. By path, and without
+        # threads, which could outlive the interpreter with a file of Python's in their hands.
+        with pq.ParquetFile(path) as file:
             frame = file.read(use_threads=False).to_pandas(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ResultsError(f"{path}: cannot be read; expected a Parquet file") from error

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,6 +128,8 @@ def train_stack(
     job = Job(tuple(runs), Path(folder), config)
     if job.is_finished():
         run_dir.remove_leftovers(job.folder)
+        if progress:
+            print(f"nothing to train: {job.folder} is finished", file=sys.stderr)
     else:
         train_jobs(
             [job],

@@ -1,6 +1,7 @@
 """The whole path from the command line to the figure, and what a user may get wrong on it."""
 
 import errno
+import importlib
 import json
 import os
 import shlex
@@ -8,13 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import jax
 import pytest
 from helpers import ROOT, TINY, write_examples
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+import plasticity as pl
 from plasticity import load_params, results
 from plasticity.cli import report
-from plasticity.cli.command import build_job, runs_of
+from plasticity.cli.command import CONFIG, CONFIGS, build_job, runs_of, set_up
+from plasticity.storage.run_dir import RunDir
 
 
 def test_sweep_writes_tables_and_a_figure_that_load_as_one_frame(shell, tmp_path, capsys):
@@ -320,3 +327,67 @@ def test_paper_presets_equal_the_defaults_of_their_classes():
     (run,) = runs_of("network=paper", "agent=paper")
     for part in (run.network, run.agent, run.env):
         assert part == type(part)()
+
+
+def test_config_holds_the_defaults_of_a_users_class_and_meta_its_code(tmp_path, monkeypatch):
+    """Would catch an old table that is given for a run whose class has changed since."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "my_edit.py"
+    source = "from plasticity import Intervention, field\nclass Scale(Intervention):\n"
+
+    def job(body):
+        sys.modules.pop("my_edit", None)
+        module.write_text(source + body)
+        importlib.invalidate_caches()
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose(CONFIG, ["+intervention.scale={_target_: my_edit.Scale}"])
+        return build_job(config, tmp_path / "run")
+
+    before = job("    factor: float = field(1.0, ge=0)\n")
+    assert before.config["intervention"]["scale"] == {"_target_": "my_edit.Scale", "factor": 1.0}
+    with RunDir(before.info, 1):
+        pass
+    assert before.is_finished()
+    with pytest.raises(pl.SettingError, match=r"has one with intervention\.scale\.factor=1\.0"):
+        job("    factor: float = field(0.25, ge=0)\n").is_finished()
+    edited = job("    factor: float = field(1.0, ge=0)\n\n    def on_shift(self, *args): ...\n")
+    with pytest.warns(UserWarning, match=r"another version of the file of my_edit\.Scale"):
+        assert edited.is_finished()
+
+
+def test_out_is_in_the_home_and_of_one_process():
+    """Would catch a folder named "~", and two runs of one second that want the same folder."""
+    dirs = []
+    for overrides in (["out='~/x'"], [], []):
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose(CONFIG, overrides, return_hydra_config=True)
+        dirs.append((config.hydra.run.dir, config.hydra.sweep.dir))
+    assert dirs[0] == (str(Path.home() / "x"),) * 2
+    assert dirs[1] != dirs[2]
+
+
+def test_set_up_needs_no_home(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    set_up()
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize 'cuda'")])
+def test_a_missing_device_is_one_line(shell, capsys, monkeypatch, error):
+    """Would catch a traceback, or an `error:` with nothing behind it."""
+
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert shell(f"{TINY} out=out") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: JAX_PLATFORMS='cuda': must be available: ")
+    assert len(told.splitlines()) == 1
+    assert not Path("out").exists()

@@ -276,6 +276,22 @@ def test_what_is_no_place_of_results_is_refused_in_one_line(function, tmp_path, 
         assert "\n" not in str(caught.value)
 
 
+def test_load_follows_links_to_folders_and_warns_of_dangling_ones(tmp_path):
+    """Would catch results that are left out in silence, or loaded twice."""
+    save_run(tmp_path / "elsewhere/run", fabricate())
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "linked").symlink_to(tmp_path / "elsewhere")
+    (study / "again").symlink_to(tmp_path / "elsewhere/run")
+    (study / "itself").symlink_to(study)
+    (study / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.warns(UserWarning, match="gone: left out, for it is a link to nothing"):
+        linked = results.load(study)
+    direct = results.load(tmp_path / "elsewhere")
+    assert len(linked) == len(direct)
+    np.testing.assert_array_equal(linked["value"], direct["value"])
+
+
 def test_a_warning_names_the_line_that_called(tmp_path):
     """Would catch warnings that point into the library, of which each is shown only once."""
     lost = diverge(fabricate(), "warm_start", 1, 28)

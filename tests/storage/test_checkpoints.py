@@ -3,14 +3,19 @@
 Each is compared with an undisturbed run: its table row for row, its parameters to the bit.
 """
 
+import contextlib
+import errno
 import json
 import multiprocessing
 import os
 import random
+import runpy
 import shlex
+import shutil
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -358,3 +363,90 @@ def test_killed_ten_times_equals_undisturbed(tmp_path, start):
     assert began == sorted(began)
     assert len({update for update in began if update > 0}) >= 3
     is_as_undisturbed(folder, undisturbed)
+
+
+# What a full disk, a killed copy or a failing disk leave of the newest checkpoint.
+DAMAGES = {
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "emptied": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "flipped": lambda path: flip_bit(path),
+}
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def saved(step):
+    return {"state": {"x": np.arange(64.0) + step}, "updates": np.full(2, step)}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    """A folder with the checkpoints of steps 1 and 2, as an interrupted training leaves it."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "two"
+    with contextlib.suppress(KeyboardInterrupt), CheckpointManager(folder, "runs") as manager:
+        manager.save(1, saved(1), {"metrics": [["return", "all"]]})
+        manager.save(2, saved(2), {"metrics": [["return", "all"]]})
+        raise KeyboardInterrupt
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("part", ["about/metadata", "arrays/d", "arrays/ocdbt.process_0/d"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, two_checkpoints, damage, part):
+    """Would catch a traceback, numbers that nobody computed, and a training that saves no more."""
+    folder = shutil.copytree(two_checkpoints, tmp_path / "copy")
+    path = folder / "2" / part
+    for file in [path] if path.is_file() else list(path.iterdir()):
+        DAMAGES[damage](file)
+    with contextlib.suppress(KeyboardInterrupt), CheckpointManager(folder, "runs") as manager:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            arrays, about = manager.restore()
+        step = int(arrays["updates"][0])
+        jax.tree.map(np.testing.assert_array_equal, arrays, saved(step))
+        assert about["metrics"] == [["return", "all"]]
+        # A file that only repeats what another one has may be spared by its reader.
+        assert [str(one.message).partition(": ")[2][:25] for one in caught] == [
+            "a damaged checkpoint, whi"
+        ] * (step == 1)
+        assert step == 1 or part != "about/metadata"
+        manager.save(3, saved(3), {})
+        raise KeyboardInterrupt
+    assert (folder / "3").is_dir()
+
+
+def test_without_a_whole_checkpoint_training_begins_anew(tmp_path, two_checkpoints):
+    shutil.copytree(two_checkpoints, tmp_path / "copy")
+    for step in (1, 2):
+        (tmp_path / f"copy/{step}/about/metadata").write_text("{")
+    damaged = pytest.warns(UserWarning, match="a damaged checkpoint")
+    with CheckpointManager(tmp_path / "copy", "runs") as manager, damaged:
+        assert manager.restore() is None
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+    """Would catch a cluster's mount on which nothing can train, and a lock that is not heeded."""
+
+    def fail_with(number):
+        def flock(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(checkpoints.fcntl, "flock", flock)
+
+    fail_with(errno.ENOSYS)
+    with pytest.warns(UserWarning, match="has no locks"), CheckpointManager(tmp_path / "a", "runs"):
+        pass
+    fail_with(errno.EWOULDBLOCK)
+    with pytest.raises(pl.SettingError, match="another process trains in it"):
+        CheckpointManager(tmp_path / "a", "runs").__enter__()
+
+
+def test_systems_without_locks_at_all_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(ImportError, match="needs Linux or macOS"):
+        runpy.run_path(checkpoints.__file__)
