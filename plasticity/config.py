@@ -81,20 +81,20 @@ def complete(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
       run: a run that was built from it.
     """
 
-    def fill(node: Any, struct: Struct) -> Any:
-        if not isinstance(node, Mapping):
+    def fill(node: Any, struct: Any) -> Any:
+        if not isinstance(node, Mapping) or not isinstance(struct, Struct):
             return node
         if isinstance(struct, Chain):
             parts = dict(zip(struct.names, struct.parts, strict=True))
             return {name: fill(part, parts[name]) for name, part in node.items()}
+        filled = {name: fill(value, getattr(struct, name, None)) for name, value in node.items()}
         if str(node.get(TARGET, "plasticity.")).startswith("plasticity."):
-            return node
-        return {**to_config(struct), **node}
+            return filled
+        defaults = to_config(struct)
+        # Without former names of fields, whose values have their present ones.
+        return {**defaults, **{name: filled[name] for name in filled if name in defaults}}
 
-    return {
-        name: fill(node, value) if isinstance(value := getattr(run, name), Struct) else node
-        for name, node in config.items()
-    }
+    return {name: fill(node, getattr(run, name)) for name, node in config.items()}
 
 
 def trackers_from(config: Mapping[str, Any]) -> tuple[Tracker, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from plasticity import results
 from plasticity.cli.command import is_user_error, one_line
 from plasticity.storage.run_dir import FIGURES
+from plasticity.storage.table import TABLE
 from plasticity.training.sweep import (
     Group,
     TrainOptions,
@@ -97,7 +98,7 @@ def _draw(jobs: Sequence[Job]) -> None:
     """Draws the figure of each job."""
     for job in jobs:
         try:
-            figure = results.overview(results.load(job.folder))
+            figure = results.overview(results.load(job.folder / TABLE))
         except results.ResultsError as error:  # as when no episode has ended
             warnings.warn(f"{job.folder}: no figure: {error}", stacklevel=1)
         else:
@@ -106,5 +107,5 @@ def _draw(jobs: Sequence[Job]) -> None:
 
 def _mean_return(job: Job) -> float:
     """Returns the mean over a job's updates and seeds of the train return."""
-    frame = results.load(job.folder)
+    frame = results.load(job.folder / TABLE)
     return float(frame.loc[frame["metric"] == "train_return", "value"].mean())

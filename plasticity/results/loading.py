@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from plasticity.renamed import rename_config, rename_key
 from plasticity.results.arguments import checked, frame_with
+from plasticity.storage.run_dir import CHECKPOINTS, FIGURES, PARAMS
 from plasticity.storage.table import (
     CONFIG,
     DTYPES,
@@ -44,7 +45,7 @@ def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
 
     Args:
       *where: run folders, folders of run folders at any depth, Parquet files, or globs of these
-        (`**` included). A run found twice is loaded once. Hidden folders are not searched.
+        (`**` included). Links to folders are followed. A run found twice is loaded once.
       config: dotted keys to read from each run's `config.yaml`, one column each, such as
         `"agent.learning_rate"`. A run without the key has a missing value; a list or mapping is
         given as text. Folders written under former names of settings are read under the present
@@ -55,8 +56,9 @@ def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
       `sort_rows`, rows of the same update in the order in which they were written.
 
     Warns:
-      UserWarning: a run within a folder or glob has a config but no table, and is left out; or a
-        key of `config` is a former name.
+      UserWarning: within a folder or glob something is left out: a run with a config but no table,
+        a link to nothing, a hidden folder of runs, or a Parquet file that is no run's; a table has
+        no rows where others do; or a key of `config` is a former name.
 
     Raises:
       ResultsError: a path does not exist or holds no run, a table cannot be read or lacks columns,
@@ -72,16 +74,17 @@ def load(*where: str | Path, config: Sequence[str] = ()) -> pd.DataFrame:
     keys = list(dict.fromkeys(keys))
     if clash := [key for key in keys if key in DTYPES]:
         raise ResultsError(f"config key {clash[0]}: the table has a column of this name")
-    sources, without_table = _find_all(where)
-    for folder in without_table:
-        warnings.warn(f"{folder}: left out, for it holds a config but no {TABLE}", stacklevel=3)
+    sources, left_out = _find_all(where)
+    for path, reason in left_out.items():
+        warnings.warn(f"{path}: left out, for it {reason}", stacklevel=3)
     parent = os.path.commonpath([source.path.parent for source in sources])
-    frames = [
-        _name_runs(
-            read(source.table), source.path.relative_to(parent).as_posix(), len(sources) == 1
-        )
-        for source in sources
-    ]
+    frames = []
+    for source in sources:
+        name = source.path.relative_to(parent).as_posix()
+        frames.append(_name_runs(read(source.table), name, len(sources) == 1))
+    for source, frame in zip(sources, frames, strict=True):
+        if frame.empty and any(len(other) for other in frames):
+            warnings.warn(f"{source.table}: has no rows", stacklevel=3)
     table = concat(frames)
     for key, values in _read_keys(sources, keys).items():
         # One value per run, in a type that holds them all, repeated over the run's rows.
@@ -171,77 +174,103 @@ class _Source(NamedTuple):
     path: Path
 
 
-def _find_all(where: Sequence[str | Path]) -> tuple[list[_Source], list[Path]]:
-    """Finds the tables at all places, each once and at least one, and the runs without one."""
+class _Found(NamedTuple):
+    """What there is at some place.
+
+    Attributes:
+      sources: the tables.
+      without_table: the folders of runs that have none.
+      passed_over: anything else that is not loaded, and why.
+    """
+
+    sources: list[_Source]
+    without_table: list[Path]
+    passed_over: dict[Path, str]
+
+
+def _find_all(where: Sequence[str | Path]) -> tuple[list[_Source], dict[Path, str]]:
+    """Finds the tables at all places, each once and at least one, and what is left out, and why."""
     sources: dict[str, _Source] = {}
-    without_table: list[Path] = []
+    left_out: dict[Path, str] = {}
     for path in where:
-        some, without = _find(path)
-        without_table += without
-        for source in some:
+        found = _find(path)
+        left_out |= dict.fromkeys(found.without_table, f"holds a config but no {TABLE}")
+        left_out |= found.passed_over
+        for source in found.sources:
             sources.setdefault(os.path.realpath(source.table), source)
     if not sources:
         raise ResultsError(f"nothing to load; expected {_EXPECTED}")
-    return list(sources.values()), list(dict.fromkeys(without_table))
+    # What is left out of a folder may be another place, or at one.
+    left_out = {
+        path: why for path, why in left_out.items() if os.path.realpath(path) not in sources
+    }
+    return list(sources.values()), left_out
 
 
-def _find(where: str | Path) -> tuple[list[_Source], list[Path]]:
-    """Finds the tables at a path or glob, sorted by path and at least one, and runs without one."""
+def _find(where: str | Path) -> _Found:
+    """Finds what is at a path or glob, sorted by path, with at least one table."""
     try:
         path = Path(os.path.abspath(Path(where).expanduser()))
         exists = path.exists()
     except (OSError, RuntimeError) as error:  # as of a name that is too long, or no such user
         raise ResultsError(f"{where}: cannot be read ({error}); expected {_EXPECTED}") from error
+    found, visited = _Found([], [], {}), set[str]()
     if exists:  # Before globbing: Hydra names folders such as `seed=[0,1]`.
-        sources, without_table = _search(path)
-        is_run = without_table == [path]
+        _search(path, found, visited)
     else:
         matches = sorted(glob.glob(str(path), recursive=True))
+        matches.sort(key=os.path.islink)  # last, as in `_search`
         if not matches:
             raise ResultsError(f"{where}: does not exist; expected {_EXPECTED}")
-        searched = [_search(Path(match)) for match in matches]
-        sources = [source for some, _ in searched for source in some]
-        without_table = [folder for _, some in searched for folder in some]
-        is_run = False
-    if not sources:
-        if is_run:
+        for match in matches:
+            _search(Path(match), found, visited)
+    if not found.sources:
+        if exists and found.without_table == [path]:
             raise ResultsError(f"{where}: holds a config but no {TABLE}; expected {_EXPECTED}")
-        also = f" but {len(without_table)} without {TABLE}" if without_table else ""
+        number = len(found.without_table)
+        also = f" but {number} without {TABLE}" if number else ""
+        for path, reason in list(found.passed_over.items())[:1]:
+            also += f" ({path.name} {reason})"
         raise ResultsError(f"{where}: holds no run{also}; expected {_EXPECTED}")
-    return sources, without_table
+    return found
 
 
-def _search(path: Path, visited: set[str] | None = None) -> tuple[list[_Source], list[Path]]:
-    """Finds the tables at or under a path, and the run folders without a table.
+def _search(path: Path, found: _Found, visited: set[str]) -> None:
+    """Adds to `found` what is at or under a path.
 
-    Links to folders are followed, after the folders beside them; each folder is searched once.
+    Args:
+      path: a file or folder.
+      found: what has been found.
+      visited: the real paths of folders that have been searched, which are not searched again.
     """
-    visited = set() if visited is None else visited
-    visited.add(os.path.realpath(path))
     if path.is_file():
-        if path.suffix != ".parquet":
-            return [], []
-        return [_Source(path, path.parent if path.name == TABLE else path)], []
-    if (path / TABLE).is_file():
-        return [_Source(path / TABLE, path)], []
-    if not path.is_dir():  # as a pipe
-        return [], []
-    sources: list[_Source] = []
-    without_table: list[Path] = []
+        if path.suffix == ".parquet":
+            found.sources.append(_Source(path, path.parent if path.name == TABLE else path))
+        return
+    if not path.is_dir() or (real := os.path.realpath(path)) in visited:  # as a pipe
+        return
+    visited.add(real)
+    has_table = (path / TABLE).is_file()
+    if has_table:
+        found.sources.append(_Source(path / TABLE, path))
+    before = len(found.sources) + len(found.without_table)
+    # Links are followed last, so that runs are named after the folders that they are in.
     for child in sorted(_children(path), key=Path.is_symlink):
-        if child.name.startswith("."):  # belongs to other tools
+        if has_table and child.name in (CHECKPOINTS, PARAMS, FIGURES):
             continue
         if child.is_symlink() and not child.exists():
-            warnings.warn(f"{child}: left out, for it is a link to nothing", stacklevel=2)
-        elif child.is_dir() and os.path.realpath(child) not in visited:
-            some, without = _search(child, visited)
-            sources += some
-            without_table += without
+            found.passed_over[child] = "is a link to nothing"
+        elif child.is_dir():
+            if not child.name.startswith("."):
+                _search(child, found, visited)
+            elif any(child.glob(TABLE)) or any(child.glob(f"*/{TABLE}")):
+                found.passed_over[child] = "is hidden"
+        elif child.suffix == ".parquet" and child.name != TABLE and not child.name.startswith("."):
+            found.passed_over[child] = "is no run's table; it can be loaded by its name"
     is_run = (path / CONFIG).is_file() or (path / META).is_file()
     # A config above other runs belongs to their sweep.
-    if is_run and not sources and not without_table:
-        return [], [path]
-    return sources, without_table
+    if is_run and not has_table and len(found.sources) + len(found.without_table) == before:
+        found.without_table.append(path)
 
 
 def _children(folder: Path) -> list[Path]:

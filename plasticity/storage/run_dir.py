@@ -1,13 +1,11 @@
 """A run directory: its files, and what `meta.json` says of how they were made."""
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -25,7 +23,8 @@ from omegaconf import OmegaConf
 from plasticity.renamed import rename_config
 from plasticity.storage import table
 from plasticity.storage.errors import writing
-from plasticity.struct import TARGET, SettingError
+from plasticity.storage.user_code import digest_user_code
+from plasticity.struct import SettingError
 
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
@@ -108,29 +107,15 @@ def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     return meta.get("status") == "finished"
 
 
-def code_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Returns a checksum of the source file of each class of a configuration that is a user's own.
-
-    Args:
-      config: in plain containers, where `_target_` is the import path of a class.
-    """
-    code: dict[str, str] = {}
-    for key, target in _flat(config).items():
-        if key.rpartition(".")[2] != TARGET or str(target).startswith("plasticity."):
-            continue
-        module = sys.modules.get(str(target).rpartition(".")[0])
-        if file := getattr(module, "__file__", None):  # a class of a notebook has none
-            code[str(target)] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-    return code
-
-
 def _warn_of_other_code(folder: Path, meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Warns of classes of the user's own whose file is not what it was when the run trained."""
-    present = code_of(config)
-    for target, had in meta.get("code", {}).items():
-        if present.get(target, had) != had:
+    """Warns of a user's own code that is not what it was when the run trained."""
+    present, trained = digest_user_code(config), meta.get("code")
+    for name, digest in (trained if isinstance(trained, dict) else {}).items():
+        if present.get(name, digest) != digest:
             warnings.warn(
-                f"{folder}: was trained with another version of the file of {target}", stacklevel=2
+                f"{folder}: was trained with another version of the file of {name}; another folder "
+                "gives the results of the present one",
+                stacklevel=2,
             )
 
 
@@ -171,14 +156,14 @@ class RunDir:
 
     def __init__(self, info: RunInfo, trained_together: int, update: int = 0) -> None:
         self._info = info
-        self._meta = {
+        self._meta: dict[str, Any] = {
             "seeds": list(info.seeds),
             "updates": info.updates,
             "env_steps": info.updates * info.batch_size,
             "trained_together": trained_together,
             "versions": {"python": platform.python_version(), **versions()},
             "commit": _commit(),
-            "code": code_of(info.config),
+            "code": digest_user_code(info.config),
         }
         self._session = {
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -190,7 +175,10 @@ class RunDir:
 
     def __enter__(self) -> Self:
         self._start = time.perf_counter()
-        self._earlier = read_meta(self._info.folder).get("sessions", [])
+        earlier = read_meta(self._info.folder)
+        self._earlier = earlier.get("sessions", [])
+        if self._session["from_update"]:  # the code of a run is that with which it began
+            self._meta["code"] = {**self._meta["code"], **earlier.get("code", {})}
         remove_temporary_files(self._info.folder)
         with table.replacing(self._info.folder / table.CONFIG) as temporary:
             OmegaConf.save(OmegaConf.create(dict(self._info.config)), temporary)

@@ -292,6 +292,28 @@ def test_load_follows_links_to_folders_and_warns_of_dangling_ones(tmp_path):
     np.testing.assert_array_equal(linked["value"], direct["value"])
 
 
+def test_load_passes_over_nothing_in_silence(tmp_path, recwarn):
+    """Would catch runs below another run, or hidden, or in a file of their own, that are missed."""
+    frame = fabricate()
+    save_run(tmp_path / "outer", frame)
+    save_run(tmp_path / "outer/inner", frame)
+    save_run(tmp_path / "outer/checkpoints/old", frame)  # a run's own folder is no place for runs
+    save_run(tmp_path / ".hidden/run", frame)
+    results.write(frame, tmp_path / "packed.parquet")
+    results.write(frame[:0], save_run(tmp_path / "none", frame) / "metrics.parquet")
+    loaded = results.load(tmp_path)
+    assert {name.partition("/w")[0].partition("/s")[0] for name in loaded["run"]} == {
+        "outer",
+        "outer/inner",
+    }
+    assert sorted(str(one.message).replace(str(tmp_path), "") for one in recwarn) == [
+        "/.hidden: left out, for it is hidden",
+        "/none/metrics.parquet: has no rows",
+        "/packed.parquet: left out, for it is no run's table; it can be loaded by its name",
+    ]
+    assert {one.filename for one in recwarn} == {__file__}
+
+
 def test_a_warning_names_the_line_that_called(tmp_path):
     """Would catch warnings that point into the library, of which each is shown only once."""
     lost = diverge(fabricate(), "warm_start", 1, 28)

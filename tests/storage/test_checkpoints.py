@@ -396,8 +396,12 @@ def two_checkpoints(tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("part", ["about/metadata", "arrays/d", "arrays/ocdbt.process_0/d"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, two_checkpoints, damage, part):
+@pytest.mark.parametrize(
+    "part", ["about/metadata", "arrays/d", "arrays/ocdbt.process_0/d", "digests.json"]
+)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path, two_checkpoints, damage, part, capfd
+):
     """Would catch a traceback, numbers that nobody computed, and a training that saves no more."""
     folder = shutil.copytree(two_checkpoints, tmp_path / "copy")
     path = folder / "2" / part
@@ -407,17 +411,19 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, two_checkpoi
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             arrays, about = manager.restore()
-        step = int(arrays["updates"][0])
+        # Without its digests it is as it was.
+        step = 2 if (part, damage) == ("digests.json", "missing") else 1
         jax.tree.map(np.testing.assert_array_equal, arrays, saved(step))
         assert about["metrics"] == [["return", "all"]]
-        # A file that only repeats what another one has may be spared by its reader.
-        assert [str(one.message).partition(": ")[2][:25] for one in caught] == [
-            "a damaged checkpoint, whi"
-        ] * (step == 1)
-        assert step == 1 or part != "about/metadata"
-        manager.save(3, saved(3), {})
+        lines = [str(one.message) for one in caught]
+        assert len(lines) == (step == 1)
+        for line in lines:
+            assert line.startswith(f"{folder / '2'}: a damaged checkpoint, which is set aside: ")
+            assert line.endswith("; resuming from that of update 1")
+        manager.save(2 if lines else 3, saved(2), {})
         raise KeyboardInterrupt
-    assert (folder / "3").is_dir()
+    assert (folder / "2").is_dir()
+    assert capfd.readouterr().err == ""
 
 
 def test_without_a_whole_checkpoint_training_begins_anew(tmp_path, two_checkpoints):
@@ -427,6 +433,27 @@ def test_without_a_whole_checkpoint_training_begins_anew(tmp_path, two_checkpoin
     damaged = pytest.warns(UserWarning, match="a damaged checkpoint")
     with CheckpointManager(tmp_path / "copy", "runs") as manager, damaged:
         assert manager.restore() is None
+
+
+def test_a_finished_run_is_tidied_and_is_not_lost_with_its_meta(tmp_path, undisturbed, capsys):
+    """Would catch files that a kill at the very end leaves for ever, and results overwritten."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    for leftover in (".meta.json.1.tmp", "figures/.overview.png.2.tmp", "checkpoints/6/about/x"):
+        (folder / leftover).parent.mkdir(parents=True, exist_ok=True)
+        (folder / leftover).touch()
+    (folder / "params.orbax-checkpoint-tmp").mkdir()
+    pl.train(RUNS, folder)
+    assert f"nothing to train: {folder} is finished" in capsys.readouterr().err
+    (folder / "figures").rmdir()
+    is_as_undisturbed(folder, undisturbed)
+    (folder / "meta.json").write_text('{"status": "fin')
+    before = files_of(folder)
+    with pytest.raises(
+        pl.SettingError, match=r"must have a meta\.json that can be read: remove it"
+    ):
+        train(folder)
+    assert files_of(folder) == before
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):

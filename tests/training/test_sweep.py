@@ -186,7 +186,7 @@ def test_plan_tells_groups_of_folders_with_equal_names_apart(tiny_run, tmp_path)
     assert sweep.plan(jobs, tmp_path, max_agents=1)[0] == second
 
 
-def test_remove_stale_checkpoints_tells_folders_with_equal_names_apart(tiny_run, tmp_path):
+def test_remove_leftovers_tells_folders_with_equal_names_apart(tiny_run, tmp_path):
     """Would catch a finished job that removes the checkpoints of another of the same name."""
     jobs = nested_jobs(tmp_path, tiny_run)
     groups = sweep.plan(jobs, tmp_path, max_agents=2)
@@ -198,7 +198,11 @@ def test_remove_stale_checkpoints_tells_folders_with_equal_names_apart(tiny_run,
     for job in jobs[:2]:
         (job.folder / "config.yaml").write_text(json.dumps(dict(job.config)))
         (job.folder / "meta.json").write_text('{"status": "finished"}')
-    sweep.remove_stale_checkpoints(jobs, tmp_path)
+    damaged = tmp_path / ".stacks/c/jobs.json"
+    damaged.parent.mkdir()
+    damaged.write_text('["a/0')
+    with pytest.warns(UserWarning, match=r"c/jobs\.json: cannot be read"):
+        sweep.remove_leftovers(jobs, tmp_path)
     kept = [(job.folder / "checkpoints").exists() for job in jobs]
     assert kept == [False, False, True, True]
     assert [group.checkpoint_dir.exists() for group in groups] == [False, True]
