@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import math
+import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import (
@@ -281,6 +282,8 @@ def _plain(value: Any, field: dataclasses.Field[Any]) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     allowed = field.metadata.get("range")
+    if allowed is not None and allowed.kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if allowed is not None and allowed.kind is float and type(value) is int:
         with contextlib.suppress(OverflowError):  # then `check` refuses it
             return float(value)
@@ -324,9 +327,9 @@ def check(struct: object, key: str = "") -> None:
         for name, field in fields(struct):
             value, path = getattr(struct, name), _join(key, name)
             allowed = field.metadata.get("range")
+            if value is None and field.default is None:
+                continue
             if allowed is None:
-                if value is None and field.default is None:
-                    continue
                 kind = hints[name] if isinstance(hints[name], type) else Struct
                 check_kind(value, kind, path)
                 check(value, path)

@@ -47,7 +47,7 @@ class FusedLauncher(Launcher):
         dispatch = None
         if self._inner is not None:
             sweep = sweep.absolute()
-            jobs = [job._replace(folder=job.folder.absolute()) for job in jobs]
+            jobs = [job.with_absolute_paths() for job in jobs]
             dispatch = Cluster(self._inner, self._context, config, sweep, self._agents)
         outcomes = train_all(jobs, sweep, self._agents, train_options(config), dispatch)
         with contextlib.suppress(OSError):  # missing, or it holds checkpoints to resume from

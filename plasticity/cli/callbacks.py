@@ -23,6 +23,7 @@ from plasticity.cli.report import report
 from plasticity.results import ResultsError
 from plasticity.struct import SettingError
 from plasticity.training import Job
+from plasticity.training.initial_params import load_initial_params
 from plasticity.training.memory_estimate import check_memory
 
 
@@ -69,6 +70,8 @@ class Study(Callback):
             for key, job in jobs():
                 # Refuses a folder that holds anything else.
                 finished = job.is_finished()
+                if not finished:
+                    load_initial_params(job.runs)  # refuses what cannot be used
                 structure = jax.tree.structure(job.runs[0])
                 if here and not finished and structure not in fitting:
                     check_memory(job.runs)

@@ -193,19 +193,10 @@ class CheckpointManager:
         Raises:
           SettingError: they are not those of such a tree.
         """
-        leaves = flatten(template)
-        for path in leaves.keys() | arrays.keys():
-            has, needs = (
-                f"{x.dtype}{list(x.shape)}" if x is not None else "nothing"
-                for x in (arrays.get(path), leaves.get(path))
-            )
-            if has != needs:
-                raise SettingError(
-                    "checkpoint", str(self._folder), f"must have {needs} at {path}, but has {has}"
-                )
-        return jax.tree.map_with_path(
-            lambda path, x: arrays.get(_name(path), np.zeros(x.shape, x.dtype)), template
-        )
+        try:
+            return unflatten(arrays, template)
+        except ValueError as error:
+            raise SettingError("checkpoint", str(self._folder), f"must have {error}") from error
 
     def _wait(self) -> None:
         with self._writing():
@@ -227,6 +218,29 @@ class CheckpointManager:
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns the arrays of a tree by path, without empty ones, which Orbax cannot write."""
     return {_name(path): x for path, x in jax.tree.leaves_with_path(tree) if x.size}
+
+
+def unflatten(arrays: Mapping[str, np.ndarray], template: Any) -> Any:
+    """Returns the tree that `flatten` made `arrays` of.
+
+    Args:
+      arrays: by path.
+      template: a tree of the same structure, of anything with a shape and dtype.
+
+    Raises:
+      ValueError: they are not those of such a tree. The message says what is needed where.
+    """
+    leaves = flatten(template)
+    for path in sorted(leaves.keys() | arrays.keys()):
+        has, needs = (
+            f"{x.dtype}{list(x.shape)}" if x is not None else "nothing"
+            for x in (arrays.get(path), leaves.get(path))
+        )
+        if has != needs:
+            raise ValueError(f"{needs} at {path}, but has {has}")
+    return jax.tree.map_with_path(
+        lambda path, x: arrays.get(_name(path), np.zeros(x.shape, x.dtype)), template
+    )
 
 
 def _file_digests(checkpoint: Path) -> dict[str, str]:

@@ -89,10 +89,11 @@ def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     held = _flat(rename_config(_read_config(folder / table.CONFIG)))
     wanted = _flat(config)
     for key, value in wanted.items():
-        if key not in held or held[key] != value:
+        # A setting that is not set may be newer than the folder.
+        if held.get(key) != value or (key not in held and value is not None):
             has = f"{key}={held[key]!r}" if key in held else f"no {key}"
             raise SettingError("folder", str(folder), f"must hold no other run; has one with {has}")
-    if more := held.keys() - wanted.keys():
+    if more := {key for key, value in held.items() if value is not None} - wanted.keys():
         raise SettingError("folder", str(folder), f"must hold no other run; has {min(more)}")
     meta = read_meta(folder)
     if not meta and (folder / table.META).exists():

@@ -15,6 +15,7 @@ from plasticity.agents import Metrics, Trajectory
 from plasticity.envs.base import Task
 from plasticity.envs.host import HostEnv
 from plasticity.envs.host.vector_env import HostVecEnv
+from plasticity.networks import Params
 from plasticity.rng import Stream, key_for
 from plasticity.training import loop
 from plasticity.training.placement import Placement
@@ -161,6 +162,7 @@ class HostWorker:
       state: the state at the end of a round to continue from; the beginning if not given.
       device: the device.
       check_signals: called between steps that sample a probe batch.
+      params: the initial parameters, [S, ...]; drawn at random if not given.
     """
 
     def __init__(
@@ -169,6 +171,7 @@ class HostWorker:
         state: RunState | None,
         device: jax.Device,
         check_signals: Callable[[], None],
+        params: Params | None = None,
     ) -> None:
         self._check_signals = check_signals
         self._placement = Placement((device,), Placement.of(1).mode)
@@ -180,7 +183,8 @@ class HostWorker:
             self._eval_envs = self._make_envs(runs.schedule.eval_episodes or runs.agent.num_envs)
             self._probe_envs: HostVecEnv | None = None
             if state is None:
-                self.state: RunState = self._compiled(loop.init)(self._runs)
+                given = [] if params is None else [self._placement.put(params)]
+                self.state: RunState = self._compiled(loop.init)(self._runs, *given)
                 self._start_envs()
             else:
                 self.state = self._placement.put(state)

@@ -40,15 +40,21 @@ from plasticity.training.state import (
 Array = jax.Array
 
 
-def init(run: Run) -> RunState:
-    """Returns the state before the first update of the first round."""
+def init(run: Run, params: Params | None = None) -> RunState:
+    """Returns the state before the first update of the first round.
+
+    Args:
+      run: the run.
+      params: the initial parameters; drawn at random if not given.
+    """
     zero = jnp.zeros((), jnp.int32)
     context = make_context(run, zero, zero)
     obs_stats, reward_stats = _init_normalizers(run)
     intrinsic = run.intrinsic.init(
         run.agent, run.env.observation_shape, _intrinsic_context(run, context, Stream.INTRINSIC)
     )
-    params = context.init_params(key_for(run.seed, Stream.PARAMS))
+    if params is None:
+        params = context.init_params(key_for(run.seed, Stream.PARAMS))
     train_state = TrainState(params, context.optimizer.init(params))
     task = run.shift.begin(run.env.task(run.seed), run.env, key_for(run.seed, Stream.SHIFT))
     return RunState(

@@ -61,6 +61,8 @@ class Run(Struct):
       network: the description of the network, before interventions change it.
       agent: the agent and its hyperparameters.
       intrinsic: the intrinsic reward; none by default.
+      init_from: the folder of a finished run with whose final parameters of the same seed this run
+        begins; they are drawn at random if not given. The optimizer and everything else begin anew.
       probes: what is measured of the network.
       schedule: the length of the run, and when it is measured.
       seed: the seed of all randomness. Under every intervention that does not change the
@@ -76,6 +78,7 @@ class Run(Struct):
     schedule: Schedule = Schedule()
     seed: int = field(0, kind=int, ge=0, le=MAX_SEED)
     intrinsic: IntrinsicModule = NoIntrinsic()
+    init_from: str | None = static_field(None, kind=str)
 
 
 def stack(runs: Sequence[Run]) -> Run:

@@ -20,6 +20,7 @@ from plasticity.storage.run_dir import CHECKPOINTS, check_folder, read_meta
 from plasticity.storage.tracking import Tracker
 from plasticity.struct import Range, SettingError, check, check_kind
 from plasticity.training.fusion import FusionKey, fuse, fusion_key
+from plasticity.training.initial_params import load_initial_params
 from plasticity.training.memory_estimate import available, check_memory, memory_of
 from plasticity.training.placement import Placement
 from plasticity.training.run import Run, check_run, stack
@@ -130,6 +131,7 @@ def train(
             place /= f"{number}_{some[0].intervention.name}"
         if place is None or read_meta(place).get("status") != "finished":
             check_memory(some)
+            load_initial_params(some)  # refuses what cannot be used
         stacks.append((some, place, indices))
     frames = []
     for number, (some, place, indices) in enumerate(stacks):

@@ -30,6 +30,7 @@ from plasticity.storage.tracking import Tracker, Tracking
 from plasticity.struct import TARGET, to_config
 from plasticity.training import loop
 from plasticity.training.fusion import fuse
+from plasticity.training.initial_params import load_initial_params
 from plasticity.training.run import Run, seeds_of, stack
 from plasticity.training.state import EpisodeStats, MetricSums, RunState
 from plasticity.training.trainer import make_trainer
@@ -63,6 +64,14 @@ class Job(NamedTuple):
             updates=schedule.rounds * schedule.updates_per_round,
             batch_size=self.runs[0].agent.batch_size,
         )
+
+    def with_absolute_paths(self) -> "Job":
+        """Returns the job as a process in another working directory can train it."""
+        runs = tuple(
+            run if run.init_from is None else run.replace(init_from=str(_absolute(run.init_from)))
+            for run in self.runs
+        )
+        return self._replace(runs=runs, folder=self.folder.absolute())
 
     def is_finished(self) -> bool:
         """Returns whether the run directory holds the job, finished.
@@ -120,7 +129,12 @@ def train_stack(
         raise ValueError("runs that share a seed cannot be tracked in one folder")
     if folder is None:
         recorder = make_recorder(runs, names)
-        _train_rounds(stacked, recorder, make_progress(stacked, shown=progress))
+        _train_rounds(
+            stacked,
+            recorder,
+            make_progress(stacked, shown=progress),
+            initial_params=load_initial_params(runs),
+        )
         return recorder.frame()
     if config is None:
         config = to_config(runs[0], runs)
@@ -180,6 +194,7 @@ def train_jobs(
             CheckpointManager(checkpoint_dir or jobs[0].folder / CHECKPOINTS, _fingerprint(runs))
         )
         checkpoint = _restore(checkpoints, stacked, recorder)
+        initial_params = load_initial_params(runs) if checkpoint is None else None
         update = 0 if checkpoint is None else int(checkpoint.state.update[0])
         run_dirs = [exits.enter_context(RunDir(info, ends[-1], update)) for info in infos]
         tracking = exits.enter_context(
@@ -204,6 +219,7 @@ def train_jobs(
                 checkpoint_minutes,
                 checkpoint,
                 on_record=lambda: tracking.flush(recorder.update),
+                initial_params=initial_params,
             )
         except KeyboardInterrupt:
             write_tables()
@@ -309,6 +325,7 @@ def _train_rounds(
     checkpoint_minutes: float = 0,
     checkpoint: Checkpoint | None = None,
     on_record: Callable[[], None] = lambda: None,
+    initial_params: Params | None = None,
 ) -> Params:
     """Trains stacked runs through all rounds, or through those that remain.
 
@@ -320,6 +337,7 @@ def _train_rounds(
       checkpoint_minutes: the interval; 0 for none.
       checkpoint: the checkpoint to resume from; the beginning if not given.
       on_record: called after each record.
+      initial_params: the parameters to begin with, [S, ...]; drawn at random if not given.
 
     Returns:
       The final parameters, as host arrays [S, ...].
@@ -339,7 +357,9 @@ def _train_rounds(
     with (
         SignalGuard() as signals,
         contextlib.closing(
-            make_trainer(runs, checkpoint and checkpoint.state, signals.check_overdue)
+            make_trainer(
+                runs, checkpoint and checkpoint.state, signals.check_overdue, initial_params
+            )
         ) as trainer,
         progress,
     ):
@@ -381,9 +401,19 @@ def _train_rounds(
         return on_host(trainer.state.train_state.params)
 
 
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()
+
+
 def _fingerprint(runs: Sequence[Run]) -> str:
-    """Identifies runs by all of their settings."""
-    settings = json.dumps([to_config(run) for run in runs], sort_keys=True)
+    """Identifies runs by all of their settings, but for the place of their initial parameters.
+
+    That may be relative or absolute, and is in `config.yaml`.
+    """
+    configs = [to_config(run) for run in runs]
+    for config in configs:
+        del config["init_from"]
+    settings = json.dumps(configs, sort_keys=True)
     return hashlib.sha256(settings.encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from plasticity.agents import Metrics
 from plasticity.envs.host import HostEnv
+from plasticity.networks import Params
 from plasticity.training import loop
 from plasticity.training.host_rollout import HostWorker, Waiting, run_interleaved
 from plasticity.training.placement import Placement
@@ -54,7 +55,10 @@ class Trainer(Protocol):
 
 
 def make_trainer(
-    runs: Run, state: RunState | None = None, check_signals: Callable[[], None] = lambda: None
+    runs: Run,
+    state: RunState | None = None,
+    check_signals: Callable[[], None] = lambda: None,
+    params: Params | None = None,
 ) -> Trainer:
     """Returns the trainer of stacked runs.
 
@@ -62,10 +66,11 @@ def make_trainer(
       runs: the stack, [S].
       state: the state to continue from; the beginning if not given.
       check_signals: called in all loops on the host; what it raises stops the trainer.
+      params: the initial parameters, [S, ...]; drawn at random if not given.
     """
     if isinstance(runs.env, HostEnv):
-        return HostTrainer(runs, state, check_signals)
-    return JaxTrainer(runs, state, check_signals=check_signals)
+        return HostTrainer(runs, state, check_signals, params)
+    return JaxTrainer(runs, state, check_signals=check_signals, params=params)
 
 
 class JaxTrainer:
@@ -76,6 +81,7 @@ class JaxTrainer:
       state: the state to continue from; the beginning if not given.
       placement: how they are computed; the fastest way if not given.
       check_signals: see `make_trainer`.
+      params: see `make_trainer`.
     """
 
     resumable_mid_round: ClassVar[bool] = True
@@ -86,12 +92,14 @@ class JaxTrainer:
         state: RunState | None = None,
         placement: Placement | None = None,
         check_signals: Callable[[], None] = lambda: None,
+        params: Params | None = None,
     ) -> None:
         self._check_signals = check_signals
         self._placement = placement or Placement.of(len(seeds_of(runs)))
         self._runs = self._placement.put(runs)
         if state is None:
-            self.state: RunState = self._compiled(loop.init)(self._runs)
+            given = [] if params is None else [self._placement.put(params)]
+            self.state: RunState = self._compiled(loop.init)(self._runs, *given)
         else:
             self.state = self._placement.put(state)
         self._sample_probe_batch()
@@ -146,6 +154,7 @@ class HostTrainer:
       runs: the stack, [S].
       state: the state at the end of a round to continue from; the beginning if not given.
       check_signals: see `make_trainer`.
+      params: see `make_trainer`.
     """
 
     resumable_mid_round: ClassVar[bool] = False  # the state of an episode cannot be saved
@@ -155,6 +164,7 @@ class HostTrainer:
         runs: Run,
         state: RunState | None = None,
         check_signals: Callable[[], None] = lambda: None,
+        params: Params | None = None,
     ) -> None:
         self._check_signals = check_signals
         num_runs, devices = len(seeds_of(runs)), jax.local_devices()
@@ -163,9 +173,12 @@ class HostTrainer:
         self._workers: list[HostWorker] = []
         try:
             for share, device in zip(shares, itertools.cycle(devices)):
-                share_state = None if state is None else _slice(state, share)
+                # A slice of None is None.
+                share_state, share_params = _slice(state, share), _slice(params, share)
                 self._workers.append(
-                    HostWorker(_slice(runs, share), share_state, device, check_signals)
+                    HostWorker(
+                        _slice(runs, share), share_state, device, check_signals, share_params
+                    )
                 )
         except BaseException:
             self.close()
