@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -60,6 +61,7 @@ class Study(Callback):
         jobs: Callable[[], Iterable[tuple[tuple[str, ...], Job]]] | None,
     ) -> None:
         checked_jobs.clear()
+        HydraConfig.instance().set_config(config)  # which Hydra does later, for `${hydra:...}`
         try:
             train_options(config)
             if jobs is None:

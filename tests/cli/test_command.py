@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 import plasticity as pl
 from plasticity import load_params, results
 from plasticity.cli import report
-from plasticity.cli.command import CONFIG, CONFIGS, build_job, runs_of, set_up
+from plasticity.cli.command import CONFIG, CONFIGS, build_job, runs_of, set_up, train_options
 from plasticity.storage.run_dir import RunDir
 
 
@@ -391,3 +391,21 @@ def test_a_missing_device_is_one_line(shell, capsys, monkeypatch, error):
     assert told.startswith("error: JAX_PLATFORMS='cuda': must be available: ")
     assert len(told.splitlines()) == 1
     assert not Path("out").exists()
+
+
+def test_settings_may_refer_to_each_other_and_to_variables_of_the_users():
+    """Would catch `${out}` that is lost, and a mistyped key that passes for a variable."""
+    (run,) = runs_of("+lr=0.003", "agent.learning_rate=${lr}", "agent.ent_coef=${agent.vf_coef}")
+    assert run.agent.learning_rate == 0.003
+    assert run.agent.ent_coef == run.agent.vf_coef
+    with pytest.raises(pl.SettingError, match=r"lr=0\.003: no such setting"):
+        runs_of("+lr=0.003")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(CONFIG, ["tracking=[wandb]", "tracking.wandb.group=${out}", "out=here"])
+    assert train_options(config).trackers[0].group == "here"
+
+
+def test_out_may_use_hydras_own_resolvers(shell, tmp_path):
+    assert shell(f"{TINY} 'out=${{hydra:runtime.cwd}}/${{hydra:choices.env}}'") == 0
+    assert len(results.load(tmp_path / "gather"))
