@@ -407,5 +407,5 @@ def test_settings_may_refer_to_each_other_and_to_variables_of_the_users():
 
 
 def test_out_may_use_hydras_own_resolvers(shell, tmp_path):
-    assert shell(f"env=gather {TINY} 'out=${{hydra:runtime.cwd}}/${{hydra:choices.env}}'") == 0
+    assert shell(f"{TINY} 'out=${{hydra:runtime.cwd}}/${{hydra:runtime.choices.env}}'") == 0
     assert len(results.load(tmp_path / "gather"))
