@@ -24,6 +24,7 @@ from plasticity.cli.command import CONFIG, CONFIGS, build_job, runs_of, set_up, 
 from plasticity.storage.run_dir import RunDir
 
 
+@pytest.mark.slow
 def test_sweep_writes_tables_and_a_figure_that_load_as_one_frame(shell, tmp_path, capsys):
     """A sweep of chains and seeds: every job has its own folder, and all load as one frame."""
     line = f"-m {TINY} 'intervention=warm_start,[layer_norm,soft_shrink_perturb]' 'seed=[3,5]'"
@@ -69,6 +70,7 @@ def test_sweep_writes_tables_and_a_figure_that_load_as_one_frame(shell, tmp_path
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_train_takes_user_classes_by_import_path(shell, tmp_path):
     """README's examples: nothing of the package is edited, and coefficients reach the numbers."""
     write_examples(tmp_path)
@@ -130,6 +132,7 @@ class Broken(pl.PPO):
 WITHOUT_AGENT = TINY.replace("agent.minibatch_size=20", "").replace("agent.", "+agent.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice",
     [
@@ -148,6 +151,7 @@ def test_train_takes_a_user_agent(shell, tmp_path, choice):
     assert "_target_: my_agents.Reinforce" in (tmp_path / "own/config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_train_uses_the_overridden_loss_of_a_ppo_subclass(shell, tmp_path):
     """Would catch a subclass that is accepted while PPO's own loss is used."""
     (tmp_path / "my_agents.py").write_text(AGENTS)
@@ -202,6 +206,7 @@ def test_train_knows_the_keys_of_a_user_option(shell, tmp_path, capsys, where):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_sweep_composes_each_job_once(shell, monkeypatch):
     """Would catch jobs that are built for the check before the sweep, and again to train."""
     built = []
@@ -295,6 +300,7 @@ def test_train_refuses_an_unusable_setting_in_one_line(shell, tmp_path, capsys, 
     assert (tmp_path / "occupied/config.yaml").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_results_and_says_where_they_are(tmp_path):
     """A real process, interrupted in a later round: its rows are there, and its status."""
     arguments = shlex.split(
