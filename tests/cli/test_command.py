@@ -20,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 import plasticity as pl
 from plasticity import load_params, results
 from plasticity.cli import report
+from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import CONFIG, CONFIGS, build_job, runs_of, set_up, train_options
 from plasticity.storage.run_dir import RunDir
 
@@ -415,3 +416,31 @@ def test_settings_may_refer_to_each_other_and_to_variables_of_the_users():
 def test_out_may_use_hydras_own_resolvers(shell, tmp_path):
     assert shell(f"{TINY} 'out=${{hydra:runtime.cwd}}/${{hydra:runtime.choices.env}}'") == 0
     assert len(results.load(tmp_path / "gather"))
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        *(
+            (f"hydra.launcher.agents={value}", f"hydra.launcher.agents={value!r}: must be a whole")
+            for value in (-1, 0, 1.5)
+        ),
+        ("hydra.launcher.agents=abc", "hydra.launcher.agents='abc': must be a whole number"),
+        ("hydra.launcher.inner=5", "hydra.launcher.inner=5: must be the settings of a launcher"),
+        ("hydra.sweep.subdir=same", "hydra.sweep.subdir='out/same': must differ between jobs"),
+    ],
+)
+def test_a_sweep_refuses_a_launcher_that_cannot_be(shell, capsys, word, told):
+    """Would catch a sweep that begins, and jobs that write into one folder."""
+    assert shell(f"-m {TINY} seed=0,1 out=out {word}") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line for line in errors if line.startswith("error: ")] == errors
+    assert errors[0].startswith(f"error: {told}")
+    assert not list(Path("out").glob("*/*"))
+
+
+def test_a_sweep_without_a_finished_episode_has_been_trained(tmp_path):
+    """Would catch a sweep that trained all its jobs and fails whenever it is run again."""
+    results.write(results.empty(), tmp_path / "job/metrics.parquet")
+    with pytest.warns(UserWarning, match="no report"):
+        SweepCallback().conclude(tmp_path)
