@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -76,6 +77,8 @@ def test_a_field_takes_a_value_in_its_range_or_names_its_key(group, cls):
                 assert "\n" not in str(error)
                 assert len(str(error)) < 600
                 continue
+            if field.metadata["range"].kind in (object, Mapping):
+                continue  # arguments of others: what they can be only the environment knows
             kept = getattr(struct, name)
             elements = kept if isinstance(kept, tuple) else (kept,)
             numbers = [x for x in elements if isinstance(x, int | float)]

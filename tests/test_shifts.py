@@ -298,6 +298,7 @@ def test_interpolate_goes_from_the_old_task_to_the_new():
     assert settled[0] <= settled[1]
 
 
+@pytest.mark.slow
 def test_train_updates_interpolate_a_gradual_shift(tiny_run):
     """Would catch a shift that begins late, or is not over when it should be."""
     run = tiny_run(shift=EVERY)

@@ -27,7 +27,7 @@ from experiments.juliani_ash_2024 import claims
 from experiments.juliani_ash_2024 import figures as study
 from experiments.juliani_ash_2024.parts import env_name, split_by_part
 from plasticity import results
-from plasticity.cli.callbacks import Study
+from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import CONFIGS, command
 from plasticity.cli.train import job
 from plasticity.envs import Gather, Level
@@ -66,7 +66,7 @@ def reproduce(folders: Sequence[Path], console: Console | None = None) -> None:
     print(f"figures in {target / 'figures'}, tables in {target / 'tables'}")
 
 
-class Reproduction(Study):
+class Reproduction(SweepCallback):
     """Draws, tabulates and evaluates the study at the end of its sweep."""
 
     def conclude(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plasticity import results
-from plasticity.cli.callbacks import Study
+from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import command
 from plasticity.storage.table import replacing
 
@@ -59,7 +59,7 @@ def rank_settings(folder: str | Path) -> pd.DataFrame:
     return table.sort_values("value", ascending=False, ignore_index=True)
 
 
-class Tuning(Study):
+class Tuning(SweepCallback):
     """Writes and prints the choice at the end of a search."""
 
     def conclude(self, folder: Path) -> None:

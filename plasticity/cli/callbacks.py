@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -27,7 +28,7 @@ from plasticity.training.initial_params import load_initial_params
 from plasticity.training.memory_estimate import check_memory
 
 
-class Study(Callback):
+class SweepCallback(Callback):
     """Checks all jobs before the first one trains, and reports on a sweep when all are done.
 
     Hydra makes a job's folder before it calls the job, so that a job could not be refused without
@@ -61,12 +62,15 @@ class Study(Callback):
         jobs: Callable[[], Iterable[tuple[tuple[str, ...], Job]]] | None,
     ) -> None:
         checked_jobs.clear()
+        HydraConfig.instance().set_config(config)  # which Hydra does later, for `${hydra:...}`
         try:
             train_options(config)
+            _check_launcher(config)
             if jobs is None:
                 return
             here = config.hydra.launcher.get("inner") is None  # and not on a cluster
             fitting = set()  # the structures that have been checked
+            folders = set()
             for key, job in jobs():
                 # Refuses a folder that holds anything else.
                 finished = job.is_finished()
@@ -77,10 +81,29 @@ class Study(Callback):
                     check_memory(job.runs)
                     fitting.add(structure)
                 checked_jobs[key] = job
+                if job.folder in folders:
+                    raise SettingError(
+                        "hydra.sweep.subdir",
+                        str(job.folder),
+                        "must differ between jobs, and is the same for two; see hydra.job.num",
+                    )
+                folders.add(job.folder)
             if not checked_jobs:
                 raise SettingError("sweep", [], "must have at least one job")
         except Exception as error:
             exit_with(error)
+
+
+def _check_launcher(config: DictConfig) -> None:
+    """Raises `SettingError` for a setting of the fused launcher that cannot be used."""
+    agents = config.hydra.launcher.get("agents")
+    if agents is not None and (type(agents) is not int or agents < 1):
+        allowed = "must be a whole number >= 1, or null for as many as fit in memory"
+        raise SettingError("hydra.launcher.agents", agents, allowed)
+    inner = config.hydra.launcher.get("inner")
+    if inner is not None and not (isinstance(inner, DictConfig) and "_target_" in inner):
+        allowed = "must be the settings of a launcher: see hydra/launcher=fused_slurm"
+        raise SettingError("hydra.launcher.inner", inner, allowed)
 
 
 def _jobs(config: DictConfig) -> Iterator[tuple[tuple[str, ...], Job]]:

@@ -28,7 +28,7 @@ from plasticity.renamed import KEYS, OPTIONS, rename_config, rename_override
 from plasticity.results import ResultsError
 from plasticity.storage.errors import StorageError
 from plasticity.storage.run_dir import check_folder
-from plasticity.struct import SettingError
+from plasticity.struct import SettingError, fields
 from plasticity.training import Job, Run
 from plasticity.training.sweep import TrainOptions
 
@@ -79,8 +79,9 @@ def train_options(config: DictConfig) -> TrainOptions:
     """
     check_folder(config.out, "out")
     _check_devices()
-    tracking: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, "tracking"), resolve=True)
-    options = TrainOptions(config.checkpoint_minutes, trackers_from(tracking))
+    options = TrainOptions(
+        config.checkpoint_minutes, trackers_from({"tracking": _resolved(config, "tracking")})
+    )
     options.check()
     return options
 
@@ -102,13 +103,24 @@ def build_job(config: DictConfig, folder: Path) -> Job:
     Raises:
       SettingError: a setting cannot be used.
     """
-    of_the_run = OmegaConf.masked_copy(
-        config, [str(key) for key in config if key not in _NOT_OF_THE_RUN]
-    )
-    plain: Any = OmegaConf.to_container(of_the_run, resolve=True)
+    left_out = {*_NOT_OF_THE_RUN, *_variables(config)}
+    plain: Any = {str(key): _resolved(config, key) for key in config if key not in left_out}
     plain = rename_config(plain)
     runs = from_config(plain)
     return Job(tuple(runs), folder, complete(plain, runs[0]))
+
+
+def _resolved(config: DictConfig, key: Any) -> Any:
+    """Returns the value at a key in plain containers, where it may refer to any other key."""
+    value = config.get(key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _variables(config: DictConfig) -> set[str]:
+    """Returns the user's own keys that settings refer to, such as `lr` by `${lr}`."""
+    settings = {name for name, _ in fields(Run)}
+    text = OmegaConf.to_yaml(config)
+    return set(re.findall(r"\$\{([A-Za-z_]\w*)[.\[}]", text)) - settings
 
 
 def compose_job(

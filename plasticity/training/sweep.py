@@ -32,7 +32,7 @@ from plasticity.training.train import (
     train_stack,
 )
 
-GROUPS_DIR = ".stacks"  # in a sweep's folder: the checkpoints of groups that are training
+GROUPS_DIR = ".groups"  # in a sweep's folder: the checkpoints of groups that are training
 _JOBS = "jobs.json"
 
 

@@ -24,6 +24,7 @@ def run_of(agent, **changes):
     return run.replace(**changes)
 
 
+@pytest.mark.slow
 def test_a2c_equals_ppo_with_one_epoch_and_one_minibatch():
     """Would catch a wrong sign or coefficient, or a loss that is not that of the whole rollout.
 
@@ -50,6 +51,7 @@ def test_a2c_does_not_normalize_advantages_by_default():
     assert abs(float(jnp.mean(batch.advantage))) > 1e-3
 
 
+@pytest.mark.slow
 def test_a2c_learns_and_interventions_act():
     """Would catch an agent that hooks do not reach: probes, a step's and an update's hook."""
     run = run_of(A2C(**SIZE), probes=Probes.of(GradientCosine(minibatches=2, size=8)))
@@ -70,6 +72,7 @@ class EntropyOnly(PPO):
         return -entropy, {"policy_entropy": {"all": entropy}}
 
 
+@pytest.mark.slow
 def test_override_of_ppo_is_used():
     """Would catch a subclass that is accepted while PPO's own loss is computed."""
     run = run_of(EntropyOnly(**SIZE, minibatch_size=10, learning_rate=0.05))

@@ -148,6 +148,7 @@ def test_make_batch_weights_both_advantages():
     same(both.intrinsic_target, own + earned.value.reshape(-1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_update_trains_both_value_heads():
     """Would catch a second value without a loss, or one that is trained on the first's target."""
     run = run_of()
@@ -161,6 +162,7 @@ def test_update_trains_both_value_heads():
         assert not np.allclose(*kernels)
 
 
+@pytest.mark.slow
 def test_probes_do_not_update_the_statistics():
     """Would catch a rollout that is counted twice when probes use it after its update."""
     run = run_of(probes=Probes.of(CriticError()))
@@ -207,6 +209,7 @@ def test_predictor_learns_the_target():
     assert part != first
 
 
+@pytest.mark.slow
 def test_bonus_falls_with_training_and_survives_a_shift():
     """Would catch a run in which the predictor is not trained, or a shift that forgets it."""
     run = run_of(shift=Shifts.of(Permute()))
@@ -224,6 +227,7 @@ def test_bonus_falls_with_training_and_survives_a_shift():
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(after.intrinsic.predictor.opt_state))
 
 
+@pytest.mark.slow
 def test_predictor_has_interventions_of_its_own():
     """Would catch those on the agent acting on the predictor, or those on it being left out."""
 
@@ -272,6 +276,7 @@ def test_check_run_refuses(intrinsic, message):
         check_run(run_of(intrinsic))
 
 
+@pytest.mark.slow
 def test_command_line(shell, tmp_path):
     """Would catch a command line without an intrinsic reward, or a table without its metrics."""
     method = "+intervention@intrinsic.intervention=soft_shrink_perturb"

@@ -20,10 +20,12 @@ from hydra.core.global_hydra import GlobalHydra
 import plasticity as pl
 from plasticity import load_params, results
 from plasticity.cli import report
-from plasticity.cli.command import CONFIG, CONFIGS, build_job, runs_of, set_up
+from plasticity.cli.callbacks import SweepCallback
+from plasticity.cli.command import CONFIG, CONFIGS, build_job, runs_of, set_up, train_options
 from plasticity.storage.run_dir import RunDir
 
 
+@pytest.mark.slow
 def test_sweep_writes_tables_and_a_figure_that_load_as_one_frame(shell, tmp_path, capsys):
     """A sweep of chains and seeds: every job has its own folder, and all load as one frame."""
     line = f"-m {TINY} 'intervention=warm_start,[layer_norm,soft_shrink_perturb]' 'seed=[3,5]'"
@@ -69,6 +71,7 @@ def test_sweep_writes_tables_and_a_figure_that_load_as_one_frame(shell, tmp_path
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_train_takes_user_classes_by_import_path(shell, tmp_path):
     """README's examples: nothing of the package is edited, and coefficients reach the numbers."""
     write_examples(tmp_path)
@@ -130,6 +133,7 @@ class Broken(pl.PPO):
 WITHOUT_AGENT = TINY.replace("agent.minibatch_size=20", "").replace("agent.", "+agent.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice",
     [
@@ -148,6 +152,7 @@ def test_train_takes_a_user_agent(shell, tmp_path, choice):
     assert "_target_: my_agents.Reinforce" in (tmp_path / "own/config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_train_uses_the_overridden_loss_of_a_ppo_subclass(shell, tmp_path):
     """Would catch a subclass that is accepted while PPO's own loss is used."""
     (tmp_path / "my_agents.py").write_text(AGENTS)
@@ -202,6 +207,7 @@ def test_train_knows_the_keys_of_a_user_option(shell, tmp_path, capsys, where):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_sweep_composes_each_job_once(shell, monkeypatch):
     """Would catch jobs that are built for the check before the sweep, and again to train."""
     built = []
@@ -295,6 +301,7 @@ def test_train_refuses_an_unusable_setting_in_one_line(shell, tmp_path, capsys, 
     assert (tmp_path / "occupied/config.yaml").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_results_and_says_where_they_are(tmp_path):
     """A real process, interrupted in a later round: its rows are there, and its status."""
     arguments = shlex.split(
@@ -391,3 +398,49 @@ def test_a_missing_device_is_one_line(shell, capsys, monkeypatch, error):
     assert told.startswith("error: JAX_PLATFORMS='cuda': must be available: ")
     assert len(told.splitlines()) == 1
     assert not Path("out").exists()
+
+
+def test_settings_may_refer_to_each_other_and_to_variables_of_the_users():
+    """Would catch `${out}` that is lost, and a mistyped key that passes for a variable."""
+    (run,) = runs_of("+lr=0.003", "agent.learning_rate=${lr}", "agent.ent_coef=${agent.vf_coef}")
+    assert run.agent.learning_rate == 0.003
+    assert run.agent.ent_coef == run.agent.vf_coef
+    with pytest.raises(pl.SettingError, match=r"lr=0\.003: no such setting"):
+        runs_of("+lr=0.003")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(CONFIG, ["tracking=[wandb]", "tracking.wandb.group=${out}", "out=here"])
+    assert train_options(config).trackers[0].group == "here"
+
+
+def test_out_may_use_hydras_own_resolvers(shell, tmp_path):
+    assert shell(f"{TINY} 'out=${{hydra:runtime.cwd}}/${{hydra:runtime.choices.env}}'") == 0
+    assert len(results.load(tmp_path / "gather"))
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        *(
+            (f"hydra.launcher.agents={value}", f"hydra.launcher.agents={value!r}: must be a whole")
+            for value in (-1, 0, 1.5)
+        ),
+        ("hydra.launcher.agents=abc", "hydra.launcher.agents='abc': must be a whole number"),
+        ("hydra.launcher.inner=5", "hydra.launcher.inner=5: must be the settings of a launcher"),
+        ("hydra.sweep.subdir=same", "hydra.sweep.subdir='out/same': must differ between jobs"),
+    ],
+)
+def test_a_sweep_refuses_a_launcher_that_cannot_be(shell, capsys, word, told):
+    """Would catch a sweep that begins, and jobs that write into one folder."""
+    assert shell(f"-m {TINY} seed=0,1 out=out {word}") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line for line in errors if line.startswith("error: ")] == errors
+    assert errors[0].startswith(f"error: {told}")
+    assert not list(Path("out").glob("*/*"))
+
+
+def test_a_sweep_without_a_finished_episode_has_been_trained(tmp_path):
+    """Would catch a sweep that trained all its jobs and fails whenever it is run again."""
+    results.write(results.empty(), tmp_path / "job/metrics.parquet")
+    with pytest.warns(UserWarning, match="no report"):
+        SweepCallback().conclude(tmp_path)

@@ -100,6 +100,7 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.mark.slow
 def test_ppo_solves_cartpole_on_every_seed(optimized):
     """The control: usual settings, chosen on seeds 100 to 104, and the five that are shipped."""
     runs = runs_of("experiment=cartpole")

@@ -182,6 +182,7 @@ def test_sequence_pads_observations_and_wraps_actions():
     same(*next_states)
 
 
+@pytest.mark.slow
 def test_sequence_trains_from_a_configuration():
     """Would catch a sequence that the command line cannot say, or a shift that does nothing."""
     gather = {"_target_": "plasticity.envs.Gather", "levels": 4, "episode_steps": 5}

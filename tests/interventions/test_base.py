@@ -499,6 +499,7 @@ def one_of(stack, i):
     return jax.tree.map(lambda x: x[i], stack)
 
 
+@pytest.mark.slow
 def test_chain_in_a_stack_equals_each_run_alone(stacked):
     """Would catch a coefficient that is not batched, or a run that takes another's randomness."""
     runs, together = stacked

@@ -392,6 +392,7 @@ def test_injection_frozen_equals_baseline_with_reset_moments(injectable):
     assert not np.allclose(free["policy"]["kernel"], baseline["policy"]["kernel"], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [False, True])
 def test_injection_has_no_effect_before_the_first_shift(tiny_run, freeze):
     """Would catch a head that learns, or counts in clipping, before it is in use; to the bit."""

@@ -320,6 +320,7 @@ def test_layer_norm_of_images_is_over_channels_and_space(network, layer):
     assert np.abs(np.mean(x, axis=(1, 2))).max() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [CONVOLUTIONS, RESIDUAL, WIDENED])
 def test_connections_are_all_weights_of_a_unit(network):
     """Would catch a connection that is missing, or one that belongs to another unit.

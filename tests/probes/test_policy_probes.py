@@ -100,6 +100,7 @@ def test_trainability_matches_numpy():
         assert measure(probe, view) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_probes_run_on_stacked_runs_with_two_torsos(tiny_run):
     """Would catch a probe that fails for two torsos, widening, norms, or runs in a stack."""
     smaller = {

@@ -114,6 +114,7 @@ def sessions_until_done(folder, runs=RUNS):
     raise AssertionError("does not end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "in_time", "began"),
     [
@@ -274,6 +275,7 @@ def test_failure_of_the_last_checkpoint_does_not_matter(tmp_path, undisturbed, m
     is_as_undisturbed(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_host_environments_resume_from_the_end_of_a_round(tmp_path, stop_every):
     """Would catch a checkpoint in the middle of episodes that nothing can restore."""
     runs = [HOST_RUN.replace(seed=seed) for seed in (1, 0)]

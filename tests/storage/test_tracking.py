@@ -66,6 +66,7 @@ def stopped(monkeypatch):
     monkeypatch.setattr(SignalGuard, "check", check)
 
 
+@pytest.mark.slow
 def test_tensorboard_logs_each_row_once(tmp_path, stopped):
     """Would catch rows lost at a kill, and rows shown twice where the run went on."""
     pytest.importorskip("tensorboardX", reason="the extra tracking")
@@ -150,6 +151,7 @@ class Service(Tracker):
         return SimpleNamespace(log=log, close=lambda finished: calls.append(None))
 
 
+@pytest.mark.slow
 def test_tracker_that_fails_is_dropped_with_one_warning(tmp_path):
     """Would catch a run that is lost because a service is."""
     with pytest.warns(UserWarning, match=r"Service no longer logs .*run: no route$") as warned:

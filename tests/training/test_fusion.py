@@ -98,6 +98,7 @@ def test_fused_jobs_equal_each_job_alone_to_the_bit(tmp_path):
     assert len(norms) == len(jobs)  # no two jobs computed the same
 
 
+@pytest.mark.slow
 def test_all_shifts_in_one_program_equal_each_alone_up_to_rounding():
     """Would catch a transformation that is not neutral for the runs that do not have it."""
     shifts = [

@@ -62,6 +62,7 @@ def loop():
     return train(SEEDS, 1, "loop")
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one(loop):
     """Would catch runs that end up in another's row, or that a device computes otherwise."""
     shared_out = train(SEEDS, 2, "loop")
@@ -72,12 +73,14 @@ def test_two_devices_equal_one(loop):
     same(of_run(shared_out, 3), of_run(loop, 2))  # the last, repeated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", range(len(SEEDS)))
 def test_loop_equals_the_run_alone(loop, i):
     """Would catch a loop whose program is another one for each length."""
     same(of_run(train(SEEDS[i : i + 1], 1, "loop"), 0), of_run(loop, i))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_batch_equals_loop_up_to_rounding(loop, num_devices):
     """Would catch randomness or data that runs of a batch share."""

@@ -77,6 +77,7 @@ def test_sweep_of_24_runs_is_two_programs_and_equals_the_runs_alone(
     assert programs == []
 
 
+@pytest.mark.slow
 def test_sweep_interrupted_resumes_in_the_same_groups(
     shell, tmp_path, programs, capsys, monkeypatch
 ):
@@ -208,6 +209,7 @@ def test_remove_leftovers_tells_folders_with_equal_names_apart(tiny_run, tmp_pat
     assert [group.checkpoint_dir.exists() for group in groups] == [False, True]
 
 
+@pytest.mark.slow
 def test_memory_of_is_about_what_the_compiler_allocates(tiny_run):
     """Would catch an estimate by which a group does not fit, or a device stays half empty."""
     run = tiny_run(env=pl.Gather(), network=pl.Network(hidden=(64, 64)))

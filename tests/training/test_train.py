@@ -181,6 +181,7 @@ def test_train_refuses_a_folder_with_another_run(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in files}
 
 
+@pytest.mark.slow
 def test_config_can_be_read_back(tmp_path):
     """Would catch a setting, a class or an order that `config.yaml` does not tell."""
     chain = pl.chain(pl.ReDo(every=3), pl.SoftShrinkPerturb(1e-4))
@@ -191,6 +192,7 @@ def test_config_can_be_read_back(tmp_path):
     assert pl.from_config(described) == runs
 
 
+@pytest.mark.slow
 def test_train_groups_runs_of_several_structures(tmp_path, capfd):
     """Would catch runs of different networks that are refused, mixed up, or not resumed."""
     wide = RUN.replace(network=pl.Network(hidden=(4,)), intervention=pl.chain(pl.LayerNorm()))

@@ -213,6 +213,13 @@ class Spaces(NamedTuple):
     actions: gymnasium.Space[Any]
 
 
+def _is_flattenable(space: gymnasium.Space[Any]) -> bool:
+    try:
+        return space.is_np_flattenable
+    except NotImplementedError:  # a space that does not say, such as MiniGrid's of missions
+        return False
+
+
 @functools.cache
 def _spaces(id: str, kwargs: Mapping[str, Any], wrappers: tuple[Any, ...]) -> Spaces:
     """Returns the spaces of an environment, which is made and closed for that.
@@ -244,7 +251,7 @@ def _spaces(id: str, kwargs: Mapping[str, Any], wrappers: tuple[Any, ...]) -> Sp
     if not isinstance(observations, gymnasium.spaces.Box):
         way = (
             "env.wrappers=[gymnasium.wrappers.FlattenObservation] makes them one"
-            if observations.is_np_flattenable
+            if _is_flattenable(observations)
             else "see env.wrappers"
         )
         raise SettingError(

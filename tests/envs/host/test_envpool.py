@@ -442,6 +442,7 @@ def test_mujoco_supports_other_robots(id, obs_size, num_actions):
     assert MuJoCo(ANT, contact_forces=True).observation_shape == (105,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["procgen", "atari", "minigrid", "mujoco"])
 def test_envpool_families_train(name, tiny_run):
     """Would catch a family that cannot be trained in, or levels that a shift cannot move."""
