@@ -10,7 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from plasticity.cli.cluster import Cluster
-from plasticity.cli.command import compose_job, train_options
+from plasticity.cli.command import compose_jobs, train_options
 from plasticity.cli.sweep import train_all
 from plasticity.training.sweep import GROUPS_DIR
 
@@ -39,24 +39,30 @@ class FusedLauncher(Launcher):
         """Trains jobs. Returns the mean train return of each over all updates, or its error."""
         setup_globals()
         config = self._config
-        jobs = [
-            compose_job(self._context.config_loader, config, overrides, number)
-            for number, overrides in enumerate(job_overrides, initial_job_idx)
-        ]
+        composed = compose_jobs(self._context.config_loader, config, job_overrides, initial_job_idx)
+        jobs = [job for _, parts in composed for job in parts]
         sweep = Path(config.hydra.sweep.dir)
         dispatch = None
         if self._inner is not None:
             sweep = sweep.absolute()
             jobs = [job.with_absolute_paths() for job in jobs]
             dispatch = Cluster(self._inner, self._context, config, sweep, self._agents)
-        outcomes = train_all(jobs, sweep, self._agents, train_options(config), dispatch)
+        outcomes = iter(train_all(jobs, sweep, self._agents, train_options(config), dispatch))
         with contextlib.suppress(OSError):  # missing, or it holds checkpoints to resume from
             (sweep / GROUPS_DIR).rmdir()
-        return [
-            JobReturn(
-                overrides=overrides,
-                status=JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED,
-                _return_value=outcome,
-            )
-            for overrides, outcome in zip(job_overrides, outcomes, strict=True)
-        ]
+        returns = []
+        for overrides, (_, parts) in zip(job_overrides, composed, strict=True):
+            outcome = _join([(next(outcomes), len(job.runs)) for job in parts])
+            status = JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED
+            returns.append(JobReturn(overrides=overrides, status=status, _return_value=outcome))
+        return returns
+
+
+def _join(outcomes: Sequence[tuple[float | Exception, int]]) -> float | Exception:
+    """Returns the outcome of a job: an error, or the mean over its parts of so many runs each."""
+    total = 0.0
+    for outcome, runs in outcomes:
+        if isinstance(outcome, Exception):
+            return outcome
+        total += outcome * runs
+    return total / sum(runs for _, runs in outcomes)

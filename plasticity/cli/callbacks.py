@@ -1,7 +1,7 @@
 """Hydra callbacks: checks every job before the first one trains, and reports on a sweep."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from plasticity.cli.command import (
     build_job,
     checked_jobs,
-    compose_job,
+    compose_jobs,
     exit_with,
     train_options,
 )
@@ -36,7 +36,7 @@ class SweepCallback(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(config, lambda: [((), build_job(config, Path(config.hydra.run.dir)))])
+        self._check(config, lambda: [((), (build_job(config, Path(config.hydra.run.dir)),))])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         basic = config.hydra.sweeper._target_.endswith("BasicSweeper")
@@ -59,7 +59,7 @@ class SweepCallback(Callback):
     def _check(
         self,
         config: DictConfig,
-        jobs: Callable[[], Iterable[tuple[tuple[str, ...], Job]]] | None,
+        jobs: Callable[[], Iterable[tuple[tuple[str, ...], tuple[Job, ...]]]] | None,
     ) -> None:
         checked_jobs.clear()
         HydraConfig.instance().set_config(config)  # which Hydra does later, for `${hydra:...}`
@@ -70,24 +70,16 @@ class SweepCallback(Callback):
                 return
             here = config.hydra.launcher.get("inner") is None  # and not on a cluster
             fitting = set()  # the structures that have been checked
-            folders = set()
-            for key, job in jobs():
-                # Refuses a folder that holds anything else.
-                finished = job.is_finished()
-                if not finished:
+            for key, parts in jobs():
+                for job in parts:
+                    if job.is_finished():  # refuses a folder that holds anything else
+                        continue
                     load_initial_params(job.runs)  # refuses what cannot be used
-                structure = jax.tree.structure(job.runs[0])
-                if here and not finished and structure not in fitting:
-                    check_memory(job.runs)
-                    fitting.add(structure)
-                checked_jobs[key] = job
-                if job.folder in folders:
-                    raise SettingError(
-                        "hydra.sweep.subdir",
-                        str(job.folder),
-                        "must differ between jobs, and is the same for two; see hydra.job.num",
-                    )
-                folders.add(job.folder)
+                    structure = jax.tree.structure(job.runs[0])
+                    if here and structure not in fitting:
+                        check_memory(job.runs)
+                        fitting.add(structure)
+                checked_jobs[key] = parts
             if not checked_jobs:
                 raise SettingError("sweep", [], "must have at least one job")
         except Exception as error:
@@ -106,16 +98,12 @@ def _check_launcher(config: DictConfig) -> None:
         raise SettingError("hydra.launcher.inner", inner, allowed)
 
 
-def _jobs(config: DictConfig) -> Iterator[tuple[tuple[str, ...], Job]]:
-    """Yields the jobs of Hydra's own sweeper, with their number and overrides."""
+def _jobs(config: DictConfig) -> list[tuple[tuple[str, ...], tuple[Job, ...]]]:
+    """Returns the jobs of Hydra's own sweeper: see `compose_jobs`."""
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(
         [*params, *config.hydra.overrides.task]
     )
     (batch,) = BasicSweeper.split_arguments(overrides, None)
-    for number, job_overrides in enumerate(batch):
-        yield (
-            (str(number), *job_overrides),
-            compose_job(loader, config, job_overrides, number),
-        )
+    return compose_jobs(loader, config, batch)

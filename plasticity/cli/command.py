@@ -31,6 +31,7 @@ from plasticity.storage.run_dir import check_folder
 from plasticity.struct import SettingError, fields
 from plasticity.training import Job, Run
 from plasticity.training.sweep import TrainOptions
+from plasticity.training.sweep_folders import NumberedJob, find_folders
 
 # In the repository the configurations are beside the package, in a wheel they are in it.
 CONFIGS = next(
@@ -49,7 +50,8 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_start", replace=True)
 
 # Jobs that were composed and checked before the first of them trains, by number and overrides.
-checked_jobs: dict[tuple[str, ...], Job] = {}
+# Each may have been divided into several.
+checked_jobs: dict[tuple[str, ...], tuple[Job, ...]] = {}
 
 _EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 _NOT_OF_THE_RUN = ("hydra", "out", "checkpoint_minutes", "tracking")
@@ -123,26 +125,49 @@ def _variables(config: DictConfig) -> set[str]:
     return set(re.findall(r"\$\{([A-Za-z_]\w*)[.\[}]", text)) - settings
 
 
-def compose_job(
-    loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int
-) -> Job:
-    """Composes and builds a job of a sweep, or returns it from `checked_jobs`.
+def compose_jobs(
+    loader: ConfigLoader, sweep: DictConfig, batch: Sequence[Sequence[str]], first: int = 0
+) -> list[tuple[tuple[str, ...], tuple[Job, ...]]]:
+    """Composes and builds jobs of a sweep, or returns them from `checked_jobs`.
 
     Args:
       loader: Hydra's loader.
       sweep: the sweep's configuration.
-      overrides: the job's overrides.
-      number: the job's number, from 0.
+      batch: the overrides of each job.
+      first: the number of the first one.
+
+    Returns:
+      For each, its key in `checked_jobs` and the jobs that `find_folders` divides it into.
 
     Raises:
       SettingError: a setting cannot be used.
     """
-    if job := checked_jobs.pop((str(number), *overrides), None):
-        return job
+    keys = [(str(number), *overrides) for number, overrides in enumerate(batch, first)]
+    if all(key in checked_jobs for key in keys):
+        return [(key, checked_jobs.pop(key)) for key in keys]
+    jobs = [_compose_job(loader, sweep, key[1:], int(key[0])) for key in keys]
+    folders = [job.folder for job, _ in jobs]
+    if twice := {folder for folder in folders if folders.count(folder) > 1}:
+        raise SettingError(
+            "hydra.sweep.subdir",
+            str(min(twice)),
+            "must differ between jobs, and is the same for two; see hydra.job.num",
+        )
+    found = find_folders(jobs, Path(sweep.hydra.sweep.dir), first + len(batch))
+    return list(zip(keys, found, strict=True))
+
+
+def _compose_job(
+    loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int
+) -> NumberedJob:
     config = loader.load_sweep_config(sweep, list(overrides))
-    OmegaConf.update(config, "hydra.job.num", number)
-    OmegaConf.update(config, "hydra.job.id", str(number))
-    return build_job(config, Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir)
+
+    def folder_of(number: int) -> Path:
+        OmegaConf.update(config, "hydra.job.num", number)
+        OmegaConf.update(config, "hydra.job.id", str(number))
+        return Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+
+    return NumberedJob(build_job(config, folder_of(number)), folder_of)
 
 
 def runs_of(*overrides: str) -> list[Run]:

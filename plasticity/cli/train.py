@@ -22,7 +22,7 @@ def job(config: DictConfig) -> float:
     """Trains one job, its seeds in one program. Results are written to Hydra's output folder."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     checked = checked_jobs.pop((), None)
-    this = checked._replace(folder=folder) if checked else build_job(config, folder)
+    this = checked[0]._replace(folder=folder) if checked else build_job(config, folder)
     (outcome,) = train_all([this], options=train_options(config))
     if isinstance(outcome, Exception):
         raise outcome

@@ -86,8 +86,8 @@ def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
             if (folder / name).exists():
                 raise SettingError("folder", str(folder), f"must hold no other run; has {name}")
         return False
-    held = _flat(rename_config(_read_config(folder / table.CONFIG)))
-    wanted = _flat(config)
+    held = flatten_config(read_config(folder / table.CONFIG))
+    wanted = flatten_config(config)
     for key, value in wanted.items():
         # A setting that is not set may be newer than the folder.
         if held.get(key) != value or (key not in held and value is not None):
@@ -118,6 +118,32 @@ def _warn_of_other_code(folder: Path, meta: Mapping[str, Any], config: Mapping[s
                 "gives the results of the present one",
                 stacklevel=2,
             )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the content of a `config.yaml` under present names, in plain containers.
+
+    Raises:
+      SettingError: it cannot be read.
+    """
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception:  # one of many kinds of YAML's and OmegaConf's
+        config = None
+    if not isinstance(config, dict):
+        raise SettingError("folder", str(path.parent), f"must hold no other run; has {path.name}")
+    return rename_config({str(key): value for key, value in config.items()})
+
+
+def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of a configuration by dotted key; an empty mapping is a value."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten_config(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -234,27 +260,6 @@ def remove_temporary_files(folder: Path) -> None:
 def versions() -> dict[str, str | None]:
     """Returns the versions of the packages that a run depends on; None for those not installed."""
     return {name: _version(name) for name in _PACKAGES}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception:  # one of many kinds of YAML's and OmegaConf's
-        config = None
-    if not isinstance(config, dict):
-        raise SettingError("folder", str(path.parent), f"must hold no other run; has {path.name}")
-    return {str(key): value for key, value in config.items()}
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the values of a configuration by dotted key; an empty mapping is a value."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def _version(package: str) -> str | None:
