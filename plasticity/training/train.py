@@ -183,7 +183,8 @@ def train_jobs(
       KeyboardInterrupt: as in `plasticity.train`.
     """
     runs = [run for job in jobs for run in job.runs]
-    stacked = stack(fuse(runs))
+    fused = fuse(runs)
+    stacked = stack(fused)
     names = names or [job.folder.resolve().name for job in jobs for _ in job.runs]
     recorder = make_recorder(runs, names)
     ends = list(itertools.accumulate(len(job.runs) for job in jobs))
@@ -194,7 +195,7 @@ def train_jobs(
             CheckpointManager(checkpoint_dir or jobs[0].folder / CHECKPOINTS, _fingerprint(runs))
         )
         checkpoint = _restore(checkpoints, stacked, recorder)
-        initial_params = load_initial_params(runs) if checkpoint is None else None
+        initial_params = load_initial_params(fused) if checkpoint is None else None
         update = 0 if checkpoint is None else int(checkpoint.state.update[0])
         run_dirs = [exits.enter_context(RunDir(info, ends[-1], update)) for info in infos]
         tracking = exits.enter_context(

@@ -199,7 +199,7 @@ def test_remove_leftovers_tells_folders_with_equal_names_apart(tiny_run, tmp_pat
     for job in jobs[:2]:
         (job.folder / "config.yaml").write_text(json.dumps(dict(job.config)))
         (job.folder / "meta.json").write_text('{"status": "finished"}')
-    damaged = tmp_path / ".stacks/c/jobs.json"
+    damaged = tmp_path / ".groups/c/jobs.json"
     damaged.parent.mkdir()
     damaged.write_text('["a/0')
     with pytest.warns(UserWarning, match=r"c/jobs\.json: cannot be read"):
