@@ -10,7 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from plasticity.cli.cluster import Cluster
-from plasticity.cli.command import compose_job, train_options
+from plasticity.cli.command import JobError, compose_job, figures_of, is_user_error, train_options
 from plasticity.cli.sweep import train_all
 from plasticity.training.sweep import GROUPS_DIR
 
@@ -49,14 +49,22 @@ class FusedLauncher(Launcher):
             sweep = sweep.absolute()
             jobs = [job._replace(folder=job.folder.absolute()) for job in jobs]
             dispatch = Cluster(self._inner, self._context, config, sweep, self._agents)
-        outcomes = train_all(jobs, sweep, self._agents, train_options(config), dispatch)
+        draw = figures_of(config) == "all"
+        outcomes = train_all(jobs, sweep, self._agents, train_options(config), dispatch, draw)
         with contextlib.suppress(OSError):  # missing, or it holds checkpoints to resume from
             (sweep / GROUPS_DIR).rmdir()
         return [
             JobReturn(
                 overrides=overrides,
                 status=JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED,
-                _return_value=outcome,
+                _return_value=_without_traceback(outcome),
             )
             for overrides, outcome in zip(job_overrides, outcomes, strict=True)
         ]
+
+
+def _without_traceback(outcome: float | Exception) -> float | Exception:
+    """Returns a job's outcome, so that Hydra raises no error whose traceback has been printed."""
+    if isinstance(outcome, Exception) and not is_user_error(outcome):
+        return JobError(str(outcome))
+    return outcome

@@ -1,5 +1,6 @@
 """Hydra callbacks: checks every job before the first one trains, and reports on a sweep."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from plasticity.cli.command import (
@@ -18,11 +20,12 @@ from plasticity.cli.command import (
     checked_jobs,
     compose_job,
     exit_with,
+    figures_of,
     train_options,
 )
 from plasticity.cli.report import report
 from plasticity.results import ResultsError
-from plasticity.struct import SettingError
+from plasticity.struct import TARGET, SettingError, locate
 from plasticity.training import Job
 from plasticity.training.memory_estimate import check_memory
 
@@ -33,6 +36,9 @@ class SweepCallback(Callback):
     Hydra makes a job's folder before it calls the job, so that a job could not be refused without
     leaving a folder. Of the exceptions of a callback, Hydra lets SystemExit through only.
     """
+
+    def __init__(self) -> None:
+        self._draw = True
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._check(config, lambda: [((), build_job(config, Path(config.hydra.run.dir)))])
@@ -51,7 +57,7 @@ class SweepCallback(Callback):
     def conclude(self, folder: Path) -> None:
         """Reports on a sweep that has been trained. Studies override it."""
         try:
-            report([folder])
+            report([folder], draw=self._draw)
         except ResultsError as error:  # as when no episode has ended: all has been trained
             warnings.warn(f"no report: {error}", stacklevel=1)
 
@@ -64,6 +70,7 @@ class SweepCallback(Callback):
         HydraConfig.instance().set_config(config)  # which Hydra does later, for `${hydra:...}`
         try:
             train_options(config)
+            self._draw = figures_of(config) != "none"
             _check_launcher(config)
             if jobs is None:
                 return
@@ -78,13 +85,14 @@ class SweepCallback(Callback):
                     check_memory(job.runs)
                     fitting.add(structure)
                 checked_jobs[key] = job
-                if job.folder in folders:
+                folder = os.path.abspath(job.folder)
+                if folder in folders:
                     raise SettingError(
                         "hydra.sweep.subdir",
                         str(job.folder),
                         "must differ between jobs, and is the same for two; see hydra.job.num",
                     )
-                folders.add(job.folder)
+                folders.add(folder)
             if not checked_jobs:
                 raise SettingError("sweep", [], "must have at least one job")
         except Exception as error:
@@ -93,14 +101,23 @@ class SweepCallback(Callback):
 
 def _check_launcher(config: DictConfig) -> None:
     """Raises `SettingError` for a setting of the fused launcher that cannot be used."""
-    agents = config.hydra.launcher.get("agents")
+    launcher = config.hydra.launcher
+    if not isinstance(launcher, DictConfig):
+        allowed = "must be the settings of a launcher: see hydra/launcher=fused"
+        raise SettingError("hydra.launcher", launcher, allowed)
+    agents = launcher.get("agents")
     if agents is not None and (type(agents) is not int or agents < 1):
         allowed = "must be a whole number >= 1, or null for as many as fit in memory"
         raise SettingError("hydra.launcher.agents", agents, allowed)
-    inner = config.hydra.launcher.get("inner")
-    if inner is not None and not (isinstance(inner, DictConfig) and "_target_" in inner):
-        allowed = "must be the settings of a launcher: see hydra/launcher=fused_slurm"
-        raise SettingError("hydra.launcher.inner", inner, allowed)
+    inner = launcher.get("inner")
+    if inner is None:
+        return
+    key, allowed = "hydra.launcher.inner", "must be the settings of a launcher"
+    if not (isinstance(inner, DictConfig) and TARGET in inner):
+        raise SettingError(key, inner, f"{allowed}: see hydra/launcher=fused_slurm")
+    kind = locate(inner[TARGET], f"{key}.{TARGET}")
+    if not (isinstance(kind, type) and issubclass(kind, Launcher)):
+        raise SettingError(f"{key}.{TARGET}", inner[TARGET], "must be the class of a launcher")
 
 
 def _jobs(config: DictConfig) -> Iterator[tuple[tuple[str, ...], Job]]:

@@ -52,13 +52,18 @@ OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_s
 checked_jobs: dict[tuple[str, ...], Job] = {}
 
 _EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
-_NOT_OF_THE_RUN = ("hydra", "out", "checkpoint_minutes", "tracking")
+_NOT_OF_THE_RUN = ("hydra", "out", "checkpoint_minutes", "figures", "tracking")
+_FIGURES = ("none", "last", "all")
 _HYDRA = Path(hydra.__file__).parent
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's switch: set to 1, errors have their full traceback
 
 
 class ClusterError(Exception):
     """A job of a cluster did not finish."""
+
+
+class JobError(Exception):
+    """A job of a sweep failed, as has been printed already."""
 
 
 _USER_ERRORS = (
@@ -84,6 +89,18 @@ def train_options(config: DictConfig) -> TrainOptions:
     )
     options.check()
     return options
+
+
+def figures_of(config: DictConfig) -> str:
+    """Returns which figures are drawn: `none`, `last` or `all`.
+
+    Raises:
+      SettingError: it is anything else.
+    """
+    figures = config.get("figures", "all")
+    if figures not in _FIGURES:
+        raise SettingError("figures", figures, f"must be one of {', '.join(_FIGURES)}")
+    return str(figures)
 
 
 def _check_devices() -> None:
@@ -157,7 +174,8 @@ def command(main: Callable[[], Any]) -> None:
     """Runs an entry point of the command line.
 
     A user's mistake ends the process with one line on standard error and status 2, Ctrl-C with
-    status 130. Any other error is raised.
+    status 130, and a job that failed with an error of another kind with status 1. Any other error is
+    raised.
     """
     set_up()
     sys.argv[1:] = [rename_override(word) for word in sys.argv[1:]]
@@ -167,6 +185,8 @@ def command(main: Callable[[], Any]) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except JobError:
+        sys.exit(1)
     except Exception as error:
         if whole == "1" or not is_user_error(error):
             raise
@@ -231,6 +251,21 @@ def fail(error: Exception) -> NoReturn:
 def one_line(error: Exception) -> str:
     """Returns an error's message on one line; for Hydra's: key, value and what is allowed."""
     text = str(error)
+    # What cannot be explained, as a configuration that cannot be composed, must not hide the error.
+    with contextlib.suppress(Exception):
+        if explanation := _explanation(text):
+            return explanation
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # In a user's own defaults list; on the command line such names are replaced.
+    if (old := re.search(r"Could not override '(\w+)'\. No match", text)) and old[1] in KEYS:
+        options = [f"{o} is {new}" for o, new in OPTIONS.items() if o.startswith(f"{old[1]}=")]
+        lines.append(f"{old[1]} is now called {KEYS[old[1]]}; {', '.join(options)}")
+    lines = [line for line in lines if not line.startswith("Set the environment")]
+    return "; ".join(lines) or type(error).__name__
+
+
+def _explanation(text: str) -> str | None:
+    """Returns what Hydra's message about an unknown option or key means; None for others."""
     if missing := re.search(r"Could not (?:find|load) '(.+)/(.+)'", text):
         if missing[1] == "hydra/launcher" and missing[2] in _EXTRAS:
             extra = _EXTRAS[missing[2]]
@@ -239,12 +274,7 @@ def one_line(error: Exception) -> str:
         return f"{missing[1]}={missing[2]}: must be one of {', '.join(options)}"
     if unknown := re.search(r"Could not override '(.+)'.*use \+([^\n]+)", text, re.DOTALL):
         return f"{unknown[2]}: no such key; {_known_beside(unknown[1])}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # In a user's own defaults list; on the command line such names are replaced.
-    if (old := re.search(r"Could not override '(\w+)'\. No match", text)) and old[1] in KEYS:
-        options = [f"{o} is {new}" for o, new in OPTIONS.items() if o.startswith(f"{old[1]}=")]
-        lines.append(f"{old[1]} is now called {KEYS[old[1]]}; {', '.join(options)}")
-    return "; ".join(line for line in lines if not line.startswith("Set the environment"))
+    return None
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -286,7 +316,7 @@ def _options(group: str) -> list[str]:
 def _known_beside(key: str) -> str:
     """Lists the keys that exist where the first unknown part of `key` was looked up."""
     with _user_hydra() as (_, overrides):
-        node = compose(CONFIG, overrides)
+        node = compose(CONFIG, overrides, return_hydra_config=key.startswith("hydra."))
     path: list[str] = []
     for name in key.split("."):
         if not isinstance(node, DictConfig) or name not in node:

@@ -142,7 +142,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # which must not hide the error of the block
+                temporary.unlink(missing_ok=True)
 
 
 def remove_temporary_files(folder: Path) -> None:
