@@ -17,6 +17,7 @@ from plasticity.struct import (
     Chain,
     SettingError,
     Struct,
+    abstract_methods,
     check,
     fields,
     locate,
@@ -138,6 +139,9 @@ def _build(node: Any, kind: type[S], key: str, default: type[S] | None = None) -
             raise SettingError(target, node[TARGET], f"must be a kind of {kind.__name__}")
         if struct is kind and kind is not default:
             allowed = f"must be a kind of {kind.__name__}, not the base class itself"
+            raise SettingError(target, node[TARGET], allowed)
+        if missing := abstract_methods(struct):
+            allowed = f"must be a class that defines {', '.join(missing)}, not a base class"
             raise SettingError(target, node[TARGET], allowed)
     elif default is not None:
         struct = default

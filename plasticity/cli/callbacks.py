@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from plasticity.cli.command import (
     build_job,
@@ -25,6 +25,7 @@ from plasticity.cli.command import (
 )
 from plasticity.cli.report import report
 from plasticity.results import ResultsError
+from plasticity.storage.run_dir import check_folder
 from plasticity.struct import TARGET, SettingError, locate
 from plasticity.training import Job
 from plasticity.training.memory_estimate import check_memory
@@ -41,12 +42,16 @@ class SweepCallback(Callback):
         self._draw = True
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(config, lambda: [((), build_job(config, Path(config.hydra.run.dir)))])
+        self._check(
+            config,
+            "hydra.run.dir",
+            lambda: [((), build_job(config, Path(config.hydra.run.dir)))],
+        )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         basic = config.hydra.sweeper._target_.endswith("BasicSweeper")
         # The jobs of other sweepers are not known beforehand; each is checked before it trains.
-        self._check(config, (lambda: _jobs(config)) if basic else None)
+        self._check(config, "hydra.sweep.dir", (lambda: _jobs(config)) if basic else None)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -64,6 +69,7 @@ class SweepCallback(Callback):
     def _check(
         self,
         config: DictConfig,
+        folder_key: str,
         jobs: Callable[[], Iterable[tuple[tuple[str, ...], Job]]] | None,
     ) -> None:
         checked_jobs.clear()
@@ -72,6 +78,7 @@ class SweepCallback(Callback):
             train_options(config)
             self._draw = figures_of(config) != "none"
             _check_launcher(config)
+            check_folder(OmegaConf.select(config, folder_key), folder_key)
             if jobs is None:
                 return
             here = config.hydra.launcher.get("inner") is None  # and not on a cluster

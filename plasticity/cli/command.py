@@ -18,6 +18,8 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -120,11 +122,21 @@ def build_job(config: DictConfig, folder: Path) -> Job:
     Raises:
       SettingError: a setting cannot be used.
     """
+    _check_options(config)
     left_out = {*_NOT_OF_THE_RUN, *_variables(config)}
     plain: Any = {str(key): _resolved(config, key) for key in config if key not in left_out}
     plain = rename_config(plain)
     runs = from_config(plain)
     return Job(tuple(runs), folder, complete(plain, runs[0]))
+
+
+def _check_options(config: DictConfig) -> None:
+    """Raises `SettingError` for an option that a list holds twice, which Hydra composes once."""
+    for override in OmegaConf.select(config, "hydra.overrides.task") or ():
+        if match := re.fullmatch(r"(intervention|shift|probes|tracking)=\[(.*)\]", override):
+            options = [option.strip() for option in match[2].split(",")]
+            if len(set(options)) < len(options):
+                raise SettingError(match[1], options, "must not hold an option twice")
 
 
 def _resolved(config: DictConfig, key: Any) -> Any:
@@ -135,7 +147,7 @@ def _resolved(config: DictConfig, key: Any) -> Any:
 
 def _variables(config: DictConfig) -> set[str]:
     """Returns the user's own keys that settings refer to, such as `lr` by `${lr}`."""
-    settings = {name for name, _ in fields(Run)}
+    settings = {name for name, _ in fields(Run)} | KEYS.keys()
     text = OmegaConf.to_yaml(config)
     return set(re.findall(r"\$\{([A-Za-z_]\w*)[.\[}]", text)) - settings
 
@@ -174,8 +186,8 @@ def command(main: Callable[[], Any]) -> None:
     """Runs an entry point of the command line.
 
     A user's mistake ends the process with one line on standard error and status 2, Ctrl-C with
-    status 130, and a job that failed with an error of another kind with status 1. Any other error is
-    raised.
+    status 130. Any other error is raised, but that of a sweep's job, which has been printed: it ends
+    the process with status 1.
     """
     set_up()
     sys.argv[1:] = [rename_override(word) for word in sys.argv[1:]]
@@ -229,9 +241,9 @@ def is_user_error(error: Exception) -> bool:
     """
     if isinstance(error, _USER_ERRORS):
         return True
-    # Hydra refuses some overrides, as `agent=5`, by a plain ValueError.
+    # Hydra ends at some overrides, as `agent=5` or `probes=[5]`, with errors of other kinds.
     frames = traceback.extract_tb(error.__traceback__)
-    return type(error) is ValueError and Path(frames[-1].filename).is_relative_to(_HYDRA)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(_HYDRA)
 
 
 def exit_with(error: Exception) -> NoReturn:
@@ -253,13 +265,16 @@ def one_line(error: Exception) -> str:
     text = str(error)
     # What cannot be explained, as a configuration that cannot be composed, must not hide the error.
     with contextlib.suppress(Exception):
-        if explanation := _explanation(text):
+        explanation = _explanation(text) if isinstance(error, _USER_ERRORS) else _no_option()
+        if explanation:
             return explanation
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # In a user's own defaults list; on the command line such names are replaced.
     if (old := re.search(r"Could not override '(\w+)'\. No match", text)) and old[1] in KEYS:
         options = [f"{o} is {new}" for o, new in OPTIONS.items() if o.startswith(f"{old[1]}=")]
         lines.append(f"{old[1]} is now called {KEYS[old[1]]}; {', '.join(options)}")
+    if text.startswith("Error merging") and error.__cause__:  # which says what is wrong
+        lines += str(error.__cause__).splitlines()[:1]
     lines = [line for line in lines if not line.startswith("Set the environment")]
     return "; ".join(lines) or type(error).__name__
 
@@ -311,6 +326,22 @@ def _options(group: str) -> list[str]:
     with _user_hydra() as (loader, overrides):
         search_path = [word for word in overrides if word.startswith("hydra.searchpath=")]
         return loader.get_group_options(group, config_name=CONFIG, overrides=search_path)
+
+
+def _no_option() -> str | None:
+    """Returns what is wrong with the first group that is set to anything but names of options."""
+    arguments, _ = get_args_parser().parse_known_args(sys.argv[1:])
+    with _user_hydra() as (loader, _):
+        groups = loader.list_groups("")
+    for override in OverridesParser.create().parse_overrides(arguments.overrides):
+        group, value = override.key_or_group, override._value
+        choices = value.list if isinstance(value, ChoiceSweep) else [value]
+        for choice in choices:
+            names = choice if isinstance(choice, list) else [choice]
+            if group in groups and not all(isinstance(name, str | QuotedString) for name in names):
+                shown = "null" if choice is None else choice
+                return f"{group}={shown}: must be one of {', '.join(_options(group))}"
+    return None
 
 
 def _known_beside(key: str) -> str:

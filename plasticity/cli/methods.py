@@ -128,7 +128,7 @@ def listing(listed: list[Method]) -> Table:
             *(["; ".join(method.papers)] if method.papers else []),
             *(f"  {name} = {default}  ({allowed})" for name, default, allowed in method.settings),
         ]
-        rows.add_row(Text(method.name, style="bold"), Text("\n".join(lines)))
+        rows.add_row(Text(method.name.replace(", ", "\n"), style="bold"), Text("\n".join(lines)))
     return rows
 
 

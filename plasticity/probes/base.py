@@ -1,5 +1,6 @@
 """The interface of probes: pure functions of a network's parameters and outputs."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -118,6 +119,7 @@ class Probe(Struct):
 
     every: int = static_field(0, ge=0, kw_only=True)
 
+    @abstractmethod
     def __call__(self, view: View) -> dict[str, Array]:
         """Returns a scalar for each measured layer by name, and for "all" of them together."""
         raise NotImplementedError

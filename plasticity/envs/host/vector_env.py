@@ -1,6 +1,7 @@
 """The protocol of host environments, and their vectorization over runs."""
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -58,6 +59,7 @@ class HostEnvs(Protocol):
 class HostEnv(Env):
     """An environment on the host, outside of compiled programs: `HostEnvs` run its episodes."""
 
+    @abstractmethod
     def make(self, num_envs: int) -> HostEnvs:
         """Makes `num_envs` environments for one run. A task must be set before the first reset."""
         raise NotImplementedError
