@@ -186,8 +186,8 @@ def command(main: Callable[[], Any]) -> None:
     """Runs an entry point of the command line.
 
     A user's mistake ends the process with one line on standard error and status 2, Ctrl-C with
-    status 130. Any other error is raised, but that of a sweep's job, which has been printed: it ends
-    the process with status 1.
+    status 130. Any other error is raised; that of a sweep's job, which was printed before, ends the
+    process with status 1.
     """
     set_up()
     sys.argv[1:] = [rename_override(word) for word in sys.argv[1:]]
