@@ -54,13 +54,13 @@ def from_config(config: Mapping[str, Any]) -> list[Run]:
     if len(set(seeds)) < len(seeds):
         raise SettingError("seed", seed, "must be a seed, or a list of different ones")
     run = Run(
-        env=_build(config.get("env"), Env, "env"),
+        env=_build(config.get("env"), Env, "env"),  # type: ignore[type-abstract]
         shift=_build_chain(config.get("shift"), Shifts, Shift, "shift"),
         intervention=_build_chain(
             config.get("intervention"), Interventions, Intervention, "intervention"
         ),
-        network=_build(config.get("network"), BaseNetwork, "network", Network),
-        agent=_build(config.get("agent"), Agent, "agent", PPO),
+        network=_build(config.get("network"), BaseNetwork, "network", Network),  # type: ignore[type-abstract]
+        agent=_build(config.get("agent"), Agent, "agent", PPO),  # type: ignore[type-abstract]
         probes=_build_chain(config.get("probes"), Probes, Probe, "probes"),
         schedule=_build(config.get("schedule"), Schedule, "schedule", Schedule),
         intrinsic=_build(config.get("intrinsic", {}), IntrinsicModule, "intrinsic", NoIntrinsic),

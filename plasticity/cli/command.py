@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -141,8 +141,30 @@ def _check_options(config: DictConfig) -> None:
 
 def _resolved(config: DictConfig, key: Any) -> Any:
     """Returns the value at a key in plain containers, where it may refer to any other key."""
-    value = config.get(key)
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    try:
+        value = config.get(key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        place = _unresolved(config, [key])
+        if place is None:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise SettingError(*place, f"must refer to what there is: {reason}") from error
+
+
+def _unresolved(node: Any, names: Iterable[Any], prefix: str = "") -> tuple[str, str] | None:
+    """Returns the dotted key and the text of the first interpolation that cannot be resolved."""
+    for name in names:
+        try:
+            value = node[name]
+        except OmegaConfBaseException:
+            text: Any = OmegaConf.to_container(node, resolve=False)
+            return f"{prefix}{name}", str(text[name])
+        if OmegaConf.is_config(value):
+            within = range(len(value)) if OmegaConf.is_list(value) else value
+            if place := _unresolved(value, within, f"{prefix}{name}."):
+                return place
+    return None
 
 
 def _variables(config: DictConfig) -> set[str]:
@@ -275,6 +297,8 @@ def one_line(error: Exception) -> str:
         lines.append(f"{old[1]} is now called {KEYS[old[1]]}; {', '.join(options)}")
     if text.startswith("Error merging") and error.__cause__:  # which says what is wrong
         lines += str(error.__cause__).splitlines()[:1]
+    if isinstance(error, OverrideParseException) and str(error.override) not in text:
+        lines.insert(0, f"Error parsing override '{error.override}'")
     lines = [line for line in lines if not line.startswith("Set the environment")]
     return "; ".join(lines) or type(error).__name__
 
