@@ -170,8 +170,10 @@ def _unresolved(node: Any, names: Iterable[Any], prefix: str = "") -> tuple[str,
 def _variables(config: DictConfig) -> set[str]:
     """Returns the user's own keys that settings refer to, such as `lr` by `${lr}`."""
     settings = {name for name, _ in fields(Run)} | KEYS.keys()
-    text = OmegaConf.to_yaml(config)
-    return set(re.findall(r"\$\{([A-Za-z_]\w*)[.\[}]", text)) - settings
+    own = {str(key) for key in config} - settings - {*_NOT_OF_THE_RUN}
+    if not own:  # as a rule, and the text takes a while
+        return own
+    return own & set(re.findall(r"\$\{([A-Za-z_]\w*)[.\[}]", OmegaConf.to_yaml(config)))
 
 
 def compose_job(
