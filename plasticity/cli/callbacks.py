@@ -21,6 +21,7 @@ from plasticity.cli.command import (
     compose_job,
     exit_with,
     figures_of,
+    task_overrides,
     train_options,
 )
 from plasticity.cli.report import report
@@ -132,7 +133,7 @@ def _jobs(config: DictConfig) -> Iterator[tuple[tuple[str, ...], Job]]:
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(
-        [*params, *config.hydra.overrides.task]
+        [*params, *task_overrides(config)]
     )
     (batch,) = BasicSweeper.split_arguments(overrides, None)
     for number, job_overrides in enumerate(batch):

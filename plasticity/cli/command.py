@@ -130,9 +130,15 @@ def build_job(config: DictConfig, folder: Path) -> Job:
     return Job(tuple(runs), folder, complete(plain, runs[0]))
 
 
+def task_overrides(config: DictConfig) -> list[str]:
+    """Returns the overrides of a configuration that are not of Hydra's own settings, as given."""
+    overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    return list(overrides)
+
+
 def _check_options(config: DictConfig) -> None:
     """Raises `SettingError` for an option that a list holds twice, which Hydra composes once."""
-    for override in OmegaConf.select(config, "hydra.overrides.task") or ():
+    for override in task_overrides(config) if "hydra" in config else ():
         if match := re.fullmatch(r"(intervention|shift|probes|tracking)=\[(.*)\]", override):
             options = [option.strip() for option in match[2].split(",")]
             if len(set(options)) < len(options):

@@ -329,6 +329,7 @@ def test_sweep_composes_each_job_once(shell, monkeypatch):
             "+shift.x._target_=plasticity.shifts.ValueSchedule",
             "ValueSchedule': must be a class that defines with_value, not a base class",
         ),
+        ("-m '+lr=0.1,-3' 'agent.learning_rate=${lr}'", "agent.learning_rate=-3.0: must be"),
         ("figures=some", "figures='some': must be one of none, last, all"),
         ("checkpoint_minutes=-1", "checkpoint_minutes=-1: must be a finite number >= 0"),
         ("schedule.rounds=999999999999", "schedule.rounds=999999999999: must be at most 2147"),
