@@ -1,4 +1,4 @@
-"""Lists interventions, probes and shifts: `python -m experiments.methods`."""
+"""Lists what a run is made of: `python -m experiments.methods`."""
 
 from plasticity.cli.methods import main
 

@@ -17,6 +17,7 @@ from plasticity.struct import (
     Chain,
     SettingError,
     Struct,
+    abstract_methods,
     check,
     fields,
     locate,
@@ -54,13 +55,13 @@ def from_config(config: Mapping[str, Any]) -> list[Run]:
     if len(set(seeds)) < len(seeds):
         raise SettingError("seed", seed, "must be a seed, or a list of different ones")
     run = Run(
-        env=_build(config.get("env"), Env, "env"),
+        env=_build(config.get("env"), Env, "env"),  # type: ignore[type-abstract]
         shift=_build_chain(config.get("shift"), Shifts, Shift, "shift"),
         intervention=_build_chain(
             config.get("intervention"), Interventions, Intervention, "intervention"
         ),
-        network=_build(config.get("network"), BaseNetwork, "network", Network),
-        agent=_build(config.get("agent"), Agent, "agent", PPO),
+        network=_build(config.get("network"), BaseNetwork, "network", Network),  # type: ignore[type-abstract]
+        agent=_build(config.get("agent"), Agent, "agent", PPO),  # type: ignore[type-abstract]
         probes=_build_chain(config.get("probes"), Probes, Probe, "probes"),
         schedule=_build(config.get("schedule"), Schedule, "schedule", Schedule),
         intrinsic=_build(config.get("intrinsic", {}), IntrinsicModule, "intrinsic", NoIntrinsic),
@@ -140,6 +141,9 @@ def _build(node: Any, kind: type[S], key: str, default: type[S] | None = None) -
             raise SettingError(target, node[TARGET], f"must be a kind of {kind.__name__}")
         if struct is kind and kind is not default:
             allowed = f"must be a kind of {kind.__name__}, not the base class itself"
+            raise SettingError(target, node[TARGET], allowed)
+        if missing := abstract_methods(struct):
+            allowed = f"must be a class that defines {', '.join(missing)}, not a base class"
             raise SettingError(target, node[TARGET], allowed)
     elif default is not None:
         struct = default

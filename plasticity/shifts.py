@@ -1,6 +1,7 @@
 """Domain shifts: pure functions from the task of one round to the task of the next."""
 
 import math
+from abc import abstractmethod
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -58,6 +59,7 @@ class Shift(Struct):
         """Returns the task of the first round for the environment's own."""
         return task
 
+    @abstractmethod
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         """Returns the task of `round`, at least 1, for that of the round before."""
         raise NotImplementedError
@@ -192,6 +194,7 @@ class ValueSchedule(Shift):
         values = jnp.asarray(self.values, jnp.float32)
         return self.with_value(task, values[jnp.asarray(round) % len(values)])
 
+    @abstractmethod
     def with_value(self, task: Task, value: Array) -> Task:
         """Returns the task with the number set to `value`."""
         raise NotImplementedError

@@ -215,6 +215,15 @@ class Chain(Struct, Generic[P]):
         return Struct  # type: ignore[return-value]
 
 
+def abstract_methods(kind: type) -> list[str]:
+    """Returns the names of the methods that a class leaves to its subclasses, sorted."""
+    return [
+        name
+        for name in dir(kind)
+        if getattr(getattr(kind, name, None), "__isabstractmethod__", False)
+    ]
+
+
 def locate(path: str, key: str) -> Any:
     """Imports the object at the path `package.module.name`.
 

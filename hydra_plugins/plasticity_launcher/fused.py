@@ -10,7 +10,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from plasticity.cli.cluster import Cluster
-from plasticity.cli.command import compose_jobs, train_options
+from plasticity.cli.command import (
+    JobError,
+    compose_jobs,
+    figures_of,
+    is_user_error,
+    train_options,
+)
 from plasticity.cli.sweep import train_all
 from plasticity.training.sweep import GROUPS_DIR
 
@@ -47,13 +53,15 @@ class FusedLauncher(Launcher):
             sweep = sweep.absolute()
             jobs = [job.with_absolute_paths() for job in jobs]
             dispatch = Cluster(self._inner, self._context, config, sweep, self._agents)
-        outcomes = iter(train_all(jobs, sweep, self._agents, train_options(config), dispatch))
+        options, draw = train_options(config), figures_of(config) == "all"
+        outcomes = iter(train_all(jobs, sweep, self._agents, options, dispatch, draw))
         with contextlib.suppress(OSError):  # missing, or it holds checkpoints to resume from
             (sweep / GROUPS_DIR).rmdir()
         returns = []
         for overrides, (_, parts) in zip(job_overrides, composed, strict=True):
             outcome = _join([(next(outcomes), len(job.runs)) for job in parts])
             status = JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED
+            outcome = _without_traceback(outcome)
             returns.append(JobReturn(overrides=overrides, status=status, _return_value=outcome))
         return returns
 
@@ -66,3 +74,10 @@ def _join(outcomes: Sequence[tuple[float | Exception, int]]) -> float | Exceptio
             return outcome
         total += outcome * runs
     return total / sum(runs for _, runs in outcomes)
+
+
+def _without_traceback(outcome: float | Exception) -> float | Exception:
+    """Returns a job's outcome, so that Hydra raises no error whose traceback has been printed."""
+    if isinstance(outcome, Exception) and not is_user_error(outcome):
+        return JobError(str(outcome))
+    return outcome

@@ -3,6 +3,7 @@
 Shapes: T steps of a rollout, N environments, B = T * N transitions, M transitions of a minibatch.
 """
 
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import jax
@@ -111,6 +112,7 @@ class Agent(Struct):
     def check(self) -> None:
         """Raises `SettingError` if hyperparameters do not go together."""
 
+    @abstractmethod
     def optimizer(self, key: Array) -> Optimizer:
         """Returns the update rule, before interventions change it.
 
@@ -119,6 +121,7 @@ class Agent(Struct):
         """
         raise NotImplementedError
 
+    @abstractmethod
     def make_batch(
         self, trajectory: Trajectory, intrinsic: IntrinsicRewards | None = None
     ) -> Batch:
@@ -130,6 +133,7 @@ class Agent(Struct):
         """
         raise NotImplementedError
 
+    @abstractmethod
     def per_sample_loss(self, output: Output, batch: Batch) -> Array:
         """Returns the loss of each transition, [M]. Probes differentiate it.
 
@@ -164,6 +168,7 @@ class Agent(Struct):
         """
         return jnp.arange(self.batch_size)[None]
 
+    @abstractmethod
     def update(
         self,
         interventions: Interventions,

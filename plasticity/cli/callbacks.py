@@ -11,18 +11,22 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
 
 from plasticity.cli.command import (
     build_job,
     checked_jobs,
     compose_jobs,
     exit_with,
+    figures_of,
+    task_overrides,
     train_options,
 )
 from plasticity.cli.report import report
 from plasticity.results import ResultsError
-from plasticity.struct import SettingError
+from plasticity.storage.run_dir import check_folder
+from plasticity.struct import TARGET, SettingError, locate
 from plasticity.training import Job
 from plasticity.training.initial_params import load_initial_params
 from plasticity.training.memory_estimate import check_memory
@@ -35,13 +39,20 @@ class SweepCallback(Callback):
     leaving a folder. Of the exceptions of a callback, Hydra lets SystemExit through only.
     """
 
+    def __init__(self) -> None:
+        self._draw = True
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check(config, lambda: [((), (build_job(config, Path(config.hydra.run.dir)),))])
+        self._check(
+            config,
+            "hydra.run.dir",
+            lambda: [((), (build_job(config, Path(config.hydra.run.dir)),))],
+        )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         basic = config.hydra.sweeper._target_.endswith("BasicSweeper")
         # The jobs of other sweepers are not known beforehand; each is checked before it trains.
-        self._check(config, (lambda: _jobs(config)) if basic else None)
+        self._check(config, "hydra.sweep.dir", (lambda: _jobs(config)) if basic else None)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -52,20 +63,23 @@ class SweepCallback(Callback):
     def conclude(self, folder: Path) -> None:
         """Reports on a sweep that has been trained. Studies override it."""
         try:
-            report([folder])
+            report([folder], draw=self._draw)
         except ResultsError as error:  # as when no episode has ended: all has been trained
             warnings.warn(f"no report: {error}", stacklevel=1)
 
     def _check(
         self,
         config: DictConfig,
+        folder_key: str,
         jobs: Callable[[], Iterable[tuple[tuple[str, ...], tuple[Job, ...]]]] | None,
     ) -> None:
         checked_jobs.clear()
         HydraConfig.instance().set_config(config)  # which Hydra does later, for `${hydra:...}`
         try:
             train_options(config)
+            self._draw = figures_of(config) != "none"
             _check_launcher(config)
+            check_folder(OmegaConf.select(config, folder_key), folder_key)
             if jobs is None:
                 return
             here = config.hydra.launcher.get("inner") is None  # and not on a cluster
@@ -88,14 +102,23 @@ class SweepCallback(Callback):
 
 def _check_launcher(config: DictConfig) -> None:
     """Raises `SettingError` for a setting of the fused launcher that cannot be used."""
-    agents = config.hydra.launcher.get("agents")
+    launcher = config.hydra.launcher
+    if not isinstance(launcher, DictConfig):
+        allowed = "must be the settings of a launcher: see hydra/launcher=fused"
+        raise SettingError("hydra.launcher", launcher, allowed)
+    agents = launcher.get("agents")
     if agents is not None and (type(agents) is not int or agents < 1):
         allowed = "must be a whole number >= 1, or null for as many as fit in memory"
         raise SettingError("hydra.launcher.agents", agents, allowed)
-    inner = config.hydra.launcher.get("inner")
-    if inner is not None and not (isinstance(inner, DictConfig) and "_target_" in inner):
-        allowed = "must be the settings of a launcher: see hydra/launcher=fused_slurm"
-        raise SettingError("hydra.launcher.inner", inner, allowed)
+    inner = launcher.get("inner")
+    if inner is None:
+        return
+    key, allowed = "hydra.launcher.inner", "must be the settings of a launcher"
+    if not (isinstance(inner, DictConfig) and TARGET in inner):
+        raise SettingError(key, inner, f"{allowed}: see hydra/launcher=fused_slurm")
+    kind = locate(inner[TARGET], f"{key}.{TARGET}")
+    if not (isinstance(kind, type) and issubclass(kind, Launcher)):
+        raise SettingError(f"{key}.{TARGET}", inner[TARGET], "must be the class of a launcher")
 
 
 def _jobs(config: DictConfig) -> list[tuple[tuple[str, ...], tuple[Job, ...]]]:
@@ -103,7 +126,7 @@ def _jobs(config: DictConfig) -> list[tuple[tuple[str, ...], tuple[Job, ...]]]:
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(
-        [*params, *config.hydra.overrides.task]
+        [*params, *task_overrides(config)]
     )
     (batch,) = BasicSweeper.split_arguments(overrides, None)
     return compose_jobs(loader, config, batch)

@@ -14,7 +14,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from plasticity.cli.command import ClusterError, is_user_error, one_line, set_up, train_options
+from plasticity.cli.command import (
+    ClusterError,
+    figures_of,
+    is_user_error,
+    one_line,
+    set_up,
+    train_options,
+)
 from plasticity.cli.sweep import train_all
 from plasticity.training import Job
 from plasticity.training.sweep import Group, TrainOptions
@@ -45,7 +52,8 @@ class Cluster:
             return {}
         print(f"  each a job of {type(self.launcher).__name__}", flush=True)
         jobs = tuple(group.jobs for group in groups)
-        task = Task(jobs, self.sweep_dir, self.max_agents, train_options(self.config))
+        options, draw = train_options(self.config), figures_of(self.config) == "all"
+        task = Task(jobs, self.sweep_dir, self.max_agents, options, draw)
         self.launcher.setup(hydra_context=self.context, task_function=task, config=self.config)
         # Launchers compose the configuration again in each job. Only its folder is used, which
         # must be given: one with a time in its name would change.
@@ -75,19 +83,23 @@ class Task:
       sweep_dir: the folder that their folders are in.
       max_agents: see `plasticity.training.sweep.plan`.
       options: how they are checkpointed and tracked.
+      draw: whether to draw a figure of each job.
     """
 
     groups: tuple[tuple[Job, ...], ...]
     sweep_dir: Path
     max_agents: int | None
     options: TrainOptions
+    draw: bool = True
 
     def __call__(self, config: DictConfig) -> dict[Path, str]:
         """Trains or resumes a group. Returns the message of each failed job, by folder."""
         set_up()
         jobs = self.groups[HydraConfig.get().job.num]
         try:
-            outcomes = train_all(jobs, self.sweep_dir, self.max_agents, self.options)
+            outcomes = train_all(
+                jobs, self.sweep_dir, self.max_agents, self.options, draw=self.draw
+            )
         except KeyboardInterrupt as interrupt:
             _exit_for_requeue(*interrupt.args)
         return {

@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +18,9 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -54,13 +56,18 @@ OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_s
 checked_jobs: dict[tuple[str, ...], tuple[Job, ...]] = {}
 
 _EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
-_NOT_OF_THE_RUN = ("hydra", "out", "checkpoint_minutes", "tracking")
+_NOT_OF_THE_RUN = ("hydra", "out", "checkpoint_minutes", "figures", "tracking")
+_FIGURES = ("none", "last", "all")
 _HYDRA = Path(hydra.__file__).parent
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's switch: set to 1, errors have their full traceback
 
 
 class ClusterError(Exception):
     """A job of a cluster did not finish."""
+
+
+class JobError(Exception):
+    """A job of a sweep failed, as has been printed already."""
 
 
 _USER_ERRORS = (
@@ -88,6 +95,18 @@ def train_options(config: DictConfig) -> TrainOptions:
     return options
 
 
+def figures_of(config: DictConfig) -> str:
+    """Returns which figures are drawn: `none`, `last` or `all`.
+
+    Raises:
+      SettingError: it is anything else.
+    """
+    figures = config.get("figures", "all")
+    if figures not in _FIGURES:
+        raise SettingError("figures", figures, f"must be one of {', '.join(_FIGURES)}")
+    return str(figures)
+
+
 def _check_devices() -> None:
     """Raises `SettingError` if JAX does not find the platform that JAX_PLATFORMS asks for."""
     try:
@@ -105,6 +124,7 @@ def build_job(config: DictConfig, folder: Path) -> Job:
     Raises:
       SettingError: a setting cannot be used.
     """
+    _check_options(config)
     left_out = {*_NOT_OF_THE_RUN, *_variables(config)}
     plain: Any = {str(key): _resolved(config, key) for key in config if key not in left_out}
     plain = rename_config(plain)
@@ -112,17 +132,56 @@ def build_job(config: DictConfig, folder: Path) -> Job:
     return Job(tuple(runs), folder, complete(plain, runs[0]))
 
 
+def task_overrides(config: DictConfig) -> list[str]:
+    """Returns the overrides of a configuration that are not of Hydra's own settings, as given."""
+    overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    return list(overrides)
+
+
+def _check_options(config: DictConfig) -> None:
+    """Raises `SettingError` for an option that a list holds twice, which Hydra composes once."""
+    for override in task_overrides(config) if "hydra" in config else ():
+        if match := re.fullmatch(r"(intervention|shift|probes|tracking)=\[(.*)\]", override):
+            options = [option.strip() for option in match[2].split(",")]
+            if len(set(options)) < len(options):
+                raise SettingError(match[1], options, "must not hold an option twice")
+
+
 def _resolved(config: DictConfig, key: Any) -> Any:
     """Returns the value at a key in plain containers, where it may refer to any other key."""
-    value = config.get(key)
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    try:
+        value = config.get(key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        place = _unresolved(config, [key])
+        if place is None:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise SettingError(*place, f"must refer to what there is: {reason}") from error
+
+
+def _unresolved(node: Any, names: Iterable[Any], prefix: str = "") -> tuple[str, str] | None:
+    """Returns the dotted key and the text of the first interpolation that cannot be resolved."""
+    for name in names:
+        try:
+            value = node[name]
+        except OmegaConfBaseException:
+            text: Any = OmegaConf.to_container(node, resolve=False)
+            return f"{prefix}{name}", str(text[name])
+        if OmegaConf.is_config(value):
+            within = range(len(value)) if OmegaConf.is_list(value) else value
+            if place := _unresolved(value, within, f"{prefix}{name}."):
+                return place
+    return None
 
 
 def _variables(config: DictConfig) -> set[str]:
     """Returns the user's own keys that settings refer to, such as `lr` by `${lr}`."""
-    settings = {name for name, _ in fields(Run)}
-    text = OmegaConf.to_yaml(config)
-    return set(re.findall(r"\$\{([A-Za-z_]\w*)[.\[}]", text)) - settings
+    settings = {name for name, _ in fields(Run)} | KEYS.keys()
+    own = {str(key) for key in config} - settings - {*_NOT_OF_THE_RUN}
+    if not own:  # as a rule, and the text takes a while
+        return own
+    return own & set(re.findall(r"\$\{([A-Za-z_]\w*)[.\[}]", OmegaConf.to_yaml(config)))
 
 
 def compose_jobs(
@@ -182,7 +241,8 @@ def command(main: Callable[[], Any]) -> None:
     """Runs an entry point of the command line.
 
     A user's mistake ends the process with one line on standard error and status 2, Ctrl-C with
-    status 130. Any other error is raised.
+    status 130. Any other error is raised; that of a sweep's job, which was printed before, ends the
+    process with status 1.
     """
     set_up()
     sys.argv[1:] = [rename_override(word) for word in sys.argv[1:]]
@@ -192,6 +252,8 @@ def command(main: Callable[[], Any]) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except JobError:
+        sys.exit(1)
     except Exception as error:
         if whole == "1" or not is_user_error(error):
             raise
@@ -234,9 +296,9 @@ def is_user_error(error: Exception) -> bool:
     """
     if isinstance(error, _USER_ERRORS):
         return True
-    # Hydra refuses some overrides, as `agent=5`, by a plain ValueError.
+    # Hydra ends at some overrides, as `agent=5` or `probes=[5]`, with errors of other kinds.
     frames = traceback.extract_tb(error.__traceback__)
-    return type(error) is ValueError and Path(frames[-1].filename).is_relative_to(_HYDRA)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(_HYDRA)
 
 
 def exit_with(error: Exception) -> NoReturn:
@@ -256,6 +318,26 @@ def fail(error: Exception) -> NoReturn:
 def one_line(error: Exception) -> str:
     """Returns an error's message on one line; for Hydra's: key, value and what is allowed."""
     text = str(error)
+    # What cannot be explained, as a configuration that cannot be composed, must not hide the error.
+    with contextlib.suppress(Exception):
+        explanation = _explanation(text) if isinstance(error, _USER_ERRORS) else _no_option()
+        if explanation:
+            return explanation
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # In a user's own defaults list; on the command line such names are replaced.
+    if (old := re.search(r"Could not override '(\w+)'\. No match", text)) and old[1] in KEYS:
+        options = [f"{o} is {new}" for o, new in OPTIONS.items() if o.startswith(f"{old[1]}=")]
+        lines.append(f"{old[1]} is now called {KEYS[old[1]]}; {', '.join(options)}")
+    if text.startswith("Error merging") and error.__cause__:  # which says what is wrong
+        lines += str(error.__cause__).splitlines()[:1]
+    if isinstance(error, OverrideParseException) and str(error.override) not in text:
+        lines.insert(0, f"Error parsing override '{error.override}'")
+    lines = [line for line in lines if not line.startswith("Set the environment")]
+    return "; ".join(lines) or type(error).__name__
+
+
+def _explanation(text: str) -> str | None:
+    """Returns what Hydra's message about an unknown option or key means; None for others."""
     if missing := re.search(r"Could not (?:find|load) '(.+)/(.+)'", text):
         if missing[1] == "hydra/launcher" and missing[2] in _EXTRAS:
             extra = _EXTRAS[missing[2]]
@@ -264,12 +346,7 @@ def one_line(error: Exception) -> str:
         return f"{missing[1]}={missing[2]}: must be one of {', '.join(options)}"
     if unknown := re.search(r"Could not override '(.+)'.*use \+([^\n]+)", text, re.DOTALL):
         return f"{unknown[2]}: no such key; {_known_beside(unknown[1])}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # In a user's own defaults list; on the command line such names are replaced.
-    if (old := re.search(r"Could not override '(\w+)'\. No match", text)) and old[1] in KEYS:
-        options = [f"{o} is {new}" for o, new in OPTIONS.items() if o.startswith(f"{old[1]}=")]
-        lines.append(f"{old[1]} is now called {KEYS[old[1]]}; {', '.join(options)}")
-    return "; ".join(line for line in lines if not line.startswith("Set the environment"))
+    return None
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -308,10 +385,26 @@ def _options(group: str) -> list[str]:
         return loader.get_group_options(group, config_name=CONFIG, overrides=search_path)
 
 
+def _no_option() -> str | None:
+    """Returns what is wrong with the first group that is set to anything but names of options."""
+    arguments, _ = get_args_parser().parse_known_args(sys.argv[1:])
+    with _user_hydra() as (loader, _):
+        groups = loader.list_groups("")
+    for override in OverridesParser.create().parse_overrides(arguments.overrides):
+        group, value = override.key_or_group, override._value
+        choices = value.list if isinstance(value, ChoiceSweep) else [value]
+        for choice in choices:
+            names = choice if isinstance(choice, list) else [choice]
+            if group in groups and not all(isinstance(name, str | QuotedString) for name in names):
+                shown = "null" if choice is None else choice
+                return f"{group}={shown}: must be one of {', '.join(_options(group))}"
+    return None
+
+
 def _known_beside(key: str) -> str:
     """Lists the keys that exist where the first unknown part of `key` was looked up."""
     with _user_hydra() as (_, overrides):
-        node = compose(CONFIG, overrides)
+        node = compose(CONFIG, overrides, return_hydra_config=key.startswith("hydra."))
     path: list[str] = []
     for name in key.split("."):
         if not isinstance(node, DictConfig) or name not in node:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 _COMMANDS = {
     "train": "trains a run, or the runs of a sweep (-m); --help lists what can be set",
     "report": "compares the runs in folders of results: a table and a figure",
-    "methods": "lists interventions, probes and shifts, with papers and coefficients",
+    "methods": "lists interventions, probes, agents and what else there is, with coefficients",
 }
 _USAGE = "usage: plasticity COMMAND ...\n\n" + "\n".join(
     f"  plasticity {name:<8} {help}" for name, help in _COMMANDS.items()

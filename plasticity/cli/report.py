@@ -16,12 +16,13 @@ from plasticity.cli.command import command
 _GROUP_BY = ["env", "shift"]
 
 
-def report(folders: list[Path], last: int = 3) -> None:
-    """Prints the summary of all runs in `folders`, and draws a figure for each env and shift.
+def report(folders: list[Path], last: int = 3, draw: bool = True) -> None:
+    """Prints the summary of all runs in `folders`, and may draw a figure for each env and shift.
 
     Args:
       folders: folders of runs, at any depth; or files or globs, as `results.load` accepts them.
       last: the number of last rounds over which the final return is averaged.
+      draw: whether to draw figures.
 
     Raises:
       ResultsError: nothing can be loaded, or there are no rows yet.
@@ -34,7 +35,7 @@ def report(folders: list[Path], last: int = 3) -> None:
     frame = label_runs(frame, keys)
     results.print_summary(results.summary(frame, last=last))
     settings = list(frame.groupby(_GROUP_BY, sort=False))
-    for (env, shift), part in settings:
+    for (env, shift), part in settings if draw else ():
         name = "overview" if len(settings) == 1 else f"overview_{env}_{shift}"
         for path in results.save(results.overview(part), figures_dir(folders[0]) / name):
             print(f"figure in {path}")

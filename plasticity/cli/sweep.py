@@ -1,4 +1,4 @@
-"""Trains the jobs of a sweep from the command line, and draws a figure of each."""
+"""Trains the jobs of a sweep from the command line, and draws their figures."""
 
 import sys
 import traceback
@@ -27,8 +27,9 @@ def train_all(
     max_agents: int | None = None,
     options: TrainOptions = TrainOptions(),  # noqa: B008
     dispatch: Callable[[Sequence[Group]], Mapping[Path, Exception]] | None = None,
+    draw: bool = True,
 ) -> list[float | Exception]:
-    """Trains jobs, those of equal structure together, and draws a figure of each.
+    """Trains jobs, those of equal structure together, and may draw a figure of each.
 
     Args:
       jobs: the jobs. Finished ones are not trained again.
@@ -37,6 +38,7 @@ def train_all(
       options: how they are checkpointed and tracked.
       dispatch: has groups trained by other processes, and returns the error of each job that
         failed, by its folder. If not given, they are trained one after another in this process.
+      draw: whether to draw a figure of each job.
 
     Returns:
       The mean return over all updates of each job, or its error.
@@ -53,7 +55,8 @@ def train_all(
             print(line, flush=True)
     elif not groups:
         print(f"nothing to train: {jobs[0].folder} is finished", flush=True)
-    _draw_missing(jobs)
+    if draw:
+        _draw_missing(jobs)
     try:
         if dispatch is not None:
             failed = dict(dispatch(groups))
@@ -63,7 +66,7 @@ def train_all(
                 root,
                 options,
                 numbered=sweep_dir is not None,
-                on_trained=lambda group: _draw(group.jobs),
+                on_trained=lambda group: _draw(group.jobs if draw else ()),
                 on_error=_print_traceback if sweep_dir is not None else lambda error: None,
                 say=lambda line: print(line, file=sys.stderr),
             )

@@ -12,6 +12,7 @@ from plasticity.cli.command import (
     build_job,
     checked_jobs,
     command,
+    figures_of,
     train_options,
 )
 from plasticity.cli.sweep import train_all
@@ -23,7 +24,8 @@ def job(config: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     checked = checked_jobs.pop((), None)
     this = checked[0]._replace(folder=folder) if checked else build_job(config, folder)
-    (outcome,) = train_all([this], options=train_options(config))
+    draw = figures_of(config) != "none"
+    (outcome,) = train_all([this], options=train_options(config), draw=draw)
     if isinstance(outcome, Exception):
         raise outcome
     print(f"results in {folder}")

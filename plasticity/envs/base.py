@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -22,16 +23,19 @@ class Env(Struct):
     """An environment. `CompiledEnv` and `HostEnv` define how its episodes are run."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """The environment's name in the results table."""
         raise NotImplementedError
 
     @property
+    @abstractmethod
     def observation_shape(self) -> tuple[int, ...]:
         """The shape of one observation."""
         raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_actions(self) -> int:
         """The number of discrete actions; or the dimension of a continuous one."""
         raise NotImplementedError
@@ -92,14 +96,17 @@ class CompiledEnv(Env):
         """Whether `step` may return `truncated`. False saves time where it never does."""
         return True
 
+    @abstractmethod
     def reset(self, task: Task, key: Array) -> State:
         """Returns the first state of an episode of `task`."""
         raise NotImplementedError
 
+    @abstractmethod
     def observe(self, task: Task, state: State) -> Array:
         """Returns the observation before `task.transform_obs`. float32 [*observation_shape]."""
         raise NotImplementedError
 
+    @abstractmethod
     def step(self, task: Task, state: State, action: Array, key: Array) -> Step:
         """Makes one step. The result for a state whose episode has ended is ignored."""
         raise NotImplementedError

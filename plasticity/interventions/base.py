@@ -166,6 +166,8 @@ class Interventions(Chain[Intervention]):
 
     The empty chain is `warm_start`, the baseline. The state is a tuple of the parts' states. Each
     part's hook gets a different key.
+
+    A method that occurs twice, under two names, acts twice.
     """
 
     @property

@@ -1,5 +1,6 @@
 """The interface of networks: a description that builds a Flax module, and what that returns."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
@@ -62,6 +63,7 @@ class BaseNetwork(Struct):
     `activation`: see `replace`. `check_run` refuses them for a network without that field.
     """
 
+    @abstractmethod
     def build(
         self,
         observation_shape: tuple[int, ...],

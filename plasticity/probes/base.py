@@ -1,16 +1,18 @@
 """The interface of probes: pure functions of a network's parameters and outputs."""
 
-from collections.abc import Callable, Collection
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plasticity.interventions.context import Batch
 from plasticity.networks import Output, Params, sequence_after
-from plasticity.struct import Chain, Struct, static_field
+from plasticity.struct import Chain, SettingError, Struct, static_field
 
 __all__ = ["Probe", "Probes", "View"]
 
@@ -117,6 +119,7 @@ class Probe(Struct):
 
     every: int = static_field(0, ge=0, kw_only=True)
 
+    @abstractmethod
     def __call__(self, view: View) -> dict[str, Array]:
         """Returns a scalar for each measured layer by name, and for "all" of them together."""
         raise NotImplementedError
@@ -126,10 +129,51 @@ class Probes(Chain[Probe]):
     """The probes of a run. Each is a metric in the results table."""
 
     def __call__(self, view: View) -> dict[str, dict[str, Array]]:
-        """Returns the scalars of each probe: metric -> layer -> scalar."""
-        return {name: probe(view) for name, probe in zip(self.names, self.parts, strict=True)}
+        """Returns the scalars of each probe: metric -> layer -> scalar.
+
+        Raises:
+          SettingError: a probe returns anything else.
+        """
+        return {
+            name: _check_scalars(probe(view), name, probe)
+            for name, probe in zip(self.names, self.parts, strict=True)
+        }
 
     def only(self, names: Collection[str]) -> Self:
         """Returns the probes of the given names."""
         kept = [(p, name) for p, name in zip(self.parts, self.names, strict=True) if name in names]
         return type(self)(tuple(p for p, _ in kept), tuple(name for _, name in kept))
+
+
+def _check_scalars(result: object, name: str, probe: Probe) -> dict[str, Array]:
+    """Returns what a probe has measured, if that is a scalar for each layer by name."""
+    if not isinstance(result, Mapping):
+        found = f"returned {_describe(result)}"
+    else:
+        wrong = [
+            f"{_describe(value)} for {layer!r}"
+            for layer, value in result.items()
+            if not isinstance(layer, str) or not _is_scalar(value)
+        ]
+        if not wrong:
+            return dict(result)
+        found = f"returned {wrong[0]}"
+    raise SettingError(
+        f"probes.{name}",
+        type(probe).__name__,
+        f"must return a real scalar for each layer by name, such as {{'all': 0.5}}, but {found}",
+    )
+
+
+def _is_scalar(value: object) -> bool:
+    """Returns whether a value is a number, or an array of no axes that holds one."""
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float):
+        return False
+    return jnp.ndim(value) == 0 and not jnp.iscomplexobj(value)
+
+
+def _describe(value: object) -> str:
+    """Describes a value, arrays by their dtype and shape."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return f"a {type(value).__name__}" if value else repr(value)

@@ -22,7 +22,8 @@ def print_summary(
     """Prints the result of `summary`, a table for each env and shift.
 
     If the console is too narrow for all columns, they are split over several tables, one below the
-    other. Columns without any value, such as gains without a baseline, are left out.
+    other. Columns without any value, such as gains without a baseline or probes that were
+    not run, are left out.
 
     Args:
       summary_frame: as returned by `summary`.
@@ -30,19 +31,24 @@ def print_summary(
       baseline: the intervention that gains are relative to; by default `warm_start`.
     """
     out = console or Console()
-    metrics = tuple(
+    summarized = [
         name.removesuffix("_first")
         for name in summary_frame.columns
         if name.endswith("_first") and name != "return_first"
-    )
-    # The columns of each table: the first layout is used of which all tables fit, or the last.
-    layouts = (
-        (("return", "loss", "gain", *metrics),),
-        (("return", "loss", "gain"), metrics),
-        (("return", "loss"), ("gain",), metrics),
-    )
+    ]
     heads = {"gain": f"vs {baseline}"}
     for (env, shift), rows in summary_frame.groupby(CONDITION):
+        metrics = tuple(
+            name
+            for name in summarized
+            if rows[[f"{name}_first", f"{name}_last"]].notna().any(axis=None)
+        )
+        # The columns of each table: the first layout is used of which all tables fit, or the last.
+        layouts = (
+            (("return", "loss", "gain", *metrics),),
+            (("return", "loss", "gain"), metrics),
+            (("return", "loss"), ("gain",), metrics),
+        )
         # Counts that all rows share are in the title.
         counts = [name for name in ("seeds", "rounds") if len(rows[name].unique()) > 1]
         shared = [

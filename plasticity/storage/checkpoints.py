@@ -90,7 +90,10 @@ class CheckpointManager:
         try:
             # A checkpoint that is being written would be lost with the process.
             if kind is not None and issubclass(kind, KeyboardInterrupt):
-                self._wait()
+                try:
+                    self._wait()
+                except StorageError as failure:  # which must not hide the interrupt
+                    warnings.warn(str(failure), stacklevel=2)
         finally:
             # An error is being raised already, or the training is complete.
             with contextlib.suppress(Exception):

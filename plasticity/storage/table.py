@@ -142,7 +142,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # which must not hide the error of the block
+                temporary.unlink(missing_ok=True)
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> None:

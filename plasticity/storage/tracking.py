@@ -6,6 +6,7 @@ import importlib.util
 import json
 import time
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -42,6 +43,7 @@ class Tracker(Struct):
             allowed = f"needs the package {self.package}: pip install 'plasticity-rl[tracking]'"
             raise SettingError(key, type(self).__name__, allowed)
 
+    @abstractmethod
     def start(self, info: RunInfo, update: int) -> RunLogger:
         """Starts to log a run directory.
 

@@ -22,6 +22,7 @@ from plasticity.agents import Metrics
 from plasticity.networks import Params
 from plasticity.storage import run_dir, table
 from plasticity.storage.checkpoints import CheckpointManager, flatten
+from plasticity.storage.errors import StorageError
 from plasticity.storage.progress import Progress
 from plasticity.storage.recorder import Recorder
 from plasticity.storage.run_dir import CHECKPOINTS, RunDir, RunInfo
@@ -223,7 +224,10 @@ def train_jobs(
                 initial_params=initial_params,
             )
         except KeyboardInterrupt:
-            write_tables()
+            try:
+                write_tables()
+            except StorageError as error:  # which must not hide the interrupt
+                warnings.warn(str(error), stacklevel=2)
             raise
         write_tables()
         for folder, share in zip(run_dirs, shares, strict=True):

@@ -103,6 +103,8 @@ class JaxTrainer:
         else:
             self.state = self._placement.put(state)
         self._sample_probe_batch()
+        # A probe that cannot be traced is known before the first update.
+        jax.eval_shape(self._compiled(loop.run_probes), self._runs, self.state, self._probe_batch)
 
     def start_round(self) -> None:
         self.state = self._compiled(loop.start_round, donate=1)(self._runs, self.state)

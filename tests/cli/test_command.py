@@ -16,12 +16,21 @@ import pytest
 from helpers import ROOT, TINY, write_examples
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 
 import plasticity as pl
 from plasticity import load_params, results
 from plasticity.cli import report
 from plasticity.cli.callbacks import SweepCallback
-from plasticity.cli.command import CONFIG, CONFIGS, build_job, runs_of, set_up, train_options
+from plasticity.cli.command import (
+    CONFIG,
+    CONFIGS,
+    build_job,
+    one_line,
+    runs_of,
+    set_up,
+    train_options,
+)
 from plasticity.storage.run_dir import RunDir
 
 
@@ -177,6 +186,26 @@ def test_train_raises_the_error_of_a_user_class(shell, tmp_path, capsys):
     assert error.endswith("ModuleNotFoundError: No module named 'no_such_package'\n")
 
 
+def test_sweep_prints_the_error_of_a_user_class_once(shell, tmp_path, capsys):
+    """Would catch a traceback that is printed by the sweep and by Hydra."""
+    (tmp_path / "my_agents.py").write_text(AGENTS)
+    assert shell(f"-m {TINY} agent._target_=my_agents.Broken out=own") == 1
+    error = capsys.readouterr().err
+    assert error.count("OSError: of the user's own loss") == 1
+    assert "1 of 1 jobs failed:\n  own/0_warm_start: of the user's own loss\n" in error
+
+
+def test_an_error_that_cannot_be_explained_is_shown(monkeypatch):
+    """Would catch the error of an explanation in place of what it should explain."""
+
+    def fail(*_):
+        raise HydraException("Could not load 'env/mine'")
+
+    monkeypatch.setattr("plasticity.cli.command._known_beside", fail)
+    text = "Could not override 'env.nope'.\nTo append to your config use +env.nope=1"
+    assert one_line(HydraException(text)) == text.replace("\n", "; ")
+
+
 def test_train_reports_a_storage_error_in_one_line(shell, capsys, monkeypatch):
     """Would catch a full disk that is reported as a fault of the program."""
 
@@ -217,8 +246,9 @@ def test_sweep_composes_each_job_once(shell, monkeypatch):
         return build_job(config, folder)
 
     monkeypatch.setattr("plasticity.cli.command.build_job", counted)
-    assert shell(f"-m {TINY} seed=0,1 out=sweep") == 0
+    assert shell(f"-m {TINY} seed=0,1 out=sweep figures=none") == 0
     assert built == ["0_warm_start", "1_warm_start"]
+    assert not list(Path("sweep").rglob("figures"))
 
 
 @pytest.mark.parametrize(
@@ -271,8 +301,12 @@ def test_sweep_composes_each_job_once(shell, monkeypatch):
         ("env=gymnasium env.id=Blackjack-v1", "must have observations in a Box"),
         ("-m agent.learning_rate=0.1,-3", "agent.learning_rate=-3.0: must be"),
         ("out=occupied", "folder='occupied': must hold no other run; has one with no"),
-        ("agent.clip_eps=(", "error"),
-        ("agent=5", "Config group override must be a string"),
+        ("agent.clip_eps=(", "Error parsing override 'agent.clip_eps=('; extraneous input"),
+        ("agent.clip_eps=[", "Error parsing override 'agent.clip_eps=['; no viable alternative"),
+        ("'agent.clip_eps=${x}'", "agent.clip_eps='${x}': must refer to what there is"),
+        ("agent=5", "agent=5: must be one of a2c, burda"),
+        ("env=null", "env=null: must be one of ant, atari"),
+        ("probes=[5]", "probes=[5]: must be one of"),
         ("~agent", "agent=None: must be given"),
         ("~seed", "seed=None: must be a seed"),
         ("seed=[[1]]", "seed=[[1]]: must be a seed, or a list of them"),
@@ -281,6 +315,22 @@ def test_sweep_composes_each_job_once(shell, monkeypatch):
         ("+foo=3", "foo=3: no such setting; there are env, shift"),
         ("out=occupied/config.yaml/x", "occupied/config.yaml is a file"),
         ("out=null", "out=None: must be a folder"),
+        ("hydra.run.dir=", "hydra.run.dir='': must be a folder"),
+        ("-m hydra.launcher=null", "hydra.launcher"),
+        (
+            "-m hydra.launcher.foo=1",
+            "hydra.launcher.foo=1: no such key; hydra.launcher has _target_",
+        ),
+        (
+            "intervention=[redo,redo]",
+            "intervention=['redo', 'redo']: must not hold an option twice",
+        ),
+        (
+            "+shift.x._target_=plasticity.shifts.ValueSchedule",
+            "ValueSchedule': must be a class that defines with_value, not a base class",
+        ),
+        ("-m '+lr=0.1,-3' 'agent.learning_rate=${lr}'", "agent.learning_rate=-3.0: must be"),
+        ("figures=some", "figures='some': must be one of none, last, all"),
         ("checkpoint_minutes=-1", "checkpoint_minutes=-1: must be a finite number >= 0"),
         ("schedule.rounds=999999999999", "schedule.rounds=999999999999: must be at most 2147"),
         ("network.hidden=[2000000000]", "network.hidden=(2000000000,): must be smaller: at lea"),
@@ -427,6 +477,10 @@ def test_out_may_use_hydras_own_resolvers(shell, tmp_path):
         ),
         ("hydra.launcher.agents=abc", "hydra.launcher.agents='abc': must be a whole number"),
         ("hydra.launcher.inner=5", "hydra.launcher.inner=5: must be the settings of a launcher"),
+        (
+            "'hydra.launcher.inner={_target_: pathlib.Path}'",
+            "hydra.launcher.inner._target_='pathlib.Path': must be the class of a launcher",
+        ),
         ("hydra.sweep.subdir=same", "hydra.sweep.subdir='out/same': must differ between jobs"),
     ],
 )

@@ -121,6 +121,9 @@ def test_main_lists_every_method(monkeypatch, capsys):
     text = run(monkeypatch, capsys)
     for name in (*(case.values[1].name for case in CASES), "permute", "window", "expand"):
         assert f"\n{name} " in text
+    for name in ("a2c", "cartpole", "impala", "rnd_atari", "none"):
+        assert f"\n{name} " in text
+    assert "\nEnvironments: env=NAME\n" in text
     assert "[relu(x), relu(-x)]" in text
     assert "tau = 0.025  (a finite number >= 0)" in text
     one = run(monkeypatch, capsys, "redo")

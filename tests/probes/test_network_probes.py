@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from probe_helpers import view_of
 
 from plasticity.networks import Categorical, Output
 from plasticity.probes import (
@@ -22,6 +23,7 @@ from plasticity.probes import (
     FeatureNorm,
     FeatureRank,
     InactiveFraction,
+    Probe,
     Probes,
     RolloutInactiveFraction,
     SaturatedFraction,
@@ -34,6 +36,7 @@ from plasticity.probes import (
     WeightRMS,
 )
 from plasticity.probes.ranks import effective_rank, num_leading, stable_rank
+from plasticity.struct import SettingError
 
 # Four units of which one is dead and one hardly alive; two units, one dead.
 FIRST = np.array([[1.0, 0, 0.01, 3], [3, 0, 0, 0], [2, 0, 0.05, 0]])
@@ -341,3 +344,25 @@ def test_probes_are_metrics_by_name():
         assert {k: float(v) for k, v in metrics[name].items()} == pytest.approx(
             measure(probe, FIRST, LAST), rel=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    ("result", "found"),
+    [
+        (None, "returned None"),
+        (jnp.zeros(3), r"returned float32\[3\]"),
+        ({"all": jnp.zeros(3)}, r"returned float32\[3\] for 'all'"),
+        ({"all": jnp.zeros((), complex)}, r"returned complex64\[\] for 'all'"),
+        ({0: jnp.zeros(())}, r"returned float32\[\] for 0"),
+        ({"all": "much"}, "returned a str for 'all'"),
+    ],
+)
+def test_a_probe_that_returns_no_scalars_is_named(result, found):
+    """Would catch an error of the table, or a column of arrays, that says nothing of the probe."""
+
+    class Mine(Probe):
+        def __call__(self, view):
+            return result
+
+    with pytest.raises(SettingError, match=rf"probes\.mine='Mine': must return .*, but {found}"):
+        Probes.of(WeightNorm(), Mine())(view_of({"hidden_0": {"kernel": jnp.ones(2)}}, None))

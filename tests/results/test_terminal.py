@@ -56,3 +56,12 @@ def test_what_no_row_has_takes_no_place(frame: pd.DataFrame) -> None:
     lines = printed(one, 100)
     assert not any(word in line for line in lines for word in ("vs", "diverged", "nan"))
     assert any("10.00 → 5.00" in line or "10.0 → 5.0" in line for line in lines)
+
+
+def test_a_probe_that_was_not_run_takes_no_place(frame: pd.DataFrame) -> None:
+    """Would catch a column of `- → -`, as where one environment of two has a probe."""
+    first = frame[frame["metric"] != "dead_units"].assign(env="first")
+    lines = printed(results.concat([first, frame.assign(env="second")]), 200)
+    (start,) = [number for number, line in enumerate(lines) if line.startswith("second")]
+    assert not any("dead" in line or "- → -" in line for line in lines[:start])
+    assert any("dead" in line for line in lines[start:])

@@ -1,6 +1,7 @@
 """The protocol of host environments, and their vectorization over runs."""
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -58,6 +59,7 @@ class HostEnvs(Protocol):
 class HostEnv(Env):
     """An environment on the host, outside of compiled programs: `HostEnvs` run its episodes."""
 
+    @abstractmethod
     def make(self, num_envs: int) -> HostEnvs:
         """Makes `num_envs` environments for one run. A task must be set before the first reset."""
         raise NotImplementedError
@@ -79,6 +81,7 @@ class HostVecEnv:
     def __init__(self, env: HostEnv, num_runs: int, num_envs: int) -> None:
         self._num_envs = num_envs
         self._continuous = env.continuous_actions
+        self._name = env.name
         self._envs: list[HostEnvs] = []
         try:
             for s in range(num_runs):
@@ -88,7 +91,6 @@ class HostVecEnv:
             raise
         shape = (env.num_actions,) if self._continuous else ()
         dtype = np.float32 if self._continuous else np.int64
-        self._name = env.name
         self._episode_steps = np.zeros((num_runs, num_envs), np.int64)
         self._not_finite: set[int] = set()  # the runs that were warned of
         self._no_action = np.zeros((num_envs, *shape), dtype)
@@ -132,7 +134,10 @@ class HostVecEnv:
     def close(self) -> None:
         """Closes the environments."""
         for envs in self._envs:
-            envs.close()
+            try:
+                envs.close()
+            except Exception as error:  # which must not hide the error that ended the training
+                warnings.warn(f"{self._name}: cannot be closed: {error!r}", stacklevel=2)
 
     def _step_run(self, s: int, action: np.ndarray) -> HostStep:
         """Makes one step of the environments of run `s`, under its task."""

@@ -63,6 +63,22 @@ def test_host_vec_env_applies_each_runs_task(monkeypatch):
     vec_env.close()
 
 
+def test_host_vec_env_closes_all_where_one_cannot_be_closed(monkeypatch):
+    """Would catch an error of `close` that hides the one which ended the training."""
+    closed = []
+
+    def close(envs):
+        closed.append(envs)
+        raise OSError("no window")
+
+    monkeypatch.setattr(RecordingEnvs, "close", close, raising=False)
+    monkeypatch.setattr(Gymnasium, "make", lambda self, num_envs: RecordingEnvs(num_envs))
+    vec_env = HostVecEnv(stack([host_run(0), host_run(1)]).env, 2, 1)
+    with pytest.warns(UserWarning, match="cannot be closed: OSError"):
+        vec_env.close()
+    assert len(closed) == 2
+
+
 def test_host_vec_env_transforms_continuous_actions_whole():
     """Would catch the numbers of one action mixed with another's, or half of one repeated."""
     run = host_run(0).replace(env=Numbers(id=HOST_ID))
