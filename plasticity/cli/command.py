@@ -56,7 +56,8 @@ OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_s
 checked_jobs: dict[tuple[str, ...], tuple[Job, ...]] = {}
 
 _EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
-_NOT_OF_THE_RUN = ("hydra", "out", "checkpoint_minutes", "figures", "tracking")
+_CHECKPOINTS = ("checkpoint_minutes", "keep_checkpoint")
+_NOT_OF_THE_RUN = ("hydra", "out", *_CHECKPOINTS, "figures", "tracking")
 _FIGURES = ("none", "last", "all")
 _HYDRA = Path(hydra.__file__).parent
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's switch: set to 1, errors have their full traceback
@@ -89,7 +90,9 @@ def train_options(config: DictConfig) -> TrainOptions:
     check_folder(config.out, "out")
     _check_devices()
     options = TrainOptions(
-        config.checkpoint_minutes, trackers_from({"tracking": _resolved(config, "tracking")})
+        config.checkpoint_minutes,
+        config.keep_checkpoint,
+        trackers_from({"tracking": _resolved(config, "tracking")}),
     )
     options.check()
     return options

@@ -39,16 +39,18 @@ class CheckpointManager:
 
     They are written in the background, and a new one is there as a whole or not at all. The one
     before it is kept, for the case that the newest is damaged. When the block ends without an error
-    the training is complete, and the folder is removed.
+    the training is complete, and the folder is removed, unless it is to be kept.
 
     Args:
       folder: where; created if it does not exist.
       fingerprint: identifies what is trained; a checkpoint with another one is refused.
+      keep: whether the last checkpoint is kept when the training is complete.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, keep: bool = False) -> None:
         self._folder = folder.resolve()
         self._fingerprint = fingerprint
+        self._keep = keep
         self._versions = versions()
 
     def __enter__(self) -> Self:
@@ -94,11 +96,13 @@ class CheckpointManager:
                     self._wait()
                 except StorageError as failure:  # which must not hide the interrupt
                     warnings.warn(str(failure), stacklevel=2)
+            elif kind is None and self._keep:
+                self._wait()
         finally:
             # An error is being raised already, or the training is complete.
             with contextlib.suppress(Exception):
                 self._manager.close()
-            if kind is None:
+            if kind is None and not self._keep:
                 shutil.rmtree(self._folder, ignore_errors=True)
             self._lock.close()
 

@@ -103,10 +103,21 @@ class Recorder:
             )
         return table.sort_rows(table.concat(frames))
 
-    def saved(self) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
-        """Returns all records as arrays, and the metric and layer of each metric number in them."""
+    def saved(
+        self, which: slice = slice(None)
+    ) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
+        """Returns the records of some runs, or all, and the metric and layer of each number.
+
+        Args:
+          which: the runs.
+        """
         update, number, values = self._joined(self._moments)
-        arrays = {"update": update, "metric": number, "value": values, "diverged": self._diverged}
+        arrays = {
+            "update": update,
+            "metric": number,
+            "value": values[:, which],
+            "diverged": self._diverged[which],
+        }
         return arrays, list(self._metrics)
 
     def restore(self, arrays: Mapping[str, Any], metrics: Sequence[Sequence[str]]) -> None:

@@ -29,6 +29,7 @@ from plasticity.struct import SettingError
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
 FIGURES = "figures"
+ROUNDS = "schedule.rounds"
 _PACKAGES = (
     *("plasticity-rl", "jax", "jaxlib", "flax", "optax", "numpy"),
     *("gymnasium", "minigrid", "gymnax", "navix", "envpool"),
@@ -88,6 +89,9 @@ def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
         return False
     held = flatten_config(read_config(folder / table.CONFIG))
     wanted = flatten_config(config)
+    longer = _is_longer(folder, held, wanted)
+    if longer:
+        held = {**held, ROUNDS: wanted[ROUNDS]}
     for key, value in wanted.items():
         # A setting that is not set may be newer than the folder.
         if held.get(key) != value or (key not in held and value is not None):
@@ -105,7 +109,32 @@ def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
             "to resume them from a checkpoint",
         )
     _warn_of_other_code(folder, meta, config)
-    return meta.get("status") == "finished"
+    return meta.get("status") == "finished" and not longer
+
+
+def _is_longer(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Returns whether wanted runs are those held with more rounds, and can go on from there.
+
+    Nothing in a round depends on how many follow. Raises `SettingError` if the checkpoint that
+    this takes is not there.
+    """
+    had, wants = held.get(ROUNDS), wanted.get(ROUNDS)
+    if not (isinstance(had, int) and isinstance(wants, int) and had < wants):
+        return False
+    others = [
+        {key: value for key, value in flat.items() if key != ROUNDS and value is not None}
+        for flat in (held, wanted)
+    ]
+    if others[0] != others[1]:
+        return False
+    if not any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*")):
+        raise SettingError(
+            ROUNDS,
+            wants,
+            f"must be {had}, as in {folder}: its last checkpoint, from which it could go on, was "
+            "not kept; see keep_checkpoint",
+        )
+    return True
 
 
 def _warn_of_other_code(folder: Path, meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -179,15 +208,23 @@ class RunDir:
       info: the runs.
       trained_together: number of runs that train in the same program.
       update: updates that have been completed already.
+      keep_checkpoint: whether the last checkpoint is kept.
     """
 
-    def __init__(self, info: RunInfo, trained_together: int, update: int = 0) -> None:
+    def __init__(
+        self,
+        info: RunInfo,
+        trained_together: int,
+        update: int = 0,
+        keep_checkpoint: bool = False,
+    ) -> None:
         self._info = info
         self._meta: dict[str, Any] = {
             "seeds": list(info.seeds),
             "updates": info.updates,
             "env_steps": info.updates * info.batch_size,
             "trained_together": trained_together,
+            **({"checkpoint_kept": True} if keep_checkpoint else {}),
             "versions": {"python": platform.python_version(), **versions()},
             "commit": _commit(),
             "code": digest_user_code(info.config),
@@ -242,7 +279,8 @@ class RunDir:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what a process that was killed at the very end leaves beside finished runs."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    if not read_meta(folder).get("checkpoint_kept"):
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     remove_temporary_files(folder)
 
 

@@ -41,10 +41,12 @@ class TrainOptions(NamedTuple):
 
     Attributes:
       checkpoint_minutes: as in `plasticity.train`.
+      keep_checkpoint: as in `plasticity.train`.
       trackers: as in `plasticity.train`.
     """
 
     checkpoint_minutes: float = CHECKPOINT_MINUTES
+    keep_checkpoint: bool = False
     trackers: tuple[Tracker, ...] = ()
 
     def check(self) -> None:
@@ -52,6 +54,8 @@ class TrainOptions(NamedTuple):
         minutes, allowed = self.checkpoint_minutes, Range(float, ge=0)
         if minutes not in allowed:
             raise SettingError("checkpoint_minutes", minutes, f"must be {allowed}")
+        if not isinstance(self.keep_checkpoint, bool):
+            raise SettingError("keep_checkpoint", self.keep_checkpoint, "must be true or false")
         _check_list(self.trackers, "trackers", "must be a list of trackers")
         for number, tracker in enumerate(self.trackers):
             key = f"trackers[{number}]"
@@ -67,6 +71,7 @@ def train(
     config: Mapping[str, Any] | None = None,
     names: Sequence[str] | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    keep_checkpoint: bool = False,
     trackers: Sequence[Tracker] = (),
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -86,6 +91,9 @@ def train(
         intervention's, if not given. Runs that share a seed and a structure need names.
       checkpoint_minutes: minutes between two checkpoints, besides those at the ends of rounds; 0
         for these alone. Host environments resume from the end of a round only.
+      keep_checkpoint: whether the last checkpoint is kept when the runs are finished, so that the
+        same runs with more rounds go on from there. Results are as if they had had these from the
+        beginning.
       trackers: experiment trackers; only where there is a folder.
       progress: whether to show the plan, where there are several structures, and progress on
         standard error.
@@ -115,7 +123,7 @@ def train(
         check_folder(folder)
     if config is not None and not (isinstance(config, Mapping) and _is_plain(config)):
         raise SettingError("config", config, "must hold settings by name, in plain containers")
-    TrainOptions(checkpoint_minutes, trackers).check()  # type: ignore[arg-type]
+    TrainOptions(checkpoint_minutes, keep_checkpoint, trackers).check()  # type: ignore[arg-type]
     if trackers and folder is None:
         raise SettingError("trackers", trackers, "must not be given without a folder")
     alike: dict[Any, list[int]] = {}
@@ -148,6 +156,7 @@ def train(
                 config=config,
                 names=None if names is None else [names[i] for i in indices],
                 checkpoint_minutes=checkpoint_minutes,
+                keep_checkpoint=keep_checkpoint,
                 trackers=trackers,
                 progress=progress,
             )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plasticity.storage.run_dir import flatten_config, read_config
+from plasticity.storage.run_dir import CHECKPOINTS, ROUNDS, flatten_config, read_config
 from plasticity.storage.table import CONFIG
 from plasticity.struct import SettingError
 from plasticity.training.train import Job
@@ -27,10 +27,26 @@ class NumberedJob(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """What a folder holds: a seed, or a list of them, of some configuration."""
+    """What a folder holds: a seed, or a list of them, of some configuration for so many rounds."""
 
     folder: Path
+    key: str
     seed: Any
+    rounds: Any
+
+    @property
+    def checkpoint_kept(self) -> bool:
+        return (self.folder / CHECKPOINTS).is_dir()
+
+    def is_part_of(self, job: Job) -> bool:
+        """Returns whether it is the job of some seeds, or can become it with more rounds."""
+        if self.key != _key(job.config):
+            return False
+        rounds = flatten_config(job.config).get(ROUNDS)
+        if self.rounds == rounds:
+            return True
+        in_place = self.folder == job.folder and self.seed == job.config.get(_SEED)
+        return _is_fewer(self.rounds, rounds) and (in_place or self.checkpoint_kept)
 
     @property
     def seeds(self) -> set[Any]:
@@ -64,7 +80,8 @@ def find_folders(
     missing: dict[int, Job] = {}
     taken: set[Path] = set()
     for number, (job, _) in enumerate(jobs):
-        if _key_of(job.folder) == (_key(job.config), job.config.get(_SEED)):
+        own = _read(job.folder)
+        if own and own.is_part_of(job) and own.seed == job.config.get(_SEED):
             found[number] = (job,)
             taken.add(job.folder)
         else:
@@ -72,10 +89,11 @@ def find_folders(
     held: dict[str, list[_Held]] = {}
     if missing:
         for path in sorted(sweep_dir.rglob(CONFIG)):
-            if path.parent not in taken and (content := _key_of(path.parent)) is not None:
-                held.setdefault(content[0], []).append(_Held(path.parent, content[1]))
+            if path.parent not in taken and (content := _read(path.parent)):
+                held.setdefault(content.key, []).append(content)
     for number, job in missing.items():
         alike = [one for one in held.get(_key(job.config), []) if one.folder not in taken]
+        alike = [one for one in alike if one.is_part_of(job)]
         parts, rest = _divide(job, alike)
         found[number] = tuple(parts)
         taken |= {part.folder for part in parts}
@@ -117,22 +135,27 @@ def _divide(job: Job, held: Sequence[_Held]) -> tuple[list[Job], Job]:
     return parts, job._replace(runs=tuple(runs.values()), config=rest)
 
 
-def _key_of(folder: Path) -> tuple[str, Any] | None:
-    """Returns the key and the seed of what a folder holds; None if there is nothing to read."""
+def _read(folder: Path) -> _Held | None:
+    """Returns what a folder holds; None if there is nothing to read."""
     if not (folder / CONFIG).is_file():
         return None
     try:
         config = read_config(folder / CONFIG)
     except SettingError:
         return None
-    return _key(config), config.get(_SEED)
+    rounds = flatten_config(config).get(ROUNDS)
+    return _Held(folder, _key(config), config.get(_SEED), rounds)
+
+
+def _is_fewer(rounds: Any, others: Any) -> bool:
+    return isinstance(rounds, int) and isinstance(others, int) and rounds < others
 
 
 def _key(config: Mapping[str, Any]) -> str:
-    """Returns what tells a configuration from others, but for its seeds."""
+    """Returns what tells a configuration from others, but for its seeds and rounds."""
     settings = {
         key: int(value) if isinstance(value, float) and value.is_integer() else value
         for key, value in flatten_config(config).items()
-        if key != _SEED and value is not None
+        if key not in (_SEED, ROUNDS) and value is not None
     }
     return json.dumps(settings, sort_keys=True, default=str)

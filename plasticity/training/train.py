@@ -97,6 +97,7 @@ def train_stack(
     config: Mapping[str, Any] | None = None,
     names: Sequence[str] | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    keep_checkpoint: bool = False,
     trackers: Sequence[Tracker] = (),
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -110,6 +111,7 @@ def train_stack(
       config: the content of `config.yaml` in the folder; the runs' own settings if not given.
       names: as in `plasticity.train`.
       checkpoint_minutes: as in `plasticity.train`.
+      keep_checkpoint: as in `plasticity.train`.
       trackers: as in `plasticity.train`.
       progress: whether to show progress on standard error.
 
@@ -150,6 +152,7 @@ def train_stack(
             [job],
             names=names,
             checkpoint_minutes=checkpoint_minutes,
+            keep_checkpoint=keep_checkpoint,
             trackers=trackers,
             progress=make_progress(stacked, shown=progress),
         )
@@ -162,6 +165,7 @@ def train_jobs(
     *,
     names: Sequence[str] | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    keep_checkpoint: bool = False,
     trackers: Sequence[Tracker] = (),
     progress: Progress | None = None,
 ) -> None:
@@ -176,6 +180,7 @@ def train_jobs(
         given.
       names: the table's `run` column, for each run; the name of its job's folder if not given.
       checkpoint_minutes: as in `plasticity.train`.
+      keep_checkpoint: as in `plasticity.train`.
       trackers: as in `plasticity.train`.
       progress: the progress display; nothing is shown if not given.
 
@@ -193,12 +198,18 @@ def train_jobs(
     infos = [job.info for job in jobs]
     with contextlib.ExitStack() as exits:
         checkpoints = exits.enter_context(
-            CheckpointManager(checkpoint_dir or jobs[0].folder / CHECKPOINTS, _fingerprint(runs))
+            CheckpointManager(
+                checkpoint_dir or jobs[0].folder / CHECKPOINTS,
+                _fingerprint(runs),
+                keep=keep_checkpoint and checkpoint_dir is None,
+            )
         )
         checkpoint = _restore(checkpoints, stacked, recorder)
         initial_params = load_initial_params(fused) if checkpoint is None else None
         update = 0 if checkpoint is None else int(checkpoint.state.update[0])
-        run_dirs = [exits.enter_context(RunDir(info, ends[-1], update)) for info in infos]
+        run_dirs = [
+            exits.enter_context(RunDir(info, ends[-1], update, keep_checkpoint)) for info in infos
+        ]
         tracking = exits.enter_context(
             Tracking(trackers, infos, lambda i, after: recorder.frame(shares[i], after), update)
         )
@@ -208,9 +219,12 @@ def train_jobs(
                 folder.write_table(recorder.frame(share))
             tracking.flush(recorder.update, force=True)
 
+        last = [checkpoint]  # the last one, of all jobs together
+
         def save_checkpoint(checkpoint: Checkpoint) -> None:
             write_tables()
             _save(checkpoints, checkpoint, recorder)
+            last[0] = checkpoint
 
         try:
             params = _train_rounds(
@@ -232,6 +246,12 @@ def train_jobs(
         write_tables()
         for folder, share in zip(run_dirs, shares, strict=True):
             folder.write_params(jax.tree.map(lambda x, own=share: x[own], params))
+        if keep_checkpoint and checkpoint_dir is not None and last[0] is not None:
+            # The job goes on alone, if at all.
+            for job, share in zip(jobs, shares, strict=True):
+                place = job.folder / CHECKPOINTS
+                with CheckpointManager(place, _fingerprint(job.runs), keep=True) as manager:
+                    _save(manager, last[0], recorder, share)
 
 
 def make_recorder(runs: Sequence[Run], names: Sequence[str]) -> Recorder:
@@ -411,19 +431,27 @@ def _absolute(path: str) -> Path:
 
 
 def _fingerprint(runs: Sequence[Run]) -> str:
-    """Identifies runs by all of their settings, but for the place of their initial parameters.
+    """Identifies runs by their settings, but for two that `config.yaml` has.
 
-    That may be relative or absolute, and is in `config.yaml`.
+    These are the place of their initial parameters, which may be relative or absolute, and the
+    number of rounds, which may become larger.
     """
     configs = [to_config(run) for run in runs]
     for config in configs:
-        del config["init_from"]
+        del config["init_from"], config["schedule"]["rounds"]
     settings = json.dumps(configs, sort_keys=True)
     return hashlib.sha256(settings.encode()).hexdigest()
 
 
-def _save(checkpoints: CheckpointManager, checkpoint: Checkpoint, recorder: Recorder) -> None:
-    records, metrics = recorder.saved()
+def _save(
+    checkpoints: CheckpointManager,
+    checkpoint: Checkpoint,
+    recorder: Recorder,
+    which: slice = slice(None),
+) -> None:
+    """Saves a checkpoint of some of the runs, or of all."""
+    records, metrics = recorder.saved(which)
+    checkpoint = jax.tree.map(lambda x: x[which], checkpoint)
     arrays = {
         "state": flatten(checkpoint.state),
         "updates": checkpoint.pending.updates,

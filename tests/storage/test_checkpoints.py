@@ -479,3 +479,18 @@ def test_systems_without_locks_at_all_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(ImportError, match="needs Linux or macOS"):
         runpy.run_path(checkpoints.__file__)
+
+
+def test_a_run_is_made_longer_as_if_it_had_always_been(tmp_path, undisturbed):
+    """Would catch a round or its shift that is left out or done twice where the run went on."""
+    folder = tmp_path / "run"
+    shorter = [run.replace(schedule=run.schedule.replace(rounds=1)) for run in RUNS]
+    train(folder, shorter, keep_checkpoint=True)
+    train(folder, shorter, keep_checkpoint=True)  # leaves the checkpoint there
+    train(folder)
+    assert [session["from_update"] for session in meta_of(folder)["sessions"]] == [0, 6]
+    is_as_undisturbed(folder, undisturbed)
+    with pytest.raises(pl.SettingError, match=r"^schedule\.rounds=4: must be 3, as in .* not kept"):
+        train(folder, [run.replace(schedule=run.schedule.replace(rounds=4)) for run in RUNS])
+    with pytest.raises(pl.SettingError, match=r"has one with schedule\.rounds=3"):
+        train(folder, shorter)

@@ -14,18 +14,23 @@ from plasticity.training.train import Job
 def place(tmp_path, tiny_run):
     """Finds the folders of jobs, each a method and a seed or a list of them, and fills them."""
 
-    def job(number, method, seed, rate):
+    def job(number, method, seed, rate, rounds):
         seeds = seed if isinstance(seed, list) else [seed]
         runs = tuple(tiny_run(seed=one) for one in seeds)
-        config = {"intervention": {method: {"rate": rate}}, "seed": seed, "init_from": None}
+        config = {
+            "intervention": {method: {"rate": rate}},
+            "seed": seed,
+            "init_from": None,
+            "schedule": {"rounds": rounds, "eval_max_steps": 27_000},
+        }
 
         def folder_of(number):
             return tmp_path / f"{number}_{method}"
 
         return NumberedJob(Job(runs, folder_of(number), config), folder_of)
 
-    def place(*jobs, rate=1.0):
-        numbered = [job(number, *one, rate) for number, one in enumerate(jobs)]
+    def place(*jobs, rate=1.0, rounds=2):
+        numbered = [job(number, *one, rate, rounds) for number, one in enumerate(jobs)]
         found = find_folders(numbered, tmp_path, len(jobs))
         for part in (part for parts in found for part in parts):
             assert not part.is_finished()  # refuses a folder that holds anything else
@@ -71,3 +76,15 @@ def test_equal_jobs_keep_a_folder_each(place):
     twice = [[("0_a", 0)], [("1_a", 0)]]
     assert place(("a", 0), ("a", 0)) == twice
     assert place(("a", 0), ("a", 0)) == twice
+
+
+def test_jobs_that_are_made_longer_stay_where_they_are(place, tmp_path):
+    """Would catch a sweep stopped while its jobs are made longer, whose others begin anew."""
+    place(("a", 0), ("b", 0))
+    with pytest.raises(pl.SettingError, match=r"^schedule\.rounds=3: must be 2, as in .*/0_a"):
+        place(("a", 0), ("b", 0), rounds=3)
+    for name in ("0_a", "1_b"):
+        (tmp_path / name / "checkpoints/6").mkdir(parents=True)
+    assert place(("a", 0), rounds=3) == [[("0_a", 0)]]  # and stopped
+    grown = [[("0_a", 0)], [("2_a", 1)], [("1_b", 0)]]
+    assert place(("a", 0), ("a", 1), ("b", 0), rounds=3)[::2] == grown[::2]
