@@ -12,10 +12,11 @@ It needs the `cuda` extra, but neither a GPU nor a driver: `make gpu-program` in
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -67,81 +68,76 @@ class Row(NamedTuple):
         return {**named, **self.root.trip._asdict(), "loops": loops}
 
 
-class Failure(NamedTuple):
-    """A program that did not compile."""
+class Compiler:
+    """Compiles and counts programs, with progress and failures on standard error.
 
-    label: str
-    program: str
-    reason: str
-
-
-def compile_all(
-    label: str, run: Run, agents: int, only: Sequence[str], device: jax.Device
-) -> Iterator[Row | Failure]:
-    """Compiles the programs of a run for so many agents, and counts what they do.
-
-    Args:
-      label: the preset or the method.
-      run: the run.
-      agents: how many agents are in a program.
-      only: the programs; all if there are none.
-      device: the device.
+    Attributes:
+      rows: what was counted.
+      failed: the programs that did not compile, as `probes/srank: run_probes`.
     """
-    try:
-        for program in programs(run, agents, device):
-            if not only or program.name in only:
-                yield _compile(label, run, agents, program)
-    except Exception as error:  # as it is traced
-        yield Failure(label, "all programs", one_line(error))
 
+    def __init__(self, device: jax.Device) -> None:
+        self._device = device
+        self.rows: list[Row] = []
+        self.failed: list[str] = []
 
-def _compile(label: str, run: Run, agents: int, program: Program) -> Row | Failure:
-    try:
-        root = count(program.compile())
-    except Exception as error:  # whatever a compiler may raise
-        return Failure(label, program.name, one_line(error))
-    steps = agents * run.agent.batch_size if program.name == _TRAINING else 0
-    return Row(label, agents, program.name, steps, root)
+    def compile_preset(self, preset: str, agents: Sequence[int]) -> None:
+        """Compiles all programs of a preset, for each number of agents.
 
+        Raises:
+          SettingError: its environments live on the host.
+        """
+        run = runs_of(preset)[0]
+        if not has_programs(run):
+            raise SettingError("--preset", preset, "must have a JAX environment")
+        for n in agents:
+            with _timed(f"{preset}, {n} agent{'s' * (n > 1)}"):
+                self._compile_all(preset, run, n)
 
-def compile_methods(
-    cases: Sequence[Case], preset: str, agents: Sequence[int], device: jax.Device
-) -> Iterator[Row | Failure]:
-    """Compiles the programs of each method, with progress on standard error."""
-    for number, case in enumerate(cases, 1):
-        began = time.perf_counter()
+    def compile_methods(self, cases: Sequence[Case], preset: str, agents: Sequence[int]) -> None:
+        """Compiles the programs that each method is part of, for each number of agents."""
+        for number, case in enumerate(cases, 1):
+            with _timed(f"{number} of {len(cases)}, {case.label}"):
+                self._compile_method(case, preset, agents)
+            jax.clear_caches()  # programs of all methods together are more than a process can map
+
+    def _compile_method(self, case: Case, preset: str, agents: Sequence[int]) -> None:
         try:
             run = case.run(preset)
         except SettingError as error:
-            yield Failure(case.label, "all programs", one_line(error))
-            continue
-        if not has_programs(run):
-            continue
-        for n in agents:
-            yield from compile_all(case.label, run, n, case.programs, device)
-        jax.clear_caches()  # programs of all methods together are more than a process can map
-        _report(f"{number} of {len(cases)}", case.label, began=began)
+            self._fail(case.label, error)
+            return
+        if has_programs(run):
+            for n in agents:
+                self._compile_all(case.label, run, n, case.programs)
+
+    def _compile_all(self, label: str, run: Run, agents: int, only: Collection[str] = ()) -> None:
+        try:
+            for program in programs(run, agents, self._device):
+                if not only or program.name in only:
+                    self._compile(label, run, agents, program)
+        except Exception as error:  # as its arguments are traced
+            self._fail(label, error)
+
+    def _compile(self, label: str, run: Run, agents: int, program: Program) -> None:
+        try:
+            root = count(program.compile())
+        except Exception as error:  # whatever a compiler may raise
+            self._fail(f"{label}: {program.name}", error)
+            return
+        steps = agents * run.agent.batch_size if program.name == _TRAINING else 0
+        self.rows.append(Row(label, agents, program.name, steps, root))
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self.failed.append(name)
+        print(f"error: {name}: {one_line(error)}", file=sys.stderr)
 
 
-def compile_preset(
-    preset: str, agents: Sequence[int], device: jax.Device
-) -> Iterator[Row | Failure]:
-    """Compiles all programs of a preset, with progress on standard error.
-
-    Raises:
-      SettingError: its environments live on the host.
-    """
-    run = runs_of(preset)[0]
-    if not has_programs(run):
-        raise SettingError("--preset", preset, "must have a JAX environment")
-    for n in agents:
-        began = time.perf_counter()
-        yield from compile_all(preset, run, n, (), device)
-        _report(preset, f"{n} agent{'s' * (n > 1)}", began=began)
-
-
-def _report(*words: str, began: float) -> None:
-    print(*words, f"{time.perf_counter() - began:.0f} s", sep=", ", file=sys.stderr)
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    print(f"{what}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
 
 
 def table_of(rows: Iterable[Row], title: str) -> Table:
@@ -225,30 +221,29 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.only and not arguments.methods:
         parser.error("argument --only: must be given with --methods")
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"argument --json: {arguments.json}: must be in a folder that exists")
     if not has_compiler():
         print("error: needs the extra: make gpu-program installs it", file=sys.stderr)
         sys.exit(2)
-    preset, device = f"experiment={arguments.preset}", h100()
+    preset, compiler = f"experiment={arguments.preset}", Compiler(h100())
     if arguments.methods:
-        cases = _chosen(arguments.only)
         agents = arguments.agents or _AGENTS_OF_METHODS
-        results = list(compile_methods(cases, preset, agents, device))
+        compiler.compile_methods(_chosen(arguments.only), preset, agents)
     else:
-        results = list(compile_preset(preset, arguments.agents or _AGENTS, device))
-    rows = [result for result in results if isinstance(result, Row)]
+        compiler.compile_preset(preset, arguments.agents or _AGENTS)
     title = (
         "Compiled for an NVIDIA H100: counted and modelled, not measured; "
         f"JAX {jax.__version__}, jaxlib {version('jaxlib')}"
     )
-    print_table(table_of(rows, title))
+    print_table(table_of(compiler.rows, title))
     if arguments.loops:
-        print_table(loops_of(rows))
+        print_table(loops_of(compiler.rows))
     if arguments.json:
-        arguments.json.write_text(json.dumps([row.plain() for row in rows], indent=1))
-    failures = [result for result in results if isinstance(result, Failure)]
-    for failure in failures:
-        print(f"error: {': '.join(failure)}", file=sys.stderr)
-    sys.exit(1 if failures else 0)
+        arguments.json.write_text(json.dumps([row.plain() for row in compiler.rows], indent=1))
+    if compiler.failed:
+        print(f"error: not compiled: {', '.join(compiler.failed)}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def programs(run: Run, agents: int, device: jax.Device) -> Iterator[Program]:
     evaluation = shapes(loop.start_evaluation, runs, state)
     batch = shapes(loop.probe_batch, runs, state)
     number = jax.ShapeDtypeStruct((), jnp.int32, weak_type=True)
-    for function, arguments, options in (
+    calls: tuple[tuple[Callable[..., Any], tuple[Any, ...], dict[str, int]], ...] = (
         (loop.init, (), {}),
         (loop.start_round, (state,), {"donate": 1}),
         (loop.train_updates, (state, number), {"shared": 1, "donate": 1}),
@@ -125,7 +125,8 @@ def programs(run: Run, agents: int, device: jax.Device) -> Iterator[Program]:
         (loop.continue_evaluation, (state, evaluation, number), {"shared": 1, "donate": 2}),
         (loop.probe_batch, (state,), {}),
         (loop.run_probes, (state, batch), {}),
-    ):
+    )
+    for function, arguments, options in calls:
         placed = jax.tree.map(lambda x: _on(device, x), (runs, *arguments))
         yield Program(function.__name__, map_runs(function, **options), placed)
 
