@@ -130,7 +130,7 @@ class Compiler:
 
     def _fail(self, name: str, error: Exception) -> None:
         self.failed.append(name)
-        print(f"error: {name}: {one_line(error)}", file=sys.stderr)
+        print(f"error: {name}: {one_line(error)[:500]}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 Both are read from the scheduled HLO: each instruction that computes or moves data is one kernel,
 and reads and writes what its shapes say. A slice is read, and an update in place written, as large
-as the slice, also within a fusion. Of a conditional the branch with most kernels counts.
+as the slice, also within a fusion. Of a conditional the branch with most kernels counts. A call of
+a library counts as one kernel, however many it launches, as for a singular value decomposition.
 
 The time is a model and no measurement: a kernel takes the time of its launch or of its bytes,
 whichever is longer, and kernels run one after another.
