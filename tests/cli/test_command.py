@@ -476,6 +476,7 @@ def test_out_may_use_hydras_own_resolvers(shell, tmp_path):
             for value in (-1, 0, 1.5)
         ),
         ("hydra.launcher.agents=abc", "hydra.launcher.agents='abc': must be a whole number"),
+        ("hydra.launcher.exact=maybe", "hydra.launcher.exact='maybe': must be true or false"),
         ("hydra.launcher.inner=5", "hydra.launcher.inner=5: must be the settings of a launcher"),
         (
             "'hydra.launcher.inner={_target_: pathlib.Path}'",

@@ -175,7 +175,10 @@ def test_user_network_trains_with_default_probes(network, layers, tmp_path):
         ({"_target_": "my_networks.Model"}, "'my_networks.Model': must be a kind of BaseNetwork"),
         ({"_target_": "my_networks.swish"}, "'my_networks.swish': must be a kind of BaseNetwork"),
         ({"_target_": "my_networks.Missing"}, "'my_networks.Missing': must be an import path"),
-        ({"_target_": "my_networks.Incomplete"}, "'my_networks.Incomplete': must have a method"),
+        (
+            {"_target_": "my_networks.Incomplete"},
+            "'my_networks.Incomplete': must be a class that def",
+        ),
         ({"_target_": "my_networks.Pair"}, "'my_networks.Pair': .*Output, not an array"),
         ({"_target_": "my_networks.NotFlax"}, "'my_networks.NotFlax': .* Flax module, not func"),
         ({"_target_": "my_networks.TooFew"}, "'my_networks.TooFew': .* Categorical over 4 actions"),
