@@ -263,6 +263,7 @@ def describe_plan(
     finished = len(jobs) - sum(len(group.jobs) for group in groups)
     yield f"{count(len(jobs), 'job')}: {count(len(groups), 'program')} to train" + (
         f", {finished} finished already" * (finished > 0)
+        + f"; one after another on {_devices()}" * (local and len(groups) > 1)
     )
     for number, group in enumerate(groups, 1):
         memory = group.memory if local else None
@@ -425,6 +426,13 @@ def _id(job: Job, sweep_dir: Path) -> str:
     """Returns the job's folder relative to the sweep's, which tells it from all other jobs."""
     folder, root = job.folder.absolute(), sweep_dir.absolute()
     return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.as_posix()
+
+
+def _devices() -> str:
+    """Returns the devices of this machine, as `1 GPU`."""
+    devices = jax.local_devices()
+    on_cpu = devices[0].platform == "cpu"
+    return count(len(devices), "CPU core" if on_cpu else devices[0].platform.upper())
 
 
 def _differences(groups: Sequence[Group], exact: bool | None) -> list[str]:
