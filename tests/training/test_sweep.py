@@ -276,3 +276,22 @@ def test_memory_adds_state_and_work():
     """By hand."""
     assert Memory(standing=3, working=10).of(5, 2) == 35
     assert 0 < memory_estimate.available() < 2**50
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "limit"),
+    [
+        ("0::/job/step", {"job/memory.max": "3000", "job/step/memory.max": "max"}, 3000),
+        ("0::/", {"memory.max": "5000"}, 5000),  # in a container
+        ("4:cpu,memory:/x", {"memory/x/memory.limit_in_bytes": "7000"}, 7000),
+        ("4:cpu:/x", {"memory/x/memory.limit_in_bytes": "7000"}, float("inf")),
+    ],
+)
+def test_memory_is_limited_by_control_groups(line, files, limit, tmp_path):
+    """Would catch groups as large as the machine in a container that is killed for it."""
+    (tmp_path / "cgroup").write_text(line + "\n")
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(text + "\n")
+    assert memory_estimate._cgroup_limit(tmp_path / "fs", tmp_path) == limit
+    assert memory_estimate._cgroup_limit(tmp_path, tmp_path / "nowhere") == float("inf")
