@@ -145,6 +145,7 @@ def settings(network, **changes):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "layers"),
     [
@@ -212,6 +213,7 @@ def test_interventions_on_user_network(method, field):
         config.from_config(configuration)
 
 
+@pytest.mark.slow
 def test_activation_by_import_path():
     """Would catch a widening that is dropped, or a module taken for a function."""
     assert get_activation("my_networks.doubled").widening == 2

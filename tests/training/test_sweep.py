@@ -116,6 +116,7 @@ def test_sweep_interrupted_resumes_in_the_same_groups(
     assert not (tmp_path / "sweep" / sweep.GROUPS_DIR).exists()
 
 
+@pytest.mark.slow
 def test_sweep_lists_failed_jobs_and_finishes_the_others(shell, tmp_path, capsys):
     """One line each on what failed; a sweep's results can be read all the same."""
     line = f"-m {SMALL} intervention=l2_norm,warm_start seed=0,1 out=sweep"
