@@ -87,7 +87,7 @@ class Compiler:
         Raises:
           SettingError: its environments live on the host.
         """
-        run = runs_of(preset)[0]
+        run = runs_of(f"experiment={preset}")[0]
         if not has_programs(run):
             raise SettingError("--preset", preset, "must have a JAX environment")
         for n in agents:
@@ -209,7 +209,9 @@ def _number(text: str) -> int:
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.gpu_program", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--preset", default="paper", help="the experiment")
     parser.add_argument(
         "--agents", nargs="+", type=_number, metavar="N", help="agents in a program"
@@ -226,12 +228,12 @@ def main() -> None:
     if not has_compiler():
         print("error: needs the extra: make gpu-program installs it", file=sys.stderr)
         sys.exit(2)
-    preset, compiler = f"experiment={arguments.preset}", Compiler(h100())
+    compiler = Compiler(h100())
     if arguments.methods:
         agents = arguments.agents or _AGENTS_OF_METHODS
-        compiler.compile_methods(_chosen(arguments.only), preset, agents)
+        compiler.compile_methods(_chosen(arguments.only), arguments.preset, agents)
     else:
-        compiler.compile_preset(preset, arguments.agents or _AGENTS)
+        compiler.compile_preset(arguments.preset, arguments.agents or _AGENTS)
     title = (
         "Compiled for an NVIDIA H100: counted and modelled, not measured; "
         f"JAX {jax.__version__}, jaxlib {version('jaxlib')}"

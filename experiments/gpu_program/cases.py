@@ -60,14 +60,13 @@ class Case(NamedTuple):
     def run(self, preset: str) -> Run:
         """Returns a run of a preset with the method."""
         value = f"[{self.name}]" if self.group in _LISTS else self.name
-        return runs_of(preset, f"{self.group}={value}", *_NEEDS.get(self.label, ()))[0]
+        return runs_of(
+            f"experiment={preset}", f"{self.group}={value}", *_NEEDS.get(self.label, ())
+        )[0]
 
 
 def all_cases() -> Iterator[Case]:
-    """Yields every intervention, probe, shift, agent, environment, network and intrinsic reward.
-
-    Environments on the host are left out: they have no programs.
-    """
+    """Yields every intervention, probe, shift, agent, environment, network and intrinsic reward."""
     for group in _LISTS:
         for name in exported_classes(group):
             yield Case(group, name)

@@ -106,9 +106,9 @@ def test_all_cases_can_be_run():
     labels = [case.label for case in all_cases()]
     assert len(labels) == len({*labels})
     by_label = {case.label: case for case in all_cases()}
-    assert by_label["intervention/redo"].run("experiment=paper").intervention.name == "redo"
+    assert by_label["intervention/redo"].run("paper").intervention.name == "redo"
     for label in ("shift/dynamics", "shift/permute_blocks", "network/impala", "agent/continuous"):
-        by_label[label].run("experiment=paper")
+        by_label[label].run("paper")
 
 
 def test_without_the_extra(monkeypatch, capsys):
