@@ -12,8 +12,17 @@ results.save(results.overview(frame), "figures/overview")
 import warnings
 from typing import Any
 
-from plasticity.results import comparisons, loading, plots, shift_plots, statistics, terminal
+from plasticity.results import (
+    comparisons,
+    curves,
+    loading,
+    plots,
+    shift_plots,
+    statistics,
+    terminal,
+)
 from plasticity.results.comparisons import *
+from plasticity.results.curves import *
 from plasticity.results.loading import *
 from plasticity.results.plots import *
 from plasticity.results.shift_plots import *
@@ -43,6 +52,7 @@ __all__ = [
     "write",
 ]
 __all__ += comparisons.__all__
+__all__ += curves.__all__
 __all__ += loading.__all__
 __all__ += plots.__all__
 __all__ += shift_plots.__all__
