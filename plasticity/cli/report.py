@@ -6,18 +6,23 @@ folder, or in the nearest existing parent folder if that is a file or a glob.
 """
 
 import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from plasticity import results
 from plasticity.cli.command import command
 
 _GROUP_BY = ["env", "shift"]
 
+# A figure with a panel for each intervention is left out of reports on more than these.
+_MAX_PANELS = 30
+
 
 def report(folders: list[Path], last: int = 3, draw: bool = True) -> None:
-    """Prints the summary of all runs in `folders`, and may draw a figure for each env and shift.
+    """Prints the summary of all runs in `folders`, and may draw figures for each env and shift.
 
     Args:
       folders: folders of runs, at any depth; or files or globs, as `results.load` accepts them.
@@ -36,9 +41,20 @@ def report(folders: list[Path], last: int = 3, draw: bool = True) -> None:
     results.print_summary(results.summary(frame, last=last))
     settings = list(frame.groupby(_GROUP_BY, sort=False))
     for (env, shift), part in settings if draw else ():
-        name = "overview" if len(settings) == 1 else f"overview_{env}_{shift}"
-        for path in results.save(results.overview(part), figures_dir(folders[0]) / name):
-            print(f"figure in {path}")
+        suffix = "" if len(settings) == 1 else f"_{env}_{shift}"
+        for name, draw_figure in _figures(part, last):
+            path = figures_dir(folders[0]) / f"{name}{suffix}"
+            for written in results.save(draw_figure(), path):
+                print(f"figure in {written}")
+
+
+def _figures(frame: pd.DataFrame, last: int) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Yields the name and the drawing function of each figure of one env and shift."""
+    yield "overview", lambda: results.overview(frame)
+    yield "sample_efficiency", lambda: results.sample_efficiency_figure(frame)
+    rounds = frame.groupby(["run", "seed"])["round"].max().min()
+    if rounds > 1 and frame["intervention"].nunique() <= _MAX_PANELS:
+        yield "within_round", lambda: results.within_round_figure(frame, last=last)
 
 
 def label_runs(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -66,7 +82,7 @@ def _main() -> None:
         "folders",
         nargs="+",
         type=Path,
-        help="folders of runs, at any depth, files or globs; the figure is written to figures/ in "
+        help="folders of runs, at any depth, files or globs; figures are written to figures/ in "
         "the first, or in its nearest existing parent folder",
     )
     parser.add_argument("--last", type=int, default=3, help="number of last rounds to average")

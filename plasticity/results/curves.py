@@ -53,9 +53,9 @@ def iqm_over_time(
       resamples: the number of bootstrap resamples.
 
     Returns:
-      A row for each intervention, in order, and bin: intervention, env_steps (at the end of the
-      bin), value, low, high, and seeds, the number of seeds (of all shifts together) that have a
-      value in the bin. low and high are NaN where no shift has two seeds.
+      A row for each intervention, in order, and bin: intervention, round, env_steps (at the end of
+      the bin), value, low, high, and seeds, the number of seeds (of all shifts together) that have
+      a value in the bin. low and high are NaN where no shift has two seeds.
 
     Warns:
       UserWarning: seeds diverged, and are left out from there on; or runs share a seed.
@@ -147,12 +147,12 @@ def compute_iqm_over_time(
         seeds = table.count()  # by bin
         intervals = _stratified_iqm(strata, confidence, resamples)
         rows += [
-            (name, env_steps[time], *interval, seeds[time])
+            (name, (time - 1) // per_round + 1, env_steps[time], *interval, seeds[time])
             for time, interval in zip(wide.columns, intervals, strict=True)
             if seeds[time]
         ]
     return pd.DataFrame(
-        rows, columns=["intervention", "env_steps", "value", "low", "high", "seeds"]
+        rows, columns=["intervention", "round", "env_steps", "value", "low", "high", "seeds"]
     )
 
 

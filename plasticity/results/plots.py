@@ -422,14 +422,18 @@ def iqm_curve(
         for steps in frame.groupby("round")["env_steps"].max().sort_index().iloc[:-1]:
             axes.axvline(steps, color="#BBBBBB", lw=0.8, ls=":", zorder=0, label="_shift")
         for depth, name in enumerate(intervention_order(table, references)):
-            line = table[table["intervention"] == name]
+            # A gap at each shift, and a marker before it.
+            rounds = [rows for _, rows in table[table["intervention"] == name].groupby("round")]
+            line = pd.concat([rows.reindex([*rows.index, -1]) for rows in rounds])
             _draw_line(
                 axes,
-                *(line[column] for column in ("env_steps", "value", "low", "high")),
+                line["env_steps"],
+                line[["value", "low", "high"]].to_numpy().T,
                 styles[name],
                 labels[name],
                 f"_{name} band",
                 depth,
+                markers=np.cumsum([len(rows) + 1 for rows in rounds]) - 2,
             )
         axes.set(xlabel="Environment steps", ylabel=f"IQM of {_label(metric, layer).lower()}")
         finish(axes)
@@ -495,8 +499,11 @@ def within_round_figure(
             finish(ax)
         for ax in axes.flat[len(names) :]:
             ax.remove()
-        figure.supxlabel("Updates since the shift", fontsize=9)
-        figure.supylabel(_label(metric, layer), fontsize=9)
+        for ax in axes.flat[: len(names)][-columns:]:  # the lowest of each column
+            ax.set_xlabel("Updates since the shift")
+            ax.tick_params(labelbottom=True)
+        for ax in axes[:, 0]:
+            ax.set_ylabel(_label(metric, layer))
         figure.suptitle(f"{readable(env)}, shift: {readable(shift)}, {count_seeds(frame)}")
         _legend(axes[0, 0], frame, confidence)
     return figure
@@ -623,23 +630,34 @@ def _draw_mean(
     """Draws the mean over the rows of a matrix whose columns are times, with its interval."""
     matrix = matrix.dropna(axis="columns", how="all")
     intervals = [bootstrap_mean(matrix[time], confidence, BAND_RESAMPLES) for time in matrix]
-    _draw_line(
-        ax, matrix.columns, *np.reshape(intervals, (-1, 3)).T, style, label, f"_{name} band", depth
-    )
+    times, bounds = matrix.columns, np.reshape(intervals, (-1, 3)).T
+    _draw_line(ax, times, bounds, style, label, f"_{name} band", depth)
 
 
 def _draw_line(
     ax: Axes,
     times: ArrayLike,
-    values: ArrayLike,
-    low: ArrayLike,
-    high: ArrayLike,
+    intervals: np.ndarray,
     style: LineStyle,
     label: str,
     band_label: str,
     depth: int = 0,
+    markers: ArrayLike | None = None,
 ) -> None:
-    """Draws values [T] with a band; lines of greater depth are drawn below the others."""
+    """Draws a line with a band.
+
+    Args:
+      ax: the axes.
+      times: [T].
+      intervals: values, and the lower and upper bounds of the band, [3, T].
+      style: the style of the line.
+      label: the label of the line.
+      band_label: the label of the band.
+      depth: lines of greater depth are drawn below the others.
+      markers: the indices of the points that have a marker; some 12 of all if not given.
+    """
+    times, (values, low, high) = np.asarray(times), intervals
+    markevery = max(1, len(times) // 12) if markers is None else list(np.asarray(markers))
     ax.fill_between(
         times, low, high, color=style.color, alpha=0.15, linewidth=0, zorder=1, label=band_label
     )
@@ -649,7 +667,7 @@ def _draw_line(
         color=style.color,
         linestyle=style.linestyle,
         marker=style.marker,
-        markevery=max(1, len(np.asarray(times)) // 12),
+        markevery=markevery,
         markeredgecolor="white",
         markeredgewidth=0.5,
         zorder=4 - depth / 100,

@@ -45,6 +45,8 @@ WORKING = {
     "end_of_rounds": METRIC,
     "intervals_figure": {"scores": SCORES.assign(metric="train_return")},
     "intervention_order": {"frame": FRAME},
+    "iqm_curve": METRIC,
+    "iqm_over_time": METRIC | {"resamples": 10},
     "label_by_config": {"frame": FRAME.assign(rate=1.0), "keys": ["rate"]},
     "learning_curve": METRIC,
     "learning_figure": {"frame": FRAME, "metrics": ["train_return"]},
@@ -59,6 +61,7 @@ WORKING = {
     "probability_of_improvement": {"scores": SCORES},
     "profiles_figure": {"profiles": PROFILES},
     "rounds_figure": METRIC,
+    "sample_efficiency_figure": METRIC,
     "scores": METRIC,
     "select": METRIC,
     "shared_seeds": {"frame": FRAME},
@@ -68,6 +71,8 @@ WORKING = {
     "t_tests": {"scores": SCORES, "against": "warm_start"},
     "validate": {"frame": FRAME},
     "warn_about_seeds": {"frame": FRAME},
+    "within_round": METRIC,
+    "within_round_figure": METRIC,
 }
 # Those whose arguments are of other kinds: places, figures, arrays.
 OTHERS = {
