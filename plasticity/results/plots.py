@@ -86,6 +86,7 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
         "train_return": "Train return per episode",
         "eval_train_return": "Eval return, train task",
         "eval_test_return": "Eval return, test task",
+        "eval_past_return": "Eval return, tasks of earlier rounds",
         "episodes": "Episodes that ended",
         "policy_loss": "Policy loss",
         "value_loss": "Value loss",
