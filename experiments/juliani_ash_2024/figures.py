@@ -55,6 +55,7 @@ from plasticity.results import (
     scores,
     t_interval,
     t_tests,
+    transfer_metrics,
     within_round,
     within_round_figure,
 )
@@ -227,7 +228,7 @@ def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
             )
         )
     points = cache(partial(_points, frame))
-    makers: Makers[pd.DataFrame] = {}
+    makers: Makers[pd.DataFrame] = {"transfer": lambda: transfer_metrics(frame)}
     for metric in RETURNS:
         makers |= _table_makers(frame, metric, points)
     return dict(_possible(makers))

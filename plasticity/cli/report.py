@@ -1,8 +1,14 @@
 """Compares runs in folders of results: `python -m plasticity.cli.report FOLDER ...`.
 
 Prints a table with a row for each intervention, and for each value of a setting in which runs
-differ, as in a sweep. Draws one figure, `overview.png` and `.svg`, to `figures/` in the first
-folder, or in the nearest existing parent folder if that is a file or a glob.
+differ, as in a sweep. Draws figures, each as PNG and SVG, to `figures/` in the first
+folder, or in the nearest existing parent folder if that is a file or a glob:
+
+- `overview`: the train return by round, and metrics of plasticity beside it;
+- `sample_efficiency`: the interquartile mean of the train return by environment step;
+- `within_round`: the train return since the shift, in the first round and in the last three, if
+  there are several rounds;
+- `past_returns`: the return on the tasks of earlier rounds, as a heat map, if it was evaluated.
 """
 
 import argparse
@@ -55,6 +61,8 @@ def _figures(frame: pd.DataFrame, last: int) -> Iterator[tuple[str, Callable[[],
     rounds = frame.groupby(["run", "seed"])["round"].max().min()
     if rounds > 1 and frame["intervention"].nunique() <= _MAX_PANELS:
         yield "within_round", lambda: results.within_round_figure(frame, last=last)
+        if (frame["metric"] == "eval_past_return").any():
+            yield "past_returns", lambda: results.past_returns_figure(frame)
 
 
 def label_runs(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

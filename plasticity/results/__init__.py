@@ -20,6 +20,7 @@ from plasticity.results import (
     shift_plots,
     statistics,
     terminal,
+    transfer,
 )
 from plasticity.results.comparisons import *
 from plasticity.results.curves import *
@@ -28,6 +29,7 @@ from plasticity.results.plots import *
 from plasticity.results.shift_plots import *
 from plasticity.results.statistics import *
 from plasticity.results.terminal import *
+from plasticity.results.transfer import *
 from plasticity.storage.table import (
     COLUMNS,
     DTYPES,
@@ -58,6 +60,7 @@ __all__ += plots.__all__
 __all__ += shift_plots.__all__
 __all__ += statistics.__all__
 __all__ += terminal.__all__
+__all__ += transfer.__all__
 
 # Names before version 0.2, which work for one release.
 _RENAMED = {

@@ -38,6 +38,7 @@ from plasticity.results.statistics import (
     single_condition,
     warn_about_seeds,
 )
+from plasticity.results.transfer import past_returns
 from plasticity.storage.table import ResultsError, replacing
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "line_styles",
     "lines_by_round",
     "overview",
+    "past_returns_figure",
     "save",
     "within_round_figure",
 ]
@@ -554,6 +556,70 @@ def overview(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Fig
         figure.align_ylabels()
         figure.suptitle(f"{readable(env)}, shift: {readable(shift)}, {count_seeds(frame)}")
         _legend(panels["A"], frame)
+    return figure
+
+
+@checked()
+def past_returns_figure(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Figure:
+    """Plots the return on each round's task at the ends of it and of later rounds, as a heat map.
+
+    There is a panel for each intervention, with a row for each round that ended with evaluations on
+    earlier tasks and a column for each task: see `past_returns`. A column that fades from the
+    diagonal down is forgotten.
+
+    Args:
+      frame: a results table of one env and shift, of runs with `schedule.eval_past_every`.
+      references: interventions whose panels come first; by default `warm_start` and `reset_all`.
+
+    Returns:
+      The figure, of means over seeds.
+
+    Warns:
+      UserWarning: seeds diverged, or runs share a seed.
+
+    Raises:
+      ResultsError: the table holds several envs or shifts, or no evaluations on earlier tasks.
+    """
+    env, shift = single_condition(frame)
+    values = past_returns(frame)
+    warn_about_seeds(frame)
+    # Of rounds that ended without these evaluations there is the diagonal alone.
+    whole = values.loc[values["task"] < values["round"], "round"].unique()
+    values = values[values["round"].isin([1, *whole])]
+    names, labels = intervention_order(values, references), _labels(frame)
+    rounds, tasks = sorted(values["round"].unique()), range(1, int(values["round"].max()) + 1)
+    means = values.groupby(["intervention", "round", "task"])["value"].mean().unstack("task")
+    low, high = float(np.nanmin(means)), float(np.nanmax(means))
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    width = np.clip(0.34 * len(tasks) + 0.7, 2.0, 4.2)
+    height = np.clip(0.27 * len(rounds) + 0.8, 1.6, 3.6)
+    with plt.rc_context(STYLE):
+        figure = new_figure((float(width * columns + 1.2), float(height * rows + 0.7)))
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for name, ax in zip(names, axes.flat, strict=False):
+            matrix = means.loc[name].reindex(index=rounds, columns=tasks).to_numpy()
+            image = ax.imshow(matrix, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+            for row, column in np.argwhere(~np.isnan(matrix)) if len(tasks) <= 10 else ():
+                value = matrix[row, column]
+                dark = value < low + 0.6 * (high - low)
+                color = "white" if dark else "black"
+                ax.text(column, row, f"{value:.2g}", ha="center", va="center", color=color, size=6)
+            ax.set_title(textwrap.fill(labels[name], 26))
+            every = -(-len(tasks) // 10)
+            ax.set_xticks(range(0, len(tasks), every), tasks[::every])
+            ax.set_yticks(range(0, len(rounds), every), rounds[::every])
+            ax.tick_params(labelsize=8, width=0.8, length=3, color="#222222")
+        for ax in axes.flat[len(names) :]:
+            ax.remove()
+        for ax in axes.flat[: len(names)][-columns:]:  # the lowest of each column
+            ax.set_xlabel("Task of round")
+            ax.tick_params(labelbottom=True)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("After round")
+        label = "Eval return, mean over seeds"
+        figure.colorbar(image, ax=list(axes.flat[: len(names)]), label=label)
+        figure.suptitle(f"{readable(env)}, shift: {readable(shift)}, {count_seeds(frame)}")
     return figure
 
 

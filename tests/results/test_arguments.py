@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from results_helpers import fabricate
+from results_helpers import fabricate, with_past_returns
 
 from plasticity import results
 from plasticity.results import ResultsError
@@ -28,6 +28,8 @@ SUMMARY = results.summary(FRAME)
 PAIR = {"intervention": "shrink_perturb", "baseline": "warm_start", "rounds": 2}
 METRIC = {"frame": FRAME, "metric": "train_return"}
 MODEL = {"points": POINTS, "target": "train_return", "metrics": ["dead_units"]}
+
+PAST = with_past_returns(FRAME.query("metric == 'train_return'"), lambda *_: 1.0)
 
 # Of each function, arguments with which it works.
 WORKING = {
@@ -56,6 +58,8 @@ WORKING = {
     "metric_points": {"frame": FRAME, "target": "train_return", "metrics": ["dead_units"]},
     "overview": {"frame": FRAME},
     "paired_tests": {"scores": SCORES, "against": "warm_start"},
+    "past_returns": {"frame": PAST},
+    "past_returns_figure": {"frame": PAST},
     "performance_profiles": {"scores": SCORES, "thresholds": [0.0]},
     "print_summary": {"summary_frame": SUMMARY},
     "probability_of_improvement": {"scores": SCORES},
@@ -69,6 +73,7 @@ WORKING = {
     "summary": {"frame": FRAME},
     "t_interval": {"values": [1.0, 2.0]},
     "t_tests": {"scores": SCORES, "against": "warm_start"},
+    "transfer_metrics": {"frame": PAST},
     "validate": {"frame": FRAME},
     "warn_about_seeds": {"frame": FRAME},
     "within_round": METRIC,
