@@ -604,7 +604,15 @@ def past_returns_figure(frame: pd.DataFrame, references: Sequence[str] = REFEREN
                 value = matrix[row, column]
                 dark = value < low + 0.6 * (high - low)
                 color = "white" if dark else "black"
-                ax.text(column, row, f"{value:.2g}", ha="center", va="center", color=color, size=6)
+                ax.text(
+                    column,
+                    row,
+                    f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    color=color,
+                    size=6,
+                )
             ax.set_title(textwrap.fill(labels[name], 26))
             every = -(-len(tasks) // 10)
             ax.set_xticks(range(0, len(tasks), every), tasks[::every])
@@ -617,7 +625,7 @@ def past_returns_figure(frame: pd.DataFrame, references: Sequence[str] = REFEREN
             ax.tick_params(labelbottom=True)
         for ax in axes[:, 0]:
             ax.set_ylabel("After round")
-        label = "Eval return, mean over seeds"
+        label = "Mean eval return"
         figure.colorbar(image, ax=list(axes.flat[: len(names)]), label=label)
         figure.suptitle(f"{readable(env)}, shift: {readable(shift)}, {count_seeds(frame)}")
     return figure
