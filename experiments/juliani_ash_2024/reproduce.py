@@ -32,6 +32,7 @@ from experiments.juliani_ash_2024 import claims
 from experiments.juliani_ash_2024 import figures as study
 from experiments.juliani_ash_2024.parts import env_name, split_by_part
 from experiments.juliani_ash_2024.shipped import (
+    check_shipped,
     not_shipped,
     read_shipped,
     ship,
@@ -44,7 +45,6 @@ from plasticity.cli.train import job
 from plasticity.envs import Gather, Level
 from plasticity.envs.gather import SIZE, START
 from plasticity.storage import table
-from plasticity.storage.run_dir import check_folder
 from plasticity.struct import SettingError
 from plasticity.training import Job
 
@@ -253,6 +253,7 @@ def _main() -> None:
         "--from",
         dest="shipped",
         metavar="FOLDER",
+        type=Path,
         help="go on from packed results: train only what is not in there, and pack each job into "
         "it when it is finished",
     )
@@ -260,14 +261,15 @@ def _main() -> None:
     if arguments.what in SIZES and not arguments.markdown:
         sys.argv[1:] = [f"experiment=reproduce/{arguments.what}", *arguments.others]
         if arguments.shipped is not None:
-            check_folder(arguments.shipped, "--from")
-            quoted = json.dumps(str(Path(arguments.shipped).expanduser()), ensure_ascii=False)
+            folder = arguments.shipped.expanduser()
+            check_shipped(folder)
+            quoted = json.dumps(str(folder), ensure_ascii=False)
             sys.argv.append(f"+hydra.callbacks.study.shipped={quoted}")
         job()
         return
     if arguments.shipped is not None:
         raise SettingError(
-            "--from", arguments.shipped, f"needs a size to train, one of {', '.join(SIZES)}"
+            "--from", str(arguments.shipped), f"needs a size to train, one of {', '.join(SIZES)}"
         )
     folders = [Path(word) for word in (arguments.what, *arguments.others)]
     if not folders[0].is_dir():

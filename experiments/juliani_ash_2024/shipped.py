@@ -21,7 +21,7 @@ from experiments.juliani_ash_2024.pack import PROVENANCE, RUN_KEYS, pack_folders
 from plasticity import results
 from plasticity.config import from_config
 from plasticity.renamed import rename_config
-from plasticity.storage.run_dir import flatten_config, versions
+from plasticity.storage.run_dir import check_folder, flatten_config, versions
 from plasticity.struct import SettingError, to_config
 from plasticity.training import Job
 from plasticity.training.run import Run
@@ -53,6 +53,15 @@ class ShippedJob(NamedTuple):
         return self.run.env.name, self.run.shift.name, self.run.intervention.name
 
 
+def check_shipped(folder: Path) -> None:
+    """Raises `SettingError` if something cannot be the folder of packed results."""
+    check_folder(str(folder), "--from")
+    if folder.exists() and not folder.is_dir():
+        raise SettingError(
+            "--from", str(folder), "must be a folder of packed results, or a new one"
+        )
+
+
 def read_shipped(folder: Path) -> list[ShippedJob]:
     """Reads what the packed jobs in a folder are, at any depth; none if it does not exist.
 
@@ -60,8 +69,7 @@ def read_shipped(folder: Path) -> list[ShippedJob]:
       SettingError: it is a file.
       ResultsError: a provenance cannot be read, or a table has none.
     """
-    if folder.exists() and not folder.is_dir():
-        raise SettingError("--from", str(folder), "must be a folder of packed results")
+    check_shipped(folder)
     for path in sorted(folder.rglob("*.parquet")):
         if not (path.parent / PROVENANCE).is_file():
             raise results.ResultsError(
@@ -135,13 +143,13 @@ def warn_of_origins(shipped: Sequence[ShippedJob], to_train: int, folder: Path) 
     expected = present_origin() if to_train else shipped[0].origin
     differing: dict[str, list[str]] = {}
     for job in shipped:
-        differences = [
+        found = [
             f"{name} {value} ({'here' if to_train else 'others'} {expected[name]})"
             for name, value in job.origin.items()
             if expected.get(name, value) != value and not _same_source(name, value)
         ]
-        if differences:
-            differing.setdefault(", ".join(differences), []).append(job.name)
+        if found:
+            differing.setdefault(", ".join(found), []).append(job.name)
     for differences, names in differing.items():
         warnings.warn(
             f"{folder}: {len(names)} of {len(shipped)} packed jobs are of other versions, from "
