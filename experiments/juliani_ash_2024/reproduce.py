@@ -97,7 +97,7 @@ class Reproduction(SweepCallback):
     def __init__(self, shipped: str | None = None) -> None:
         super().__init__()
         self._shipped = None if shipped is None else Path(shipped)
-        self._jobs: tuple[Job, ...] = ()
+        self._jobs: list[Job] = []  # to train
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         super().on_multirun_start(config, **kwargs)
@@ -125,14 +125,14 @@ class Reproduction(SweepCallback):
         if not target.endswith("FusedLauncher") or not checked_jobs:
             allowed = "must be fused, or fused on a cluster, with --from"
             raise SettingError("hydra/launcher", target, allowed)
-        self._jobs = tuple(job for parts in checked_jobs.values() for job in parts)
-        not_shipped(self._jobs, read_shipped(folder), folder)  # refuses what does not fit
-        ship(self._jobs, folder)  # what an earlier process has trained
+        jobs = [job for parts in checked_jobs.values() for job in parts]
+        not_shipped(jobs, read_shipped(folder), folder)  # refuses what does not fit
+        ship(jobs, folder)  # what an earlier process has trained
         shipped = read_shipped(folder)
         for key, parts in checked_jobs.items():
             checked_jobs[key] = tuple(not_shipped(parts, shipped, folder))
-        total = sum(len(job.runs) for job in self._jobs)
-        missing = sum(len(job.runs) for parts in checked_jobs.values() for job in parts)
+        self._jobs = [job for parts in checked_jobs.values() for job in parts]
+        total, missing = (sum(len(job.runs) for job in some) for some in (jobs, self._jobs))
         print(f"{total - missing} of {total} runs are in {folder}, {missing} to train", flush=True)
         warn_of_origins(shipped, missing, folder)
 

@@ -93,7 +93,7 @@ def test_the_numbers_are_those_of_the_shipped_tables():
     assert summary.loc["reset_all", "gain_low"] > 0
 
 
-def test_the_forward_transfer_is_that_of_the_shipped_study():
+def test_forgetting_and_transfer_are_those_of_the_shipped_tables():
     """Would catch a guide that the results, or the definition, have moved away from."""
     names = ["warm_start", "layer_norm", "shrink_perturb"]
     frame = results.load(ROOT / "docs/study/small")
@@ -107,6 +107,10 @@ def test_the_forward_transfer_is_that_of_the_shipped_study():
             for shift in ("permute", "window", "expand")
         ]
         assert f"| `{name}` | {' | '.join(cells)} |" in PAGES["docs/guides/plasticity_loss.md"]
+    table = results.transfer_metrics(results.load(ROOT / "docs/forgetting"))
+    for row in table[:2].itertuples():
+        interval = f"{row.forgetting:.2f} [{row.forgetting_low:.2f}, {row.forgetting_high:.2f}]"
+        assert interval in PAGES["docs/guides/plasticity_loss.md"]
 
 
 @pytest.mark.slow
