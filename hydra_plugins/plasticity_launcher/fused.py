@@ -1,6 +1,5 @@
 """The launcher `fused`. Hydra finds launchers in this namespace package only."""
 
-import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from plasticity.cli.command import (
     train_options,
 )
 from plasticity.cli.sweep import train_all
-from plasticity.training.sweep import GROUPS_DIR
+from plasticity.training.sweep import Grouping, remove_groups_dir
 from plasticity.training.train import Job
 
 
@@ -29,12 +28,20 @@ class FusedLauncher(Launcher):
 
     Args:
       agents: the largest number of runs in one program; as many as fit in memory if not given.
+      exact: whether jobs train together only where that gives bitwise the same results as alone; if
+        not given, on CPUs.
       inner: a launcher that trains each program as a job of a cluster; if not given, programs are
         trained one after another in this process.
     """
 
-    def __init__(self, agents: int | None = None, inner: Launcher | None = None) -> None:
-        self._agents, self._inner = agents, inner
+    def __init__(
+        self,
+        agents: int | None = None,
+        exact: bool | None = None,
+        inner: Launcher | None = None,
+    ) -> None:
+        self._grouping = Grouping(agents, exact)
+        self._inner = inner
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -55,13 +62,12 @@ class FusedLauncher(Launcher):
         if self._inner is not None:
             sweep = sweep.absolute()
             jobs = [job.with_absolute_paths() for job in jobs]
-            dispatch = Cluster(self._inner, self._context, config, sweep, self._agents)
+            dispatch = Cluster(self._inner, self._context, config, sweep, self._grouping)
         options, draw = train_options(config), figures_of(config) == "all"
         outcomes = iter(
-            train_all(jobs, sweep, self._agents, options, dispatch, draw, self._on_trained)
+            train_all(jobs, sweep, self._grouping, options, dispatch, draw, self._on_trained)
         )
-        with contextlib.suppress(OSError):  # missing, or it holds checkpoints to resume from
-            (sweep / GROUPS_DIR).rmdir()
+        remove_groups_dir(sweep)
         returns = []
         for overrides, (_, parts) in zip(job_overrides, composed, strict=True):
             outcome = _join([(next(outcomes), len(job.runs)) for job in parts])

@@ -113,6 +113,10 @@ def _check_launcher(config: DictConfig) -> None:
     if agents is not None and (type(agents) is not int or agents < 1):
         allowed = "must be a whole number >= 1, or null for as many as fit in memory"
         raise SettingError("hydra.launcher.agents", agents, allowed)
+    exact = launcher.get("exact")
+    if exact is not None and not isinstance(exact, bool):
+        allowed = "must be true or false, or null for true on CPUs"
+        raise SettingError("hydra.launcher.exact", exact, allowed)
     inner = launcher.get("inner")
     if inner is None:
         return

@@ -15,6 +15,7 @@ from plasticity import results
 from plasticity.cli.report import figures_dir, report
 
 
+@pytest.mark.slow
 def test_a_report_tells_the_settings_of_a_sweep_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_report_tells_the_settings_of_a_sweep_apart(
     }
 
 
+@pytest.mark.slow
 def test_a_report_names_what_differs_within_an_env(
     tmp_path: Path, frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
