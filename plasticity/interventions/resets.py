@@ -57,6 +57,8 @@ class Freeze(Intervention):
       after: the number of rounds to learn in; with 0 the agent is never trained.
     """
 
+    needs_policy: ClassVar[bool] = True  # the parameters that collected the rollout
+
     after: int = field(1, kind=int, ge=0)
 
     def after_update(
