@@ -21,6 +21,7 @@ from experiments.juliani_ash_2024.pack import PROVENANCE, RUN_KEYS, pack_folders
 from plasticity import results
 from plasticity.config import from_config
 from plasticity.renamed import rename_config
+from plasticity.storage.errors import writing
 from plasticity.storage.run_dir import check_folder, flatten_config, versions
 from plasticity.struct import SettingError, to_config
 from plasticity.training import Job
@@ -65,17 +66,19 @@ def check_shipped(folder: Path) -> None:
 def read_shipped(folder: Path) -> list[ShippedJob]:
     """Reads what the packed jobs in a folder are, at any depth; none if it does not exist.
 
+    Hidden folders are left out, as `results.load` does: a process that was killed may leave them.
+
     Raises:
       SettingError: it is a file.
       ResultsError: a provenance cannot be read, or a table has none.
     """
     check_shipped(folder)
-    for path in sorted(folder.rglob("*.parquet")):
+    for path in _find(folder, "*.parquet"):
         if not (path.parent / PROVENANCE).is_file():
             raise results.ResultsError(
                 f"{path}: has no {PROVENANCE} beside it; expected results that were packed"
             )
-    return [job for path in sorted(folder.rglob(PROVENANCE)) for job in _read(path)]
+    return [job for path in _find(folder, PROVENANCE) for job in _read(path)]
 
 
 def not_shipped(jobs: Sequence[Job], shipped: Sequence[ShippedJob], folder: Path) -> list[Job]:
@@ -122,11 +125,13 @@ def ship(jobs: Iterable[Job], folder: Path) -> None:
         if not missing or not job.is_finished():
             continue
         run, seeds = job.runs[0], sorted(missing)
-        name = "_".join((run.env.name, run.shift.name, run.intervention.name, _ranges(seeds)))
+        parts = (run.env.name, run.shift.name, run.intervention.name, _ranges(seeds))
+        name = "_".join(parts).replace("/", "_")
         temporary = folder / f".{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         pack_folders([job.folder], temporary, seeds=seeds)
-        temporary.replace(folder / name.replace("/", "_"))
+        with writing(folder / name):
+            temporary.replace(folder / name)
 
 
 def warn_of_origins(shipped: Sequence[ShippedJob], to_train: int, folder: Path) -> None:
@@ -163,6 +168,16 @@ def present_origin() -> dict[str, str]:
     devices = sorted({str(device.device_kind) for device in jax.local_devices()})
     present = {"python": platform.python_version(), **versions()}
     return _origin(present, devices, _git("rev-parse", "--short=12", "HEAD"))
+
+
+def _find(folder: Path, pattern: str) -> list[Path]:
+    """Finds the files of a pattern that are in no hidden folder, sorted."""
+    found = sorted(folder.rglob(pattern))
+    return [
+        path
+        for path in found
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 
 def _read(path: Path) -> list[ShippedJob]:

@@ -49,7 +49,9 @@ def test_a_study_in_parts_is_the_study_as_a_whole_to_the_bit(shell, tmp_path, ca
         "void_permute_warm_start_1",
         "void_permute_reset_all_1",
     }
-    # Another machine: further seeds, and a method.
+    # Another machine, after a crash: further seeds, and a method.
+    (packed / ".void_permute_reset_all_0.tmp").mkdir()
+    (packed / ".void_permute_reset_all_0.tmp/metrics.parquet").touch()
     more = f"{TOY} intervention=warm_start,reset_all,reset_final seed=[0,1]"
     assert shell(f"{more} out=two --from packed", entry=entry) == 0
     assert "2 of 6 runs are in packed, 4 to train" in capsys.readouterr().out
