@@ -61,7 +61,7 @@ class SweepCallback(Callback):
             exit_with(error)
 
     def on_jobs_trained(self, jobs: Sequence[Job]) -> None:
-        """Called by the fused launcher when jobs have been trained in this process."""
+        """Receives jobs that the fused launcher has trained in this process. Studies override it."""
 
     def conclude(self, folder: Path) -> None:
         """Reports on a sweep that has been trained. Studies override it."""
