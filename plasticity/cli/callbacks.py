@@ -1,7 +1,7 @@
 """Hydra callbacks: checks every job before the first one trains, and reports on a sweep."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,9 @@ class SweepCallback(Callback):
             self.conclude(Path(config.hydra.sweep.dir))
         except Exception as error:
             exit_with(error)
+
+    def on_jobs_trained(self, jobs: Sequence[Job]) -> None:
+        """Receives jobs that the fused launcher has trained in this process. Studies override it."""
 
     def conclude(self, folder: Path) -> None:
         """Reports on a sweep that has been trained. Studies override it."""

@@ -29,6 +29,7 @@ def train_all(
     options: TrainOptions = TrainOptions(),  # noqa: B008
     dispatch: Callable[[Sequence[Group]], Mapping[Path, Exception]] | None = None,
     draw: bool = True,
+    on_trained: Callable[[Sequence[Job]], None] = lambda jobs: None,
 ) -> list[float | Exception]:
     """Trains jobs, in as few programs as possible, and may draw a figure of each.
 
@@ -40,6 +41,7 @@ def train_all(
       dispatch: has groups trained by other processes, and returns the error of each job that
         failed, by its folder. If not given, they are trained one after another in this process.
       draw: whether to draw a figure of each job.
+      on_trained: called with the jobs of each group that has been trained in this process.
 
     Returns:
       The mean return over all updates of each job, or its error.
@@ -59,6 +61,11 @@ def train_all(
         print(f"nothing to train: {jobs[0].folder} is finished", flush=True)
     if draw:
         _draw_missing(jobs)
+
+    def finish(group: Group) -> None:
+        _draw(group.jobs if draw else ())
+        on_trained(group.jobs)
+
     try:
         if dispatch is not None:
             failed = dict(dispatch(groups))
@@ -68,7 +75,7 @@ def train_all(
                 root,
                 options,
                 numbered=sweep_dir is not None,
-                on_trained=lambda group: _draw(group.jobs if draw else ()),
+                on_trained=finish,
                 on_error=_print_traceback if sweep_dir is not None else lambda error: None,
                 say=lambda line: print(line, file=sys.stderr),
             )

@@ -31,7 +31,7 @@ from plasticity.struct import to_config
 from plasticity.training import loop
 from plasticity.training.fusion import fuse
 from plasticity.training.initial_params import load_initial_params
-from plasticity.training.run import Run, seeds_of, stack
+from plasticity.training.run import Run, Schedule, seeds_of, stack
 from plasticity.training.state import EpisodeStats, MetricSums, RunState
 from plasticity.training.trainer import make_trainer
 
@@ -263,6 +263,12 @@ def measurement_updates(run: Run) -> Iterator[int]:
         yield update
 
 
+def is_past_evaluation_due(schedule: Schedule, round: int) -> bool:
+    """Returns whether a round, 1 for the first, ends with evaluations on earlier rounds' tasks."""
+    every = schedule.eval_past_every
+    return round > 1 and every > 0 and round % every == 0
+
+
 def mean_metrics(sums: MetricSums) -> Metrics:
     """Returns training metrics: means over updates, and over the episodes that ended.
 
@@ -367,6 +373,8 @@ def _train_rounds(
                     pending = jax.tree.map(np.zeros_like, pending)
                 if schedule.eval_episodes and is_due(schedule.eval_every, stop):
                     metrics |= trainer.evaluate()
+                if stop == end_of_round and is_past_evaluation_due(schedule, round):
+                    metrics |= trainer.evaluate_past(round - 1)
                 probes = [name for name, every in intervals if is_due(every, stop)]
                 if probes:
                     metrics |= trainer.run_probes(probes)
