@@ -124,6 +124,9 @@ def programs(run: Run, agents: int, device: jax.Device) -> Iterator[Program]:
 
     state = shapes(loop.init, runs)
     evaluation = shapes(loop.start_evaluation, runs, state)
+    past = shapes(
+        lambda run, state: loop.start_past_evaluation(run, state, state.task, 0), runs, state
+    )
     batch = shapes(loop.probe_batch, runs, state)
     number = jax.ShapeDtypeStruct((), jnp.int32, weak_type=True)
     calls: tuple[tuple[Callable[..., Any], tuple[Any, ...], dict[str, int]], ...] = (
@@ -132,6 +135,12 @@ def programs(run: Run, agents: int, device: jax.Device) -> Iterator[Program]:
         (loop.train_updates, (state, number), {"shared": 1, "donate": 1}),
         (loop.start_evaluation, (state,), {}),
         (loop.continue_evaluation, (state, evaluation, number), {"shared": 1, "donate": 2}),
+        (loop.start_past_evaluation, (state, state.task, number), {"shared": 1}),
+        (
+            loop.continue_past_evaluation,
+            (state, state.task, past, number, number),
+            {"shared": 2, "donate": 3},
+        ),
         (loop.probe_batch, (state,), {}),
         (loop.run_probes, (state, batch), {}),
     )
