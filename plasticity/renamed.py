@@ -46,7 +46,7 @@ MODULES = {
 }
 # Settings that are new, by group or class, with the values that configurations without them mean.
 ADDED: dict[str, dict[str, Any]] = {
-    "schedule": {"eval_max_steps": 27_000},
+    "schedule": {"eval_max_steps": 27_000, "eval_past_every": 0},
     "Gymnasium": {"kwargs": None},
     "Gymnax": {"kwargs": None, "params": None},
 }

@@ -9,6 +9,8 @@ import jax
 
 Array = jax.Array
 
+_MAX_STREAMS = 256  # so that those of one purpose for several rounds are no other's
+
 
 class Stream(enum.IntEnum):
     """The purposes that randomness serves. Each has its own stream of keys.
@@ -34,6 +36,12 @@ class Stream(enum.IntEnum):
     INTRINSIC_SHIFT = 15
     INTRINSIC_UPDATE = 16
     INTRINSIC_OPTIMIZER = 17
+    PAST_EVALUATION = 18
+
+
+def past_evaluation_stream(round: Array | int) -> Array | int:
+    """Returns the stream of evaluations on the task of a round; each round has its own."""
+    return int(Stream.PAST_EVALUATION) + _MAX_STREAMS * round
 
 
 def key_for(seed: Array | int, stream: Stream | Array | int, count: Array | int = 0) -> Array:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -16,6 +16,18 @@ NAMES = ("warm_start", "shrink_perturb")
 SEEDS = (0, 1, 2)
 ROUNDS = (1, 2, 3, 4)
 METRICS = ("train_return", "dead_units", "weight_norm", "effective_rank")
+
+LEFT = np.array(
+    [
+        [0.12573, -0.132105, 0.640423],
+        [0.1049, -0.535669, 0.361595],
+        [1.304, 0.947081, -0.703735],
+        [-1.265421, -0.623274, 0.041326],
+        [-2.325031, -0.218792, -1.245911],
+        [-0.732267, -0.544259, -0.3163],
+    ]
+)
+IQM = -0.2802178  # what rliable 1.2's `aggregate_iqm(LEFT)` gives
 
 
 def level(name: str, seed: int, round_: int) -> float:
@@ -58,6 +70,28 @@ def with_episodes(frame: pd.DataFrame, first: int, second: int) -> pd.DataFrame:
     returns = frame[frame["metric"] == "train_return"]
     counts = np.where(returns["update"] % 10 == 5, first, second)
     return results.concat([frame, returns.assign(metric="episodes", value=counts)])
+
+
+def with_past_returns(
+    frame: pd.DataFrame, value: Callable[[str, int, int, int], float], every: int = 1
+) -> pd.DataFrame:
+    """The table with evaluations at the ends of rounds on the task of it and on earlier ones.
+
+    Args:
+      frame: the table.
+      value: the return of an intervention, seed, round and task.
+      every: rounds between two evaluations on earlier tasks.
+    """
+    ends = frame[(frame["metric"] == "train_return") & (frame["update"] % 10 == 0)]
+    more = []
+    for _, end in ends.iterrows():
+        key = end["intervention"], end["seed"], end["round"]
+        present = value(*key, end["round"])
+        more.append({**end, "metric": "eval_train_return", "value": present})
+        for task in range(1, end["round"]) if end["round"] % every == 0 else ():
+            past = {"metric": "eval_past_return", "layer": f"round_{task}"}
+            more.append({**end, **past, "value": value(*key, task)})
+    return results.concat([frame, results.validate(pd.DataFrame(more))])
 
 
 def diverge(frame: pd.DataFrame, name: str, seed: int, update: int) -> pd.DataFrame:

@@ -181,6 +181,7 @@ def rollout(task, action):
     return states, jax.vmap(env.observe, (None, 0))(task, state)
 
 
+@pytest.mark.slow
 def test_permute_actions_changes_the_effect_of_an_action():
     """Would catch the permutation applied the wrong way round, or rounds that do not compose."""
     seen = [task.action_permutation for task in tasks(Shifts.of(PermuteActions()))]

@@ -42,6 +42,7 @@ from plasticity.results import (
     end_of_rounds,
     intervals_figure,
     intervention_order,
+    iqm_over_time,
     learning_figure,
     linear_model,
     metric_points,
@@ -50,9 +51,13 @@ from plasticity.results import (
     probability_of_improvement,
     profiles_figure,
     rounds_figure,
+    sample_efficiency_figure,
     scores,
     t_interval,
     t_tests,
+    transfer_metrics,
+    within_round,
+    within_round_figure,
 )
 
 RETURNS = (TRAIN, TEST)
@@ -172,6 +177,18 @@ def _by_round(frame: pd.DataFrame, numbers: Numbers) -> Makers[tuple[Figure, pd.
         data = performance_profiles(last, thresholds)
         return profiles_figure(data, "Change of the train return since round 1"), data
 
+    def sample_efficiency() -> tuple[Figure, pd.DataFrame]:
+        data = [
+            iqm_over_time(frame[frame["shift"] == shift], TRAIN).assign(shift=shift)
+            for shift in shifts
+        ]
+        figure = sample_efficiency_figure(frame, groups=GROUPS, shifts=shifts)
+        return figure, pd.concat(data, ignore_index=True)
+
+    def in_rounds(shift: str) -> tuple[Figure, pd.DataFrame]:
+        rows = frame[frame["shift"] == shift]
+        return within_round_figure(rows, last=LAST), within_round(rows, TRAIN, last=LAST)
+
     makers: Makers[tuple[Figure, pd.DataFrame]] = {
         f"{numbers.baseline}_{BASELINE}": baseline,
         f"{numbers.correlations}_correlations": correlation,
@@ -181,6 +198,9 @@ def _by_round(frame: pd.DataFrame, numbers: Numbers) -> Makers[tuple[Figure, pd.
         for name in names:
             makers[f"{number}_rounds_{name.partition('/')[0]}"] = partial(rounds, name)
     makers[f"{numbers.appendix}_profiles"] = profiles
+    makers[f"{numbers.appendix}_sample_efficiency"] = sample_efficiency
+    for shift in shifts:
+        makers[f"{numbers.appendix}_within_round_{shift}"] = partial(in_rounds, shift)
     return makers
 
 
@@ -208,7 +228,7 @@ def tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
             )
         )
     points = cache(partial(_points, frame))
-    makers: Makers[pd.DataFrame] = {}
+    makers: Makers[pd.DataFrame] = {"transfer": lambda: transfer_metrics(frame)}
     for metric in RETURNS:
         makers |= _table_makers(frame, metric, points)
     return dict(_possible(makers))

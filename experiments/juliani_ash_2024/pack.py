@@ -8,6 +8,7 @@ settings that differ for each run. `results.load(TO)` loads the table.
 """
 
 import argparse
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from plasticity.cli.command import command
 from plasticity.storage import table
 from plasticity.storage.run_dir import read_meta
 
+PROVENANCE = "provenance.json"
 RUN_KEYS = ("seed", "shift", "intervention")  # settings in which the runs of a study differ
 
 
@@ -46,10 +48,44 @@ def pack(sources: Sequence[Path], target: Path, *, partial: bool = False) -> Non
             raise results.ResultsError(
                 f"{source}: holds no finished run; expected the jobs of a sweep"
             )
+    frame = results.load(*finished)
+    keys = ["env", "shift", "intervention", "seed"]
+    runs = frame[[*keys, "run"]].drop_duplicates()
+    if (duplicates := runs[runs.duplicated(keys)]).size:
+        key = ", ".join(str(value) for value in duplicates.iloc[0])
+        raise results.ResultsError(f"{key}: there is another run of this method and seed")
+    names, seeds = sorted(runs["intervention"].unique()), sorted(runs["seed"].unique())
+    expected = pd.MultiIndex.from_product([runs["shift"].unique(), names, seeds])
+    missing = expected.difference(pd.MultiIndex.from_frame(runs[["shift", "intervention", "seed"]]))
+    if len(missing) and not partial:
+        key = ", ".join(map(str, missing[0]))
+        raise results.ResultsError(f"{key}: no finished run; --partial packs what there is")
+    unfinished = [str(folder) for folder in folders if folder not in finished]
+    pack_folders(finished, target, unfinished=unfinished)
+
+
+def pack_folders(
+    folders: Sequence[Path],
+    target: Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    unfinished: Sequence[str] = (),
+) -> None:
+    """Packs finished run directories into one folder.
+
+    Args:
+      folders: the run directories.
+      target: the folder to write.
+      seeds: the seeds to pack; all if not given.
+      unfinished: run directories that are not packed, for the provenance.
+
+    Raises:
+      ResultsError: settings differ in more than `RUN_KEYS`.
+    """
     by_run, common = {}, None
-    for folder in finished:
+    for folder in folders:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / table.CONFIG))
-        meta = metas[folder]
+        meta = read_meta(folder)
         by_run[f"{folder.parent.name}/{folder.name}"] = {
             key: config.pop(key) for key in RUN_KEYS
         } | {
@@ -65,6 +101,11 @@ def pack(sources: Sequence[Path], target: Path, *, partial: bool = False) -> Non
                 f"{folder}: settings differ from those of the runs before it"
             )
         common = config
+    frame = results.load(*folders)
+    if seeds is not None:
+        frame = frame[frame["seed"].isin(seeds)]
+        for run in by_run.values():
+            run["seed"] = list(seeds)
     shared = {
         key: value
         for key, value in next(iter(by_run.values())).items()
@@ -73,7 +114,7 @@ def pack(sources: Sequence[Path], target: Path, *, partial: bool = False) -> Non
     }
     provenance = {
         **shared,
-        "unfinished": [str(folder) for folder in folders if folder not in finished],
+        "unfinished": list(unfinished),
         "wall_seconds": round(sum(run["wall_seconds"] for run in by_run.values())),
         "config": common,
         "runs": {
@@ -81,26 +122,21 @@ def pack(sources: Sequence[Path], target: Path, *, partial: bool = False) -> Non
             for name, run in by_run.items()
         },
     }
-    frame = results.load(*finished)
-    keys = ["env", "shift", "intervention", "seed"]
-    runs = frame[[*keys, "run"]].drop_duplicates()
-    if (duplicates := runs[runs.duplicated(keys)]).size:
-        key = ", ".join(str(value) for value in duplicates.iloc[0])
-        raise results.ResultsError(f"{key}: there is another run of this method and seed")
-    names, seeds = sorted(runs["intervention"].unique()), sorted(runs["seed"].unique())
-    expected = pd.MultiIndex.from_product([runs["shift"].unique(), names, seeds])
-    missing = expected.difference(pd.MultiIndex.from_frame(runs[["shift", "intervention", "seed"]]))
-    if len(missing) and not partial:
-        key = ", ".join(map(str, missing[0]))
-        raise results.ResultsError(f"{key}: no finished run; --partial packs what there is")
-    layer = dead_units(frame).partition("/")[2]
+    with table.replacing(target / table.TABLE) as temporary:
+        _write_packed(_select_rows(frame), temporary)
+    with table.replacing(target / PROVENANCE) as temporary:
+        temporary.write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def _select_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows that are packed: see the top of this file."""
+    layers = ["all"]
+    with contextlib.suppress(results.ResultsError):  # a study without this probe
+        layers.append(dead_units(frame).partition("/")[2])
     at_end = frame["update"] == frame.groupby(["run", "round"])["update"].transform("max")
     is_return = frame["metric"].isin([*RETURNS, INTRINSIC, "episodes"])
-    rows = frame[frame["layer"].isin(["all", layer]) & (at_end | is_return)]
-    with table.replacing(target / table.TABLE) as temporary:
-        _write_packed(rows, temporary)
-    with table.replacing(target / "provenance.json") as temporary:
-        temporary.write_text(json.dumps(provenance, indent=1) + "\n")
+    is_past = frame["metric"] == "eval_past_return"  # has a task in place of a layer
+    return frame[(frame["layer"].isin(layers) | is_past) & (at_end | is_return)]
 
 
 def _write_packed(frame: pd.DataFrame, path: Path) -> None:

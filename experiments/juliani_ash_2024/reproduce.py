@@ -2,6 +2,8 @@
 
 Trains the unfinished runs of a size (`smoke`, `small`, `paper` of the gridworld; `coinrun_small`,
 `montezuma_small`, ...), then draws every figure, writes every table, and evaluates every claim.
+With `--from FOLDER` it goes on from packed results, such as those that come with the repository: it
+trains only what is not in there, and packs every job into it when it is finished.
 Given one or several folders of results in place of a size, it evaluates those without training. The
 output is written to the study's folder, or the first one given:
 
@@ -12,13 +14,16 @@ output is written to the study's folder, or the first one given:
 
 import argparse
 import itertools
+import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,14 +31,22 @@ from rich.text import Text
 from experiments.juliani_ash_2024 import claims
 from experiments.juliani_ash_2024 import figures as study
 from experiments.juliani_ash_2024.parts import env_name, split_by_part
+from experiments.juliani_ash_2024.shipped import (
+    check_shipped,
+    not_shipped,
+    read_shipped,
+    ship,
+    warn_of_origins,
+)
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
-from plasticity.cli.command import CONFIGS, command
+from plasticity.cli.command import CONFIGS, checked_jobs, command, exit_with
 from plasticity.cli.train import job
 from plasticity.envs import Gather, Level
 from plasticity.envs.gather import SIZE, START
 from plasticity.storage import table
 from plasticity.struct import SettingError
+from plasticity.training import Job
 
 # Configurations that several sizes share.
 COMMON = {"study", "coinrun", "montezuma"}
@@ -42,13 +55,20 @@ SIZES = sorted(
 )
 
 
-def reproduce(folders: Sequence[Path], console: Console | None = None) -> None:
+def reproduce(
+    folders: Sequence[Path], console: Console | None = None, target: Path | None = None
+) -> None:
     """Draws, tabulates and evaluates the study in folders, and prints the verdicts.
+
+    Args:
+      folders: folders of results.
+      console: where verdicts are printed; standard output if not given.
+      target: the folder to write figures and tables to; the first of the folders if not given.
 
     Raises:
       ResultsError: there is nothing to load, or several envs are of the same part of the study.
     """
-    frame, target = results.load(*folders), folders[0]
+    frame, target = results.load(*folders), target or folders[0]
     envs = split_by_part(frame)
     verdicts, effects = claims.evaluate_claims(frame)
     written = {"claims": verdicts, "claims_parts": effects}
@@ -67,10 +87,54 @@ def reproduce(folders: Sequence[Path], console: Console | None = None) -> None:
 
 
 class Reproduction(SweepCallback):
-    """Draws, tabulates and evaluates the study at the end of its sweep."""
+    """Draws, tabulates and evaluates the study at the end of its sweep.
+
+    Args:
+      shipped: a folder of packed results. If given, what is in there is not trained, jobs are
+        packed into it as they are finished, and the study in it is evaluated.
+    """
+
+    def __init__(self, shipped: str | None = None) -> None:
+        super().__init__()
+        self._shipped = None if shipped is None else Path(shipped)
+        self._jobs: list[Job] = []  # to train
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        super().on_multirun_start(config, **kwargs)
+        if self._shipped is None:
+            return
+        try:
+            self._leave_out_shipped(config, self._shipped)
+        except Exception as error:
+            exit_with(error)
+
+    def on_jobs_trained(self, jobs: Sequence[Job]) -> None:
+        if self._shipped is not None:
+            ship(jobs, self._shipped)
 
     def conclude(self, folder: Path) -> None:
-        reproduce([folder])
+        if self._shipped is None:
+            reproduce([folder])
+        else:
+            ship(self._jobs, self._shipped)  # what a cluster has trained
+            reproduce([self._shipped], target=folder)
+
+    def _leave_out_shipped(self, config: DictConfig, folder: Path) -> None:
+        """Leaves the runs that are shipped out of the jobs to train."""
+        target = str(config.hydra.launcher.get("_target_"))
+        if not target.endswith("FusedLauncher") or not checked_jobs:
+            allowed = "must be fused, or fused on a cluster, with --from"
+            raise SettingError("hydra/launcher", target, allowed)
+        jobs = [job for parts in checked_jobs.values() for job in parts]
+        not_shipped(jobs, read_shipped(folder), folder)  # refuses what does not fit
+        ship(jobs, folder)  # what an earlier process has trained
+        shipped = read_shipped(folder)
+        for key, parts in checked_jobs.items():
+            checked_jobs[key] = tuple(not_shipped(parts, shipped, folder))
+        self._jobs = [job for parts in checked_jobs.values() for job in parts]
+        total, missing = (sum(len(job.runs) for job in some) for some in (jobs, self._jobs))
+        print(f"{total - missing} of {total} runs are in {folder}, {missing} to train", flush=True)
+        warn_of_origins(shipped, missing, folder)
 
 
 def _example_levels(numbers: Sequence[int]) -> study.StudyFigure:
@@ -185,11 +249,28 @@ def _main() -> None:
     parser.add_argument(
         "--markdown", action="store_true", help="only print the tables of docs/study.md"
     )
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--from",
+        dest="shipped",
+        metavar="FOLDER",
+        type=Path,
+        help="go on from packed results: train only what is not in there, and pack each job into "
+        "it when it is finished",
+    )
+    arguments = parser.parse_intermixed_args()
     if arguments.what in SIZES and not arguments.markdown:
         sys.argv[1:] = [f"experiment=reproduce/{arguments.what}", *arguments.others]
+        if arguments.shipped is not None:
+            folder = arguments.shipped.expanduser()
+            check_shipped(folder)
+            quoted = json.dumps(str(folder), ensure_ascii=False)
+            sys.argv.append(f"+hydra.callbacks.study.shipped={quoted}")
         job()
         return
+    if arguments.shipped is not None:
+        raise SettingError(
+            "--from", str(arguments.shipped), f"needs a size to train, one of {', '.join(SIZES)}"
+        )
     folders = [Path(word) for word in (arguments.what, *arguments.others)]
     if not folders[0].is_dir():
         raise SettingError(

@@ -1,7 +1,7 @@
 """Hydra callbacks: checks every job before the first one trains, and reports on a sweep."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,9 @@ class SweepCallback(Callback):
         except Exception as error:
             exit_with(error)
 
+    def on_jobs_trained(self, jobs: Sequence[Job]) -> None:
+        """Receives jobs that the fused launcher has trained in this process. Studies override it."""
+
     def conclude(self, folder: Path) -> None:
         """Reports on a sweep that has been trained. Studies override it."""
         try:
@@ -110,6 +113,10 @@ def _check_launcher(config: DictConfig) -> None:
     if agents is not None and (type(agents) is not int or agents < 1):
         allowed = "must be a whole number >= 1, or null for as many as fit in memory"
         raise SettingError("hydra.launcher.agents", agents, allowed)
+    exact = launcher.get("exact")
+    if exact is not None and not isinstance(exact, bool):
+        allowed = "must be true or false, or null for true on CPUs"
+        raise SettingError("hydra.launcher.exact", exact, allowed)
     inner = launcher.get("inner")
     if inner is None:
         return

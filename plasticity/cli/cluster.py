@@ -24,7 +24,7 @@ from plasticity.cli.command import (
 )
 from plasticity.cli.sweep import train_all
 from plasticity.training import Job
-from plasticity.training.sweep import Group, TrainOptions
+from plasticity.training.sweep import Group, Grouping, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Cluster:
       context: Hydra's, for the launcher.
       config: the sweep's configuration.
       sweep_dir: the sweep's folder; absolute, as a job may start in another working directory.
-      max_agents: see `plasticity.training.sweep.plan`. A job divides its group further if its
-        device has less memory.
+      grouping: how jobs are grouped. A cluster job divides its group further if its device has less
+        memory.
     """
 
     launcher: Launcher
     context: HydraContext
     config: DictConfig
     sweep_dir: Path
-    max_agents: int | None
+    grouping: Grouping
 
     def __call__(self, groups: Sequence[Group]) -> Mapping[Path, Exception]:
         """Waits until all groups are done, and returns the error of each failed job, by folder."""
@@ -53,7 +53,7 @@ class Cluster:
         print(f"  each a job of {type(self.launcher).__name__}", flush=True)
         jobs = tuple(group.jobs for group in groups)
         options, draw = train_options(self.config), figures_of(self.config) == "all"
-        task = Task(jobs, self.sweep_dir, self.max_agents, options, draw)
+        task = Task(jobs, self.sweep_dir, self.grouping, options, draw)
         self.launcher.setup(hydra_context=self.context, task_function=task, config=self.config)
         # Launchers compose the configuration again in each job. Only its folder is used, which
         # must be given: one with a time in its name would change.
@@ -81,14 +81,14 @@ class Task:
     Attributes:
       groups: the jobs of all groups.
       sweep_dir: the folder that their folders are in.
-      max_agents: see `plasticity.training.sweep.plan`.
+      grouping: how jobs are grouped.
       options: how they are checkpointed and tracked.
       draw: whether to draw a figure of each job.
     """
 
     groups: tuple[tuple[Job, ...], ...]
     sweep_dir: Path
-    max_agents: int | None
+    grouping: Grouping
     options: TrainOptions
     draw: bool = True
 
@@ -97,9 +97,7 @@ class Task:
         set_up()
         jobs = self.groups[HydraConfig.get().job.num]
         try:
-            outcomes = train_all(
-                jobs, self.sweep_dir, self.max_agents, self.options, draw=self.draw
-            )
+            outcomes = train_all(jobs, self.sweep_dir, self.grouping, self.options, draw=self.draw)
         except KeyboardInterrupt as interrupt:
             _exit_for_requeue(*interrupt.args)
         return {

@@ -51,11 +51,21 @@ OmegaConf.register_new_resolver(
 # In configs: the names of the parts of a group, "layer_norm+soft_shrink_perturb".
 OmegaConf.register_new_resolver("plus", lambda parts: "+".join(parts) or "warm_start", replace=True)
 
+# In configs: what each of so many processes reserves of a GPU's memory.
+OmegaConf.register_new_resolver(
+    "memory_share", lambda processes: f"{0.9 / processes:.3f}", replace=True
+)
+
 # Jobs that were composed and checked before the first of them trains, by number and overrides.
 # Each may have been divided into several.
 checked_jobs: dict[tuple[str, ...], tuple[Job, ...]] = {}
 
-_EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+_EXTRAS = {
+    "joblib": "joblib",
+    "submitit_slurm": "slurm",
+    "submitit_local": "slurm",
+    "ray": "ray",
+}
 _CHECKPOINTS = ("checkpoint_minutes", "keep_checkpoint")
 _NOT_OF_THE_RUN = ("hydra", "out", *_CHECKPOINTS, "figures", "tracking")
 _FIGURES = ("none", "last", "all")

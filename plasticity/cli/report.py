@@ -1,23 +1,34 @@
 """Compares runs in folders of results: `python -m plasticity.cli.report FOLDER ...`.
 
 Prints a table with a row for each intervention, and for each value of a setting in which runs
-differ, as in a sweep. Draws one figure, `overview.png` and `.svg`, to `figures/` in the first
-folder, or in the nearest existing parent folder if that is a file or a glob.
+differ, as in a sweep. Draws figures, each as PNG and SVG, to `figures/` in the first
+folder, or in the nearest existing parent folder if that is a file or a glob:
+
+- `overview`: the train return by round, and metrics of plasticity beside it;
+- `sample_efficiency`: the interquartile mean of the train return by environment step;
+- `within_round`: the train return since the shift, in the first round and in the last three, if
+  there are several rounds;
+- `past_returns`: the return on the tasks of earlier rounds, as a heat map, if it was evaluated.
 """
 
 import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from plasticity import results
 from plasticity.cli.command import command
 
 _GROUP_BY = ["env", "shift"]
 
+# A figure with a panel for each intervention is left out of reports on more than these.
+_MAX_PANELS = 30
+
 
 def report(folders: list[Path], last: int = 3, draw: bool = True) -> None:
-    """Prints the summary of all runs in `folders`, and may draw a figure for each env and shift.
+    """Prints the summary of all runs in `folders`, and may draw figures for each env and shift.
 
     Args:
       folders: folders of runs, at any depth; or files or globs, as `results.load` accepts them.
@@ -36,9 +47,22 @@ def report(folders: list[Path], last: int = 3, draw: bool = True) -> None:
     results.print_summary(results.summary(frame, last=last))
     settings = list(frame.groupby(_GROUP_BY, sort=False))
     for (env, shift), part in settings if draw else ():
-        name = "overview" if len(settings) == 1 else f"overview_{env}_{shift}"
-        for path in results.save(results.overview(part), figures_dir(folders[0]) / name):
-            print(f"figure in {path}")
+        suffix = "" if len(settings) == 1 else f"_{env}_{shift}"
+        for name, draw_figure in _figures(part, last):
+            path = figures_dir(folders[0]) / f"{name}{suffix}"
+            for written in results.save(draw_figure(), path):
+                print(f"figure in {written}")
+
+
+def _figures(frame: pd.DataFrame, last: int) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Yields the name and the drawing function of each figure of one env and shift."""
+    yield "overview", lambda: results.overview(frame)
+    yield "sample_efficiency", lambda: results.sample_efficiency_figure(frame)
+    rounds = frame.groupby(["run", "seed"])["round"].max().min()
+    if rounds > 1 and frame["intervention"].nunique() <= _MAX_PANELS:
+        yield "within_round", lambda: results.within_round_figure(frame, last=last)
+        if (frame["metric"] == "eval_past_return").any():
+            yield "past_returns", lambda: results.past_returns_figure(frame)
 
 
 def label_runs(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -66,7 +90,7 @@ def _main() -> None:
         "folders",
         nargs="+",
         type=Path,
-        help="folders of runs, at any depth, files or globs; the figure is written to figures/ in "
+        help="folders of runs, at any depth, files or globs; figures are written to figures/ in "
         "the first, or in its nearest existing parent folder",
     )
     parser.add_argument("--last", type=int, default=3, help="number of last rounds to average")

@@ -12,6 +12,7 @@ from plasticity.storage.run_dir import FIGURES
 from plasticity.storage.table import TABLE
 from plasticity.training.sweep import (
     Group,
+    Grouping,
     TrainOptions,
     describe_plan,
     plan,
@@ -24,21 +25,23 @@ from plasticity.training.train import Job
 def train_all(
     jobs: Sequence[Job],
     sweep_dir: str | Path | None = None,
-    max_agents: int | None = None,
+    grouping: Grouping = Grouping(),  # noqa: B008
     options: TrainOptions = TrainOptions(),  # noqa: B008
     dispatch: Callable[[Sequence[Group]], Mapping[Path, Exception]] | None = None,
     draw: bool = True,
+    on_trained: Callable[[Sequence[Job]], None] = lambda jobs: None,
 ) -> list[float | Exception]:
-    """Trains jobs, those of equal structure together, and may draw a figure of each.
+    """Trains jobs, in as few programs as possible, and may draw a figure of each.
 
     Args:
       jobs: the jobs. Finished ones are not trained again.
       sweep_dir: the folder that their folders are in; if not given there is one job and no sweep.
-      max_agents: see `plasticity.training.sweep.plan`.
+      grouping: how they are grouped into programs.
       options: how they are checkpointed and tracked.
       dispatch: has groups trained by other processes, and returns the error of each job that
         failed, by its folder. If not given, they are trained one after another in this process.
       draw: whether to draw a figure of each job.
+      on_trained: called with the jobs of each group that has been trained in this process.
 
     Returns:
       The mean return over all updates of each job, or its error.
@@ -49,14 +52,20 @@ def train_all(
     """
     root = Path(sweep_dir or ".")
     remove_leftovers(jobs, root)
-    groups = plan(jobs, root, max_agents, local=dispatch is None)
+    local = dispatch is None
+    groups = plan(jobs, root, grouping, local)
     if sweep_dir is not None:
-        for line in describe_plan(jobs, groups, local=dispatch is None):
+        for line in describe_plan(jobs, groups, local, grouping.exact):
             print(line, flush=True)
     elif not groups:
         print(f"nothing to train: {jobs[0].folder} is finished", flush=True)
     if draw:
         _draw_missing(jobs)
+
+    def finish(group: Group) -> None:
+        _draw(group.jobs if draw else ())
+        on_trained(group.jobs)
+
     try:
         if dispatch is not None:
             failed = dict(dispatch(groups))
@@ -66,7 +75,7 @@ def train_all(
                 root,
                 options,
                 numbered=sweep_dir is not None,
-                on_trained=lambda group: _draw(group.jobs if draw else ()),
+                on_trained=finish,
                 on_error=_print_traceback if sweep_dir is not None else lambda error: None,
                 say=lambda line: print(line, file=sys.stderr),
             )

@@ -19,6 +19,7 @@ from plasticity.networks import Params, depth_of, layer_index
 from plasticity.struct import field, static_field
 
 __all__ = [
+    "Freeze",
     "HareTortoise",
     "ResetAll",
     "ResetFinal",
@@ -42,6 +43,34 @@ class ResetAll(Intervention):
     ) -> tuple[State, TrainState]:
         params = context.init_params(context.key)
         return state, TrainState(params, context.optimizer.init(params))
+
+
+class Freeze(Intervention):
+    """Stops learning after some rounds while acting goes on: the control of a frozen learner.
+
+    The parameters after each update are those before it, so that the agent acts in later rounds as
+    it did at the end of the last one that it learned in. What another method does at a shift is
+    kept, as are running statistics of observations, which go on. Gradients are still computed and
+    measured.
+
+    Attributes:
+      after: the number of rounds to learn in; with 0 the agent is never trained.
+    """
+
+    needs_policy: ClassVar[bool] = True  # the parameters that collected the rollout
+
+    after: int = field(1, kind=int, ge=0)
+
+    def after_update(
+        self, state: State, train_state: TrainState, rollout: Rollout, context: Context
+    ) -> tuple[State, TrainState]:
+        frozen = context.round >= self.after
+        params = jax.tree.map(
+            lambda before, after: jnp.where(frozen, before, after),
+            rollout.params,
+            train_state.params,
+        )
+        return state, train_state._replace(params=params)
 
 
 class ResetFinal(Intervention):

@@ -12,13 +12,24 @@ results.save(results.overview(frame), "figures/overview")
 import warnings
 from typing import Any
 
-from plasticity.results import comparisons, loading, plots, shift_plots, statistics, terminal
+from plasticity.results import (
+    comparisons,
+    curves,
+    loading,
+    plots,
+    shift_plots,
+    statistics,
+    terminal,
+    transfer,
+)
 from plasticity.results.comparisons import *
+from plasticity.results.curves import *
 from plasticity.results.loading import *
 from plasticity.results.plots import *
 from plasticity.results.shift_plots import *
 from plasticity.results.statistics import *
 from plasticity.results.terminal import *
+from plasticity.results.transfer import *
 from plasticity.storage.table import (
     COLUMNS,
     DTYPES,
@@ -43,11 +54,13 @@ __all__ = [
     "write",
 ]
 __all__ += comparisons.__all__
+__all__ += curves.__all__
 __all__ += loading.__all__
 __all__ += plots.__all__
 __all__ += shift_plots.__all__
 __all__ += statistics.__all__
 __all__ += terminal.__all__
+__all__ += transfer.__all__
 
 # Names before version 0.2, which work for one release.
 _RENAMED = {

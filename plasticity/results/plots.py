@@ -7,6 +7,7 @@ The functions draw into the axes given, or into a new figure, and return the axe
 figure is displayed or stays registered with pyplot, so that drawing many does not leak memory.
 """
 
+import textwrap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from plasticity.results.arguments import checked
+from plasticity.results.curves import compute_iqm_over_time, rounds_of_parts, within_round
 from plasticity.results.statistics import (
     REFERENCES,
     RETURN,
@@ -35,6 +38,7 @@ from plasticity.results.statistics import (
     single_condition,
     warn_about_seeds,
 )
+from plasticity.results.transfer import past_returns
 from plasticity.storage.table import ResultsError, replacing
 
 __all__ = [
@@ -44,11 +48,14 @@ __all__ = [
     "STYLES",
     "LineStyle",
     "curve",
+    "iqm_curve",
     "learning_curve",
     "line_styles",
     "lines_by_round",
     "overview",
+    "past_returns_figure",
     "save",
+    "within_round_figure",
 ]
 
 STYLE: dict[Any, Any] = {
@@ -81,6 +88,7 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
         "train_return": "Train return per episode",
         "eval_train_return": "Eval return, train task",
         "eval_test_return": "Eval return, test task",
+        "eval_past_return": "Eval return, tasks of earlier rounds",
         "episodes": "Episodes that ended",
         "policy_loss": "Policy loss",
         "value_loss": "Value loss",
@@ -158,6 +166,14 @@ _SLOTS = tuple(
     LineStyle(color, dash, _MARKERS[(i + row) % len(_MARKERS)])
     for row, dash in enumerate(_DASHES)
     for i, color in enumerate(_COLORS)
+)
+
+# The first rounds and the last, overlaid.
+PART_STYLES: Mapping[str, LineStyle] = MappingProxyType(
+    {
+        "first": LineStyle("#6E6E6E", (0, (4, 1.5)), ""),
+        "last": LineStyle(_COLORS[1], "-", ""),
+    }
 )
 
 # Fixed styles by intervention. Add to these to fix the style of your own intervention.
@@ -367,6 +383,136 @@ def learning_curve(
 
 
 @checked()
+def iqm_curve(
+    frame: pd.DataFrame,
+    metric: str,
+    layer: str = "all",
+    ax: Axes | None = None,
+    *,
+    bins_per_round: int | None = None,
+    confidence: float = 0.95,
+    references: Sequence[str] = REFERENCES,
+) -> Axes:
+    """Plots the interquartile mean of a metric by environment step: a sample-efficiency curve.
+
+    Bands are stratified bootstrap intervals, and dotted vertical lines are shifts: see
+    `iqm_over_time`.
+
+    Args:
+      frame: a results table of one env, and one shift or several.
+      metric: the metric to plot.
+      layer: `"all"` for the aggregate over layers, or the name of one.
+      ax: the axes to draw into; a new figure with a legend if not given.
+      bins_per_round: as in `iqm_over_time`.
+      confidence: the nominal pointwise coverage of the band. A single seed has no band.
+      references: interventions drawn on top of the others, in their style of `STYLES` whatever
+        settings their names have; by default `warm_start` and `reset_all`.
+
+    Returns:
+      The axes.
+
+    Warns:
+      UserWarning: seeds diverged, or runs share a seed.
+
+    Raises:
+      ResultsError: the table holds several envs, or lacks the metric or layer.
+    """
+    table = compute_iqm_over_time(frame, metric, layer, bins_per_round, confidence)
+    warn_about_seeds(frame)
+    styles, labels = line_styles(frame["intervention"].unique(), references), _labels(frame)
+    with plt.rc_context(STYLE):
+        axes = new_figure((9.0, 4.4)).add_subplot() if ax is None else ax
+        for steps in frame.groupby("round")["env_steps"].max().sort_index().iloc[:-1]:
+            axes.axvline(steps, color="#BBBBBB", lw=0.8, ls=":", zorder=0, label="_shift")
+        for depth, name in enumerate(intervention_order(table, references)):
+            # A gap at each shift, and a marker before it.
+            rounds = [rows for _, rows in table[table["intervention"] == name].groupby("round")]
+            line = pd.concat([rows.reindex([*rows.index, -1]) for rows in rounds])
+            _draw_line(
+                axes,
+                line["env_steps"],
+                line[["value", "low", "high"]].to_numpy().T,
+                styles[name],
+                labels[name],
+                f"_{name} band",
+                depth,
+                markers=np.cumsum([len(rows) + 1 for rows in rounds]) - 2,
+            )
+        axes.set(xlabel="Environment steps", ylabel=f"IQM of {_label(metric, layer).lower()}")
+        finish(axes)
+        if ax is None:
+            count = frame["shift"].nunique()
+            statistic = "Interquartile mean" + f" of {count} shifts" * (count > 1)
+            _legend(axes, frame, confidence, seeds=False, statistic=statistic)
+    return axes
+
+
+@checked()
+def within_round_figure(
+    frame: pd.DataFrame,
+    metric: str = RETURN,
+    layer: str = "all",
+    *,
+    first: int = 1,
+    last: int = 3,
+    confidence: float = 0.95,
+    references: Sequence[str] = REFERENCES,
+) -> Figure:
+    """Plots a metric within a round, first rounds and last rounds overlaid: see `within_round`.
+
+    There is a panel for each intervention. Where the last rounds (in color) stay below the first
+    (in gray), later tasks are learned more slowly or less far.
+
+    Args:
+      frame: a results table of one env and shift.
+      metric: the metric to plot; by default the train return.
+      layer: `"all"` for the aggregate over layers, or the name of one.
+      first: the number of first rounds to average over.
+      last: the number of last rounds to average over.
+      confidence: of the bands, see `bootstrap_mean`.
+      references: interventions whose panels come first; by default `warm_start` and `reset_all`.
+
+    Returns:
+      The figure, with every seed as a thin line.
+
+    Warns:
+      UserWarning: seeds diverged, or runs share a seed.
+
+    Raises:
+      ResultsError: the table holds several envs or shifts, lacks the metric or layer, or has no
+        more rounds than `first`.
+    """
+    env, shift = single_condition(frame)
+    values = within_round(frame, metric, layer, first=first, last=last)
+    warn_about_seeds(frame)
+    names = intervention_order(values, references)
+    labels, rounds = _labels(frame), rounds_of_parts(frame, first, last)
+    columns = min(5, len(names)) if len(names) != 6 else 3
+    rows = -(-len(names) // columns)
+    with plt.rc_context(STYLE):
+        figure = new_figure((max(2.1 * columns + 0.5, 5.0), 1.75 * rows + 1.1))
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for name, ax in zip(names, axes.flat, strict=False):
+            for part, style in PART_STYLES.items():
+                of_part = (values["intervention"] == name) & (values["part"] == part)
+                matrix = over_seeds(values[of_part], "update")
+                _draw_seeds(ax, matrix, style, f"{name} {part}")
+                _draw_mean(ax, matrix, style, confidence, _rounds(*rounds[part]), f"{name} {part}")
+            ax.set_title(textwrap.fill(labels[name], 26))
+            finish(ax)
+        for ax in axes.flat[len(names) :]:
+            ax.remove()
+        for ax in axes.flat[: len(names)][-columns:]:  # the lowest of each column
+            ax.set_xlabel("Updates since the shift")
+            ax.tick_params(labelbottom=True)
+        for ax in axes[:, 0]:
+            ax.set_ylabel(_label(metric, layer))
+        figure.suptitle(f"{readable(env)}, shift: {readable(shift)}, {count_seeds(frame)}")
+        _legend(axes[0, 0], frame, confidence)
+    return figure
+
+
+@checked()
 def overview(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Figure:
     """Plots an experiment: the training return by round, and metrics of plasticity beside it.
 
@@ -414,6 +560,78 @@ def overview(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Fig
 
 
 @checked()
+def past_returns_figure(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Figure:
+    """Plots the return on each round's task at the ends of it and of later rounds, as a heat map.
+
+    There is a panel for each intervention, with a row for each round that ended with evaluations on
+    earlier tasks and a column for each task: see `past_returns`. A column that fades from the
+    diagonal down is forgotten.
+
+    Args:
+      frame: a results table of one env and shift, of runs with `schedule.eval_past_every`.
+      references: interventions whose panels come first; by default `warm_start` and `reset_all`.
+
+    Returns:
+      The figure, of means over seeds.
+
+    Warns:
+      UserWarning: seeds diverged, or runs share a seed.
+
+    Raises:
+      ResultsError: the table holds several envs or shifts, or no evaluations on earlier tasks.
+    """
+    env, shift = single_condition(frame)
+    values = past_returns(frame)
+    warn_about_seeds(frame)
+    # Of rounds that ended without these evaluations there is the diagonal alone.
+    whole = values.loc[values["task"] < values["round"], "round"].unique()
+    values = values[values["round"].isin([1, *whole])]
+    names, labels = intervention_order(values, references), _labels(frame)
+    rounds, tasks = sorted(values["round"].unique()), range(1, int(values["round"].max()) + 1)
+    means = values.groupby(["intervention", "round", "task"])["value"].mean().unstack("task")
+    low, high = float(np.nanmin(means)), float(np.nanmax(means))
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    width = np.clip(0.34 * len(tasks) + 0.7, 2.0, 4.2)
+    height = np.clip(0.27 * len(rounds) + 0.8, 1.6, 3.6)
+    with plt.rc_context(STYLE):
+        figure = new_figure((float(width * columns + 1.2), float(height * rows + 0.7)))
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for name, ax in zip(names, axes.flat, strict=False):
+            matrix = means.loc[name].reindex(index=rounds, columns=tasks).to_numpy()
+            image = ax.imshow(matrix, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+            for row, column in np.argwhere(~np.isnan(matrix)) if len(tasks) <= 10 else ():
+                value = matrix[row, column]
+                dark = value < low + 0.6 * (high - low)
+                color = "white" if dark else "black"
+                ax.text(
+                    column,
+                    row,
+                    f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    color=color,
+                    size=6,
+                )
+            ax.set_title(textwrap.fill(labels[name], 26))
+            every = -(-len(tasks) // 10)
+            ax.set_xticks(range(0, len(tasks), every), tasks[::every])
+            ax.set_yticks(range(0, len(rounds), every), rounds[::every])
+            ax.tick_params(labelsize=8, width=0.8, length=3, color="#222222")
+        for ax in axes.flat[len(names) :]:
+            ax.remove()
+        for ax in axes.flat[: len(names)][-columns:]:  # the lowest of each column
+            ax.set_xlabel("Task of round")
+            ax.tick_params(labelbottom=True)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("After round")
+        label = "Mean eval return"
+        figure.colorbar(image, ax=list(axes.flat[: len(names)]), label=label)
+        figure.suptitle(f"{readable(env)}, shift: {readable(shift)}, {count_seeds(frame)}")
+    return figure
+
+
+@checked()
 def save(figure: Figure | Axes, path_without_suffix: str | Path) -> tuple[Path, Path]:
     """Saves a figure as PNG (200 dots per inch) and as SVG, each written atomically.
 
@@ -453,44 +671,83 @@ def _draw(
     for depth, name in enumerate(intervention_order(values, references)):
         style = styles[name]
         matrix = over_seeds(values[values["intervention"] == name], at)
-        # Lines are fainter the more seeds there are, so that together they stay in the background.
-        alpha = float(np.clip(1.6 / len(matrix), 0.12, 0.45))
-        for seed, row in matrix.iterrows() if seeds else ():
-            points = row.dropna()
-            ax.plot(
-                points.index,
-                points,
-                color=style.color,
-                linewidth=0.7,
-                alpha=alpha,
-                zorder=2,
-                label=f"_{name} seed {seed}",
-            )
-        matrix = matrix.dropna(axis="columns", how="all")
-        intervals = [bootstrap_mean(matrix[x], confidence, BAND_RESAMPLES) for x in matrix]
-        mean, low, high = np.reshape(intervals, (-1, 3)).T
-        ax.fill_between(
-            matrix.columns,
-            low,
-            high,
-            color=style.color,
-            alpha=0.15,
-            linewidth=0,
-            zorder=1,
-            label=f"_{name} band",
-        )
+        if seeds:
+            _draw_seeds(ax, matrix, style, name)
+        _draw_mean(ax, matrix, style, confidence, labels[name], name, depth)
+
+
+def _draw_seeds(ax: Axes, matrix: pd.DataFrame, style: LineStyle, name: str) -> None:
+    """Draws a thin line for each seed, a row of a matrix whose columns are times."""
+    # Lines are fainter the more seeds there are, so that together they stay in the background.
+    alpha = float(np.clip(1.6 / len(matrix), 0.12, 0.45))
+    for seed, row in matrix.iterrows():
+        points = row.dropna()
         ax.plot(
-            matrix.columns,
-            mean,
+            points.index,
+            points,
             color=style.color,
-            linestyle=style.linestyle,
-            marker=style.marker,
-            markevery=max(1, len(mean) // 12),
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            zorder=4 - depth / 100,
-            label=labels[name],
+            linewidth=0.7,
+            alpha=alpha,
+            zorder=2,
+            label=f"_{name} seed {seed}",
         )
+
+
+def _draw_mean(
+    ax: Axes,
+    matrix: pd.DataFrame,
+    style: LineStyle,
+    confidence: float,
+    label: str,
+    name: str,
+    depth: int = 0,
+) -> None:
+    """Draws the mean over the rows of a matrix whose columns are times, with its interval."""
+    matrix = matrix.dropna(axis="columns", how="all")
+    intervals = [bootstrap_mean(matrix[time], confidence, BAND_RESAMPLES) for time in matrix]
+    times, bounds = matrix.columns, np.reshape(intervals, (-1, 3)).T
+    _draw_line(ax, times, bounds, style, label, f"_{name} band", depth)
+
+
+def _draw_line(
+    ax: Axes,
+    times: ArrayLike,
+    intervals: np.ndarray,
+    style: LineStyle,
+    label: str,
+    band_label: str,
+    depth: int = 0,
+    markers: ArrayLike | None = None,
+) -> None:
+    """Draws a line with a band.
+
+    Args:
+      ax: the axes.
+      times: [T].
+      intervals: values, and the lower and upper bounds of the band, [3, T].
+      style: the style of the line.
+      label: the label of the line.
+      band_label: the label of the band.
+      depth: lines of greater depth are drawn below the others.
+      markers: the indices of the points that have a marker; some 12 of all if not given.
+    """
+    times, (values, low, high) = np.asarray(times), intervals
+    markevery = max(1, len(times) // 12) if markers is None else list(np.asarray(markers))
+    ax.fill_between(
+        times, low, high, color=style.color, alpha=0.15, linewidth=0, zorder=1, label=band_label
+    )
+    ax.plot(
+        times,
+        values,
+        color=style.color,
+        linestyle=style.linestyle,
+        marker=style.marker,
+        markevery=markevery,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        zorder=4 - depth / 100,
+        label=label,
+    )
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
@@ -525,11 +782,17 @@ def _finish_rounds(ax: Axes, metric: str, layer: str = "all") -> None:
     finish(ax)
 
 
-def _legend(ax: Axes, frame: pd.DataFrame, confidence: float = 0.95, seeds: bool = True) -> None:
+def _legend(
+    ax: Axes,
+    frame: pd.DataFrame,
+    confidence: float = 0.95,
+    seeds: bool = True,
+    statistic: str = "Mean",
+) -> None:
     """Adds a legend below all axes of the figure; its title explains lines and bands."""
     title = count = count_seeds(frame)
     if count != "1 seed":
-        title = f"Mean over {count}, with {100 * confidence:g} % bootstrap interval (band)"
+        title = f"{statistic} over {count}, with {100 * confidence:g} % bootstrap interval (band)"
         title += " and each seed (thin)" if seeds else ""
     handles, labels = ax.get_legend_handles_labels()
     figure = _figure(ax)
@@ -545,6 +808,11 @@ def _labels(frame: pd.DataFrame) -> dict[str, str]:
     diverged = divergences(frame).groupby("intervention")["seed"].nunique()
     notes = {name: f" ({count} of {seeds[name]} diverged)" for name, count in diverged.items()}
     return {name: readable(name) + notes.get(name, "") for name in seeds.index}
+
+
+def _rounds(first: int, last: int) -> str:
+    """Formats a range of rounds: `round 1`, `rounds 8 to 10`."""
+    return f"round {first}" if first == last else f"rounds {first} to {last}"
 
 
 def _label(metric: str, layer: str) -> str:

@@ -5,7 +5,7 @@ Each function takes a data frame and returns a figure: a results table, or the v
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from plasticity.results.plots import (
     count_seeds,
     curve,
     finish,
+    iqm_curve,
     learning_curve,
     line_styles,
     lines_by_round,
@@ -47,6 +48,7 @@ __all__ = [
     "levels_figure",
     "profiles_figure",
     "rounds_figure",
+    "sample_efficiency_figure",
 ]
 
 
@@ -272,41 +274,47 @@ def rounds_figure(
     Raises:
       ResultsError: the table lacks the metric or layer.
     """
-    shifts, names = _shifts(frame, shifts), intervention_order(frame, references)
-    groups = groups or {}
-    columns = [(title, [n for n in group if n in names]) for title, group in groups.items()]
-    grouped = {*references, *(name for group in groups.values() for name in group)}
-    rest = [name for name in names if name not in grouped]
-    columns.append(("Others" if groups else "", rest))
-    columns = [(title, group) for title, group in columns if group] or [("", [])]
-    with plt.rc_context(STYLE):
-        figure = new_figure((2.5 * len(columns) + 0.5, 2.2 * len(shifts) + 1.3))
-        axes = figure.subplots(len(shifts), len(columns), squeeze=False, sharey="row", sharex=True)
-        legend: dict[str, Line2D] = {}
-        for shift, line in zip(shifts, axes, strict=True):
-            for (title, group), ax in zip(columns, line, strict=True):
-                panel = frame["intervention"].isin([*references, *group])
-                panel &= frame["shift"] == shift
-                lines_by_round(
-                    frame[panel], metric, layer, ax=ax, how="last", references=references
-                )
-                handles, labels = ax.get_legend_handles_labels()
-                legend |= dict(zip(labels, handles, strict=True))
-                if ax is not line[0]:
-                    ax.set_ylabel("")
-                if shift != shifts[-1]:
-                    ax.set_xlabel("")
-                if shift == shifts[0]:
-                    ax.set_title(title)
-            line[0].set_ylabel(f"{readable(shift).capitalize()}\n{line[0].get_ylabel()}")
-        figure.legend(
-            list(legend.values()),
-            list(legend),
-            loc="outside lower center",
-            ncols=min(5, len(legend)),
-            title=_legend_title(frame),
-        )
-    return figure
+
+    def draw(rows: pd.DataFrame, ax: Axes) -> None:
+        lines_by_round(rows, metric, layer, ax=ax, how="last", references=references)
+
+    return _grid(frame, draw, groups, shifts, references, (2.5, 2.2), _legend_title(frame))
+
+
+@checked()
+def sample_efficiency_figure(
+    frame: pd.DataFrame,
+    metric: str = "train_return",
+    layer: str = "all",
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    shifts: Sequence[str] | None = None,
+    references: Sequence[str] = REFERENCES,
+) -> Figure:
+    """Plots the interquartile mean of a metric by environment step: see `iqm_curve`.
+
+    Args:
+      frame: a results table of one env.
+      metric: the metric to plot; by default the train return.
+      layer: `"all"` for the aggregate over layers, or the name of one.
+      groups: the columns of panels: the interventions of each, by its title. Interventions in no
+        group have a column of their own; without groups all are in one column.
+      shifts: the rows of panels; all shifts, sorted, if not given.
+      references: interventions that are in every panel; by default `warm_start` and `reset_all`.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ResultsError: the table lacks the metric or layer.
+    """
+
+    def draw(rows: pd.DataFrame, ax: Axes) -> None:
+        iqm_curve(rows, metric, layer, ax=ax, references=references)
+
+    size = (3.4, 2.2) if groups else (7.0, 2.6)
+    title = f"Interquartile mean over {count_seeds(frame)}, with 95 % bootstrap interval (band)"
+    return _grid(frame, draw, groups, shifts, references, size, title)
 
 
 @checked(metrics=each(Range(str), 1))
@@ -415,6 +423,62 @@ def levels_figure(
             ],
             loc="outside lower center",
             ncols=3,
+        )
+    return figure
+
+
+def _grid(
+    frame: pd.DataFrame,
+    draw: Callable[[pd.DataFrame, Axes], None],
+    groups: Mapping[str, Sequence[str]] | None,
+    shifts: Sequence[str] | None,
+    references: Sequence[str],
+    panel_size: tuple[float, float],
+    legend_title: str,
+) -> Figure:
+    """Draws a panel for each shift, by row, and group of interventions, by column.
+
+    Args:
+      frame: a results table of one env.
+      draw: draws the rows of one panel into its axes.
+      groups: as in `rounds_figure`.
+      shifts: as in `rounds_figure`.
+      references: as in `rounds_figure`.
+      panel_size: width and height in inches.
+      legend_title: the title of the legend.
+    """
+    shifts, names = _shifts(frame, shifts), intervention_order(frame, references)
+    groups = groups or {}
+    columns = [(title, [n for n in group if n in names]) for title, group in groups.items()]
+    grouped = {*references, *(name for group in groups.values() for name in group)}
+    rest = [name for name in names if name not in grouped]
+    columns.append(("Others" if groups else "", rest))
+    columns = [(title, group) for title, group in columns if group] or [("", [])]
+    width, height = panel_size
+    with plt.rc_context(STYLE):
+        figure = new_figure((width * len(columns) + 0.5, height * len(shifts) + 1.3))
+        axes = figure.subplots(len(shifts), len(columns), squeeze=False, sharey="row", sharex=True)
+        legend: dict[str, Line2D] = {}
+        for shift, line in zip(shifts, axes, strict=True):
+            for (title, group), ax in zip(columns, line, strict=True):
+                panel = frame["intervention"].isin([*references, *group])
+                panel &= frame["shift"] == shift
+                draw(frame[panel], ax)
+                handles, labels = ax.get_legend_handles_labels()
+                legend |= dict(zip(labels, handles, strict=True))
+                if ax is not line[0]:
+                    ax.set_ylabel("")
+                if shift != shifts[-1]:
+                    ax.set_xlabel("")
+                if shift == shifts[0]:
+                    ax.set_title(title)
+            line[0].set_ylabel(f"{readable(shift).capitalize()}\n{line[0].get_ylabel()}")
+        figure.legend(
+            list(legend.values()),
+            list(legend),
+            loc="outside lower center",
+            ncols=min(5, len(legend)),
+            title=legend_title,
         )
     return figure
 

@@ -16,8 +16,9 @@ from plasticity.envs.base import Task
 from plasticity.envs.host import HostEnv
 from plasticity.envs.host.vector_env import HostVecEnv
 from plasticity.networks import Params
-from plasticity.rng import Stream, key_for
+from plasticity.rng import Stream, key_for, past_evaluation_stream
 from plasticity.training import loop
+from plasticity.training.past_tasks import PastTasks, past_metrics
 from plasticity.training.placement import Placement
 from plasticity.training.rollout import warn_of_cut_off_episodes
 from plasticity.training.run import Run, seeds_of
@@ -46,7 +47,7 @@ class TimeStep(NamedTuple):
     truncated: Array
 
 
-def make_rngs(runs: Run, stream: Stream, count: int = 0) -> list[np.random.Generator]:
+def make_rngs(runs: Run, stream: Stream | int, count: int = 0) -> list[np.random.Generator]:
     """Returns each run's NumPy generator for the `count`-th use of a stream. [S]."""
     # Trailing zeros would not count: NumPy pads a short seed with them.
     return [np.random.default_rng([seed, stream, count, 1]) for seed in seeds_of(runs)]
@@ -176,6 +177,7 @@ class HostWorker:
         self._check_signals = check_signals
         self._placement = Placement((device,), Placement.of(1).mode)
         self._runs = self._placement.put(runs)
+        self._past_tasks = PastTasks(self._runs, self._placement)
         self._open_envs: list[HostVecEnv] = []
         try:
             self._train_envs = self._make_envs(runs.agent.num_envs)
@@ -210,9 +212,18 @@ class HostWorker:
         tasks = loop.eval_tasks(self._runs, jax.device_get(self.state.task))
         metrics: Metrics = {}
         for number, (name, task) in enumerate(tasks.items()):
-            returns = yield from self._evaluate(task, number)
+            returns = yield from self._evaluate(self.state, task, Stream.EVALUATION, number, 2)
             metrics[name] = {"all": returns}
         return metrics
+
+    def evaluate_past(self, num_rounds: int) -> Waiting[Metrics]:
+        """See `Trainer.evaluate_past`."""
+        returns = []
+        for round, task in enumerate(self._past_tasks.first(num_rounds)):
+            state, stream = self.state._replace(task=task), int(past_evaluation_stream(round))
+            mean = yield from self._evaluate(state, jax.device_get(task), stream)
+            returns.append(mean)
+        return past_metrics(returns)
 
     def run_probes(self, probes: Collection[str]) -> Waiting[Metrics]:
         """See `Trainer.run_probes`.
@@ -310,17 +321,27 @@ class HostWorker:
     def _compiled(self, function: Callable[..., Any], **options: int) -> Callable[..., Any]:
         return self._placement.map_runs(function, **options)
 
-    def _evaluate(self, task: Task, number: int) -> Waiting[Array]:
-        """Returns mean returns of `eval_episodes` episodes of `task`. [S]."""
-        update = int(self.state.update[0])
-        rngs = make_rngs(self._runs, Stream.EVALUATION, 2 * update + number)
+    def _evaluate(
+        self, state: RunState, task: Task, stream: int, number: int = 0, of: int = 1
+    ) -> Waiting[Array]:
+        """Returns mean returns of `eval_episodes` episodes of a task. [S].
+
+        Args:
+          state: the state, whose task says how the agent sees observations.
+          task: the task of the episodes, on the host.
+          stream: the stream of randomness.
+          number: which of several evaluations of the stream this is.
+          of: how many there are.
+        """
+        update = int(state.update[0])
+        rngs = make_rngs(self._runs, stream, of * update + number)
         observation = self._eval_envs.reset(task, rngs)
         episode_return = np.zeros(observation.shape[:2], np.float32)
         running = np.ones(episode_return.shape, bool)
         schedule = self._runs.schedule
         for t in range(schedule.eval_max_steps):
             act = self._compiled(_act, shared=2)(
-                self._runs, self.state, observation, Stream.EVALUATION, 2 * t + number
+                self._runs, state, observation, stream, of * t + number
             )
             yield act.action
             step, observation = self._eval_envs.step(act.action)

@@ -24,7 +24,7 @@ from plasticity.envs.task_wrapper import TaskWrapper
 from plasticity.interventions import Batch, Context, Rollout, TrainState
 from plasticity.networks import Output, Params, at_precision
 from plasticity.probes import View
-from plasticity.rng import Stream, key_for
+from plasticity.rng import Stream, key_for, past_evaluation_stream
 from plasticity.shifts import interpolate
 from plasticity.training import rollout as rollouts
 from plasticity.training.rollout import Evaluation
@@ -38,6 +38,8 @@ from plasticity.training.state import (
 )
 
 Array = jax.Array
+
+PAST_RETURN = "eval_past_return"  # on the task of an earlier round, the metric's layer `round_3`
 
 
 def init(run: Run, params: Params | None = None) -> RunState:
@@ -56,7 +58,7 @@ def init(run: Run, params: Params | None = None) -> RunState:
     if params is None:
         params = context.init_params(key_for(run.seed, Stream.PARAMS))
     train_state = TrainState(params, context.optimizer.init(params))
-    task = run.shift.begin(run.env.task(run.seed), run.env, key_for(run.seed, Stream.SHIFT))
+    task = first_task(run)
     return RunState(
         train_state=train_state,
         intervention=run.intervention.init(train_state, context),
@@ -84,7 +86,7 @@ def start_round(run: Run, state: RunState) -> RunState:
     """
     round = state.round + 1
     context = make_context(run, round, state.update, state.obs_stats)
-    task = run.shift(state.task, round, key_for(run.seed, Stream.SHIFT, round))
+    task = next_task(run, state.task, round)
     interpolation = None
     if run.schedule.shift_duration:
         interpolation, task = TaskInterpolation(state.task, task), state.task
@@ -114,6 +116,16 @@ def start_round(run: Run, state: RunState) -> RunState:
         envs=_reset_envs(run, task, round),
         round=round,
     )
+
+
+def first_task(run: Run) -> Task:
+    """Returns the task of the first round."""
+    return run.shift.begin(run.env.task(run.seed), run.env, key_for(run.seed, Stream.SHIFT))
+
+
+def next_task(run: Run, task: Task, round: Array | int) -> Task:
+    """Returns the task of `round`, which is 1 for the second, for that of the round before."""
+    return run.shift(task, round, key_for(run.seed, Stream.SHIFT, round))
 
 
 def make_context(
@@ -244,10 +256,7 @@ def train_updates(
 
 def start_evaluation(run: Run, state: RunState) -> dict[str, Evaluation]:
     """Starts episodes on training levels, and on held-out ones if any, by the metric's name."""
-    return {
-        name: rollouts.start_evaluation(wrap_task(run.env), task, run.schedule.eval_episodes, key)
-        for name, task, key in _eval_tasks_with_keys(run, state)
-    }
+    return _start_evaluation(run, _eval_tasks_with_keys(run, state))
 
 
 def continue_evaluation(
@@ -258,14 +267,31 @@ def continue_evaluation(
     Returns:
       The episodes, and their mean returns so far.
     """
-    evaluations = {
-        name: rollouts.continue_evaluation(
-            wrap_task(run.env), task, policy(run, state), evaluations[name], max_steps, key
-        )
-        for name, task, key in _eval_tasks_with_keys(run, state)
-    }
-    means = {name: jnp.mean(x.episode_return) for name, x in evaluations.items()}
-    return evaluations, {name: {"all": mean} for name, mean in means.items()}
+    tasks = _eval_tasks_with_keys(run, state)
+    return _continue_evaluation(run, state, tasks, evaluations, max_steps)
+
+
+def start_past_evaluation(
+    run: Run, state: RunState, task: Task, round: Array | int
+) -> dict[str, Evaluation]:
+    """Starts episodes on the task of an earlier round, which is 0 for the first.
+
+    Their randomness is of a stream of its own, so that they affect no other measurement.
+    """
+    return _start_evaluation(run, _past_task_with_key(run, state, task, round))
+
+
+def continue_past_evaluation(
+    run: Run,
+    state: RunState,
+    task: Task,
+    evaluations: dict[str, Evaluation],
+    round: Array | int,
+    max_steps: Array | int,
+) -> tuple[dict[str, Evaluation], Metrics]:
+    """Continues the episodes of `start_past_evaluation`: see `continue_evaluation`."""
+    tasks = _past_task_with_key(run, state, task, round)
+    return _continue_evaluation(run, state, tasks, evaluations, max_steps)
 
 
 def eval_tasks(run: Run, task: Task) -> dict[str, Task]:
@@ -274,6 +300,37 @@ def eval_tasks(run: Run, task: Task) -> dict[str, Task]:
     if run.env.num_levels is not None:
         tasks["eval_test_return"] = task.held_out()
     return tasks
+
+
+def _start_evaluation(run: Run, tasks: list[tuple[str, Task, Array]]) -> dict[str, Evaluation]:
+    return {
+        name: rollouts.start_evaluation(wrap_task(run.env), task, run.schedule.eval_episodes, key)
+        for name, task, key in tasks
+    }
+
+
+def _continue_evaluation(
+    run: Run,
+    state: RunState,
+    tasks: list[tuple[str, Task, Array]],
+    evaluations: dict[str, Evaluation],
+    max_steps: Array | int,
+) -> tuple[dict[str, Evaluation], Metrics]:
+    evaluations = {
+        name: rollouts.continue_evaluation(
+            wrap_task(run.env), task, policy(run, state), evaluations[name], max_steps, key
+        )
+        for name, task, key in tasks
+    }
+    means = {name: jnp.mean(x.episode_return) for name, x in evaluations.items()}
+    return evaluations, {name: {"all": mean} for name, mean in means.items()}
+
+
+def _past_task_with_key(
+    run: Run, state: RunState, task: Task, round: Array | int
+) -> list[tuple[str, Task, Array]]:
+    key = key_for(run.seed, past_evaluation_stream(round), state.update)
+    return [(PAST_RETURN, task, key)]
 
 
 def _eval_tasks_with_keys(run: Run, state: RunState) -> list[tuple[str, Task, Array]]:

@@ -1,5 +1,6 @@
 """Estimates the memory of stacked runs before anything is compiled."""
 
+import contextlib
 import functools
 import math
 import os
@@ -130,9 +131,38 @@ def _total() -> float:
     if stats and "bytes_limit" in stats:
         return len(devices) * int(stats["bytes_limit"])
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        physical: float = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every system
+        physical = math.inf
+    return min(physical, _cgroup_limit())
+
+
+def _cgroup_limit(root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc/self")) -> float:
+    """Returns the memory that this process's control groups allow it; infinity if any.
+
+    Containers and schedulers set it, and a process that exceeds it is killed.
+
+    Args:
+      root: where control groups are mounted.
+      proc: the folder of the process in `/proc`.
+    """
+    try:
+        lines = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
+    except OSError:
         return math.inf
+    limits = [math.inf]
+    for _, controllers, path in lines:
+        if controllers == "":  # version 2
+            top, name = root, "memory.max"
+        elif "memory" in controllers.split(","):  # version 1
+            top, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        place = Path(path.strip("/"))
+        for folder in (place, *place.parents):
+            with contextlib.suppress(OSError, ValueError):  # a container sees its own part only
+                limits.append(int((top / folder / name).read_text()))  # or "max"
+    return min(limits)
 
 
 def available() -> int:
@@ -144,7 +174,8 @@ def available() -> int:
     if not table.exists():
         return 4 * 2**30
     lines = dict(line.split(":") for line in table.read_text().splitlines())
-    return int(_SHARE * 1024 * int(lines["MemAvailable"].split()[0]))
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    return int(_SHARE * min(free, _cgroup_limit()))
 
 
 def _bytes(tree: Any) -> int:

@@ -35,6 +35,8 @@ class Schedule(Struct):
       eval_max_steps: steps after which an evaluation stops, as a time limit of its own: an episode
         under way counts with its return so far, and a warning says so. The default is the usual
         limit of Atari games, 108,000 frames.
+      eval_past_every: rounds between two evaluations on the tasks of all earlier rounds too, at the
+        ends of rounds, which show what is forgotten; 0 for none.
       probe_every: updates between two measurements of probes that have no interval of their own; 0
         for the ends of rounds alone.
       probe_batch_size: observations in the probe batch.
@@ -47,6 +49,7 @@ class Schedule(Struct):
     eval_every: int = static_field(1_000, ge=0)
     eval_episodes: int = static_field(50, ge=0)
     eval_max_steps: int = static_field(27_000, ge=1)
+    eval_past_every: int = static_field(0, ge=0)
     probe_every: int = static_field(100, ge=0)
     probe_batch_size: int = static_field(512, ge=1)
 
@@ -157,6 +160,18 @@ def check_run(run: Run) -> None:
             "schedule.shift_duration",
             schedule.shift_duration,
             f"must be at most schedule.updates_per_round={schedule.updates_per_round}",
+        )
+    if schedule.eval_past_every > schedule.rounds:
+        raise SettingError(
+            "schedule.eval_past_every",
+            schedule.eval_past_every,
+            f"must be at most schedule.rounds={schedule.rounds}",
+        )
+    if schedule.eval_past_every and not schedule.eval_episodes:
+        raise SettingError(
+            "schedule.eval_past_every",
+            schedule.eval_past_every,
+            "must be 0 where schedule.eval_episodes=0, which turns evaluation off",
         )
     sudden = [
         part.name

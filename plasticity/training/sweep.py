@@ -1,5 +1,6 @@
 """Trains many jobs in few programs: those that can be fused, in groups that fit memory."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -8,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from plasticity.envs.base import CompiledEnv
 from plasticity.storage import run_dir, table
 from plasticity.storage.run_dir import CHECKPOINTS, check_folder, read_meta
 from plasticity.storage.tracking import Tracker
-from plasticity.struct import Range, SettingError, check, check_kind
+from plasticity.struct import TARGET, Range, SettingError, check, check_kind, to_config
 from plasticity.training.fusion import FusionKey, fuse, fusion_key
 from plasticity.training.initial_params import load_initial_params
 from plasticity.training.memory_estimate import available, check_memory, memory_of
@@ -28,12 +30,26 @@ from plasticity.training.train import (
     CHECKPOINT_MINUTES,
     Job,
     make_progress,
+    train_in_memory,
     train_jobs,
-    train_stack,
 )
 
 GROUPS_DIR = ".groups"  # in a sweep's folder: the checkpoints of groups that are training
 _JOBS = "jobs.json"
+
+
+class Grouping(NamedTuple):
+    """How jobs are grouped into programs.
+
+    Attributes:
+      max_agents: the largest number of runs in a program; as many as fit in memory if not given.
+        A job is not divided.
+      exact: whether jobs train together only where that gives bitwise the same results as alone;
+        if not given, on CPUs. See `fusion_key`.
+    """
+
+    max_agents: int | None = None
+    exact: bool | None = None
 
 
 class TrainOptions(NamedTuple):
@@ -73,11 +89,13 @@ def train(
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     keep_checkpoint: bool = False,
     trackers: Sequence[Tracker] = (),
+    exact: bool | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Trains runs of any structures, and returns their results table.
 
-    Runs that differ in numbers only train together, as one program. Called again with the same
+    Runs that differ in numbers only train together, as one program, and so do runs that differ in
+    their shifts, or in interventions that act between updates alone. Called again with the same
     folder it resumes from the last checkpoint there, whatever ended the process, with the same
     table and parameters; finished runs are not trained again.
 
@@ -95,6 +113,8 @@ def train(
         same runs with more rounds go on from there. Results are as if they had had these from the
         beginning.
       trackers: experiment trackers; only where there is a folder.
+      exact: whether runs train together only where that gives bitwise the same results as alone;
+        if not given, on CPUs. Otherwise results may differ by rounding.
       progress: whether to show the plan, where there are several structures, and progress on
         standard error.
 
@@ -126,42 +146,35 @@ def train(
     TrainOptions(checkpoint_minutes, keep_checkpoint, trackers).check()  # type: ignore[arg-type]
     if trackers and folder is None:
         raise SettingError("trackers", trackers, "must not be given without a folder")
-    alike: dict[Any, list[int]] = {}
-    for number, run in enumerate(runs):
-        alike.setdefault(jax.tree.structure(run), []).append(number)
-    if len(alike) > 1 and config is not None:
-        raise ValueError(f"one config for runs of {len(alike)} structures")
-    stacks = []
-    for number, indices in enumerate(alike.values()):
-        some = [runs[i] for i in indices]
-        place = None if folder is None else Path(folder)
-        if place is not None and len(alike) > 1:
-            place /= f"{number}_{some[0].intervention.name}"
-        if place is None or read_meta(place).get("status") != "finished":
-            check_memory(some)
-            load_initial_params(some)  # refuses what cannot be used
-        stacks.append((some, place, indices))
-    frames = []
-    for number, (some, place, indices) in enumerate(stacks):
-        if progress and len(alike) > 1:
-            print(
-                f"[{number + 1}/{len(alike)}] {some[0].intervention.name}: "
-                f"{count(len(some), 'run')} in one program",
-                file=sys.stderr,
-            )
-        frames.append(
-            train_stack(
-                some,
-                place,
-                config=config,
-                names=None if names is None else [names[i] for i in indices],
-                checkpoint_minutes=checkpoint_minutes,
-                keep_checkpoint=keep_checkpoint,
-                trackers=trackers,
-                progress=progress,
-            )
+    if exact is not None and not isinstance(exact, bool):
+        raise SettingError("exact", exact, "must be True, False or None")
+    jobs = _make_jobs(runs, folder, config, names)
+    for job in jobs:
+        if trackers and len({run.seed for run in job.runs}) < len(job.runs):
+            raise ValueError("runs that share a seed cannot be tracked in one folder")
+        if folder is None or read_meta(job.folder).get("status") != "finished":
+            check_memory(job.runs)
+            load_initial_params(job.runs)  # refuses what cannot be used
+    if folder is None:
+        groups = [Group(tuple(some)) for some in _divide(jobs, partial(_key, exact=exact))]
+    else:
+        remove_leftovers(jobs, Path(folder))
+        groups = plan(jobs, Path(folder), Grouping(exact=exact))
+    several = len(jobs) > 1
+    if progress and several:
+        print(*describe_plan(jobs, groups, exact=exact), sep="\n", file=sys.stderr)
+    elif progress and not groups:
+        print(f"nothing to train: {folder} is finished", file=sys.stderr)
+    if folder is None:
+        frames = list(_train_in_memory(groups, several, progress))
+    else:
+        options = TrainOptions(checkpoint_minutes, keep_checkpoint, tuple(trackers))
+        train_groups(
+            groups, Path(folder), options, numbered=several, progress=progress, on_error=_raise
         )
-    return frames[0] if len(frames) == 1 else table.sort_rows(table.concat(frames))
+        remove_groups_dir(Path(folder))
+        frames = [table.read(job.folder / table.TABLE) for job in jobs]
+    return table.sort_rows(table.concat(frames))
 
 
 class Group(NamedTuple):
@@ -210,9 +223,8 @@ class Group(NamedTuple):
 def plan(
     jobs: Sequence[Job],
     sweep_dir: Path,
-    max_agents: int | None = None,
+    grouping: Grouping = Grouping(),  # noqa: B008
     local: bool = True,
-    exact: bool | None = None,
 ) -> list[Group]:
     """Groups the unfinished jobs: those of equal `fusion_key`, as far as memory permits.
 
@@ -222,42 +234,36 @@ def plan(
     Args:
       jobs: jobs, of which some may be finished.
       sweep_dir: the folder that their folders are in.
-      max_agents: the largest number of runs in a group. A job is not divided.
+      grouping: how they are grouped.
       local: whether they train on this machine, so that a group must fit in its memory.
-      exact: see `fusion_key`.
     """
     groups = list(_resumable(jobs, sweep_dir))
     taken = {job.folder for group in groups for job in group.jobs}
-    by_key: dict[Hashable, list[Job]] = {}
-    for job in jobs:
-        if job.folder in taken or job.is_finished():
-            continue
-        run = job.runs[0]
-        alone = not isinstance(run.env, CompiledEnv) or (job.folder / CHECKPOINTS).exists()
-        by_key.setdefault(job.folder if alone else fusion_key(run, exact), []).append(job)
-    for fusable in by_key.values():
-        if local:
-            check_memory(max((job.runs for job in fusable), key=len))
-        total = sum(len(job.runs) for job in fusable)
-        fitting = _fitting(fusable, max_agents) if local else max_agents or total
-        share = math.ceil(total / math.ceil(total / fitting))
-        chunk: list[Job] = []
-        for job in fusable:
-            if chunk and sum(len(one.runs) for one in chunk) + len(job.runs) > share:
-                groups.append(_group(chunk, sweep_dir))
-                chunk = []
-            chunk.append(job)
-        groups.append(_group(chunk, sweep_dir))
+
+    def key(job: Job) -> Hashable:
+        return job.folder if (job.folder / CHECKPOINTS).exists() else _key(job, grouping.exact)
+
+    missing = [job for job in jobs if job.folder not in taken and not job.is_finished()]
+    for some in _divide(missing, key, grouping.max_agents, local):
+        groups.append(_group(some, sweep_dir))
     return groups
 
 
 def describe_plan(
-    jobs: Sequence[Job], groups: Sequence[Group], local: bool = True
+    jobs: Sequence[Job], groups: Sequence[Group], local: bool = True, exact: bool | None = None
 ) -> Iterator[str]:
-    """Yields lines that say what will be trained, and with how much memory of this machine."""
+    """Yields lines that say what will be trained, and with how much memory of this machine.
+
+    Args:
+      jobs: jobs, of which some may be finished.
+      groups: what `plan` returns of them.
+      local: whether they train on this machine.
+      exact: see `fusion_key`.
+    """
     finished = len(jobs) - sum(len(group.jobs) for group in groups)
     yield f"{count(len(jobs), 'job')}: {count(len(groups), 'program')} to train" + (
         f", {finished} finished already" * (finished > 0)
+        + f"; one after another on {_devices()}" * (local and len(groups) > 1)
     )
     for number, group in enumerate(groups, 1):
         memory = group.memory if local else None
@@ -265,7 +271,7 @@ def describe_plan(
             f"  [{number}/{len(groups)}] {group.name}: {count(len(group.jobs), 'job')}, "
             f"{count(group.agents, 'agent')}"
         ) + (f", about {math.ceil(memory / 1e6):,} MB" if memory is not None else "")
-    if reasons := _differences(groups):
+    if reasons := _differences(groups, exact):
         yield f"  programs differ in {', '.join(reasons)}"
 
 
@@ -310,13 +316,13 @@ def train_groups(
                 **options._asdict(),
                 progress=make_progress(runs, title, progress),
             )
-            # A process can map the programs of some thirty groups. They stay in the disk cache.
-            jax.clear_caches()
             on_trained(group)
         except Exception as error:
             on_error(error)
             failed |= {job.folder: error for job in group.jobs}
         if later := groups[number:]:
+            # A process can map the programs of some thirty groups. They stay in the disk cache.
+            jax.clear_caches()
             pace = sum(one.env_steps for one in groups[:number]) / (time.monotonic() - began)
             remaining = sum(one.env_steps for one in later) / pace
             say(f"{count(len(later), 'program')} to go, about {_duration(remaining)}")
@@ -334,9 +340,61 @@ def remove_leftovers(jobs: Sequence[Job], sweep_dir: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_groups_dir(sweep_dir: Path) -> None:
+    """Removes the folder of groups' checkpoints, unless there are some to resume from."""
+    with contextlib.suppress(OSError):
+        (sweep_dir / GROUPS_DIR).rmdir()
+
+
 def count(number: int, noun: str) -> str:
     """Returns `1 job`, `2 jobs`."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _make_jobs(
+    runs: Sequence[Run],
+    folder: str | Path | None,
+    config: Mapping[str, Any] | None,
+    names: Sequence[str] | None,
+) -> list[Job]:
+    """Makes a job of all runs of each structure."""
+    by_structure: dict[Any, list[int]] = {}
+    for number, run in enumerate(runs):
+        by_structure.setdefault(jax.tree.structure(run), []).append(number)
+    if len(by_structure) > 1 and config is not None:
+        raise ValueError(f"one config for runs of {len(by_structure)} structures")
+    jobs = []
+    for number, indices in enumerate(by_structure.values()):
+        some = tuple(runs[i] for i in indices)
+        method = some[0].intervention.name
+        place = Path(folder or "") / (f"{number}_{method}" if len(by_structure) > 1 else "")
+        name = method if folder is None else place.resolve().name
+        labels = tuple(name if names is None else names[i] for i in indices)
+        if len({(label, run.seed) for label, run in zip(labels, some, strict=True)}) < len(some):
+            raise ValueError("runs that share a seed must have names of their own: see `names`")
+        jobs.append(Job(some, place, config or _config_of(some), labels))
+    return jobs
+
+
+def _config_of(runs: Sequence[Run]) -> Mapping[str, Any]:
+    config = to_config(runs[0], runs)
+    del config[TARGET]
+    return config
+
+
+def _train_in_memory(
+    groups: Sequence[Group], numbered: bool, progress: bool
+) -> Iterator[pd.DataFrame]:
+    """Trains groups without writing anything. Yields the results table of each."""
+    for number, group in enumerate(groups, 1):
+        runs = [run for job in group.jobs for run in job.runs]
+        names = [name for job in group.jobs for name in job.names]
+        title = f"[{number}/{len(groups)}] {group.name}" if numbered else group.name
+        yield train_in_memory(runs, names, make_progress(stack(fuse(runs)), title, progress))
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _check_names(names: Sequence[str], num_runs: int) -> None:
@@ -370,11 +428,18 @@ def _id(job: Job, sweep_dir: Path) -> str:
     return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.as_posix()
 
 
-def _differences(groups: Sequence[Group]) -> list[str]:
+def _devices() -> str:
+    """Returns the devices of this machine, as `1 GPU`."""
+    devices = jax.local_devices()
+    on_cpu = devices[0].platform == "cpu"
+    return count(len(devices), "CPU core" if on_cpu else devices[0].platform.upper())
+
+
+def _differences(groups: Sequence[Group], exact: bool | None) -> list[str]:
     """Returns why groups do not train as one program, in words."""
     runs = [group.jobs[0].runs[0] for group in groups]
     compiled = [run for run in runs if isinstance(run.env, CompiledEnv)]
-    keys = [fusion_key(run) for run in compiled]
+    keys = [fusion_key(run, exact) for run in compiled]
     reasons = [
         name.replace("_", " ")
         for name, values in zip(FusionKey._fields, zip(*keys, strict=True), strict=False)
@@ -409,6 +474,40 @@ def _listed_groups(sweep_dir: Path) -> Iterator[tuple[Path, list[str]]]:
                 f"{listed}: cannot be read; its jobs are resumed only if they make the same group",
                 stacklevel=1,
             )
+
+
+def _key(job: Job, exact: bool | None) -> Hashable:
+    """Returns what jobs must have in common to train as one program."""
+    run = job.runs[0]
+    return fusion_key(run, exact) if isinstance(run.env, CompiledEnv) else job.folder
+
+
+def _divide(
+    jobs: Sequence[Job],
+    key: Callable[[Job], Hashable],
+    max_agents: int | None = None,
+    local: bool = True,
+) -> Iterator[list[Job]]:
+    """Yields jobs of equal key, at most as many as `plan` says."""
+    by_key: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        by_key.setdefault(key(job), []).append(job)
+    for fusable in by_key.values():
+        if local:
+            check_memory(max((job.runs for job in fusable), key=len))
+        if len(fusable) == 1:
+            yield fusable
+            continue
+        total = sum(len(job.runs) for job in fusable)
+        fitting = _fitting(fusable, max_agents) if local else max_agents or total
+        share = math.ceil(total / math.ceil(total / fitting))
+        chunk: list[Job] = []
+        for job in fusable:
+            if chunk and sum(len(one.runs) for one in chunk) + len(job.runs) > share:
+                yield chunk
+                chunk = []
+            chunk.append(job)
+        yield chunk
 
 
 def _group(jobs: Sequence[Job], sweep_dir: Path) -> Group:

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import pandas as pd
 
 from plasticity.agents import Metrics
 from plasticity.networks import Params
-from plasticity.storage import run_dir, table
+from plasticity.storage import run_dir
 from plasticity.storage.checkpoints import CheckpointManager, flatten
 from plasticity.storage.errors import StorageError
 from plasticity.storage.progress import Progress
@@ -28,15 +27,15 @@ from plasticity.storage.recorder import Recorder
 from plasticity.storage.run_dir import CHECKPOINTS, RunDir, RunInfo
 from plasticity.storage.signals import SignalGuard
 from plasticity.storage.tracking import Tracker, Tracking
-from plasticity.struct import TARGET, to_config
+from plasticity.struct import to_config
 from plasticity.training import loop
 from plasticity.training.fusion import fuse
 from plasticity.training.initial_params import load_initial_params
-from plasticity.training.run import Run, seeds_of, stack
+from plasticity.training.run import Run, Schedule, seeds_of, stack
 from plasticity.training.state import EpisodeStats, MetricSums, RunState
 from plasticity.training.trainer import make_trainer
 
-__all__ = ["CHECKPOINT_MINUTES", "Job", "train_jobs", "train_stack"]
+__all__ = ["CHECKPOINT_MINUTES", "Job", "train_in_memory", "train_jobs"]
 
 CHECKPOINT_MINUTES = 10.0
 
@@ -48,11 +47,13 @@ class Job(NamedTuple):
       runs: runs that differ in numbers only, such as seeds.
       folder: the run directory.
       config: the content of its `config.yaml`, in plain containers.
+      names: the table's `run` column, for each run; the folder's name if empty.
     """
 
     runs: tuple[Run, ...]
     folder: Path
     config: Mapping[str, Any]
+    names: tuple[str, ...] = ()
 
     @property
     def info(self) -> RunInfo:
@@ -90,80 +91,36 @@ class Checkpoint(NamedTuple):
     pending: MetricSums  # since training metrics were last logged
 
 
-def train_stack(
-    runs: Sequence[Run],
-    folder: str | Path | None = None,
-    *,
-    config: Mapping[str, Any] | None = None,
-    names: Sequence[str] | None = None,
-    checkpoint_minutes: float = CHECKPOINT_MINUTES,
-    keep_checkpoint: bool = False,
-    trackers: Sequence[Tracker] = (),
-    progress: bool = True,
+def train_in_memory(
+    runs: Sequence[Run], names: Sequence[str], progress: Progress | None = None
 ) -> pd.DataFrame:
-    """Trains runs of equal structure as one program: see `plasticity.train`.
+    """Trains runs as one program, writes nothing, and returns their results table.
 
     The runs must have passed `check_run`.
 
     Args:
-      runs: runs that differ in numbers only, such as seeds.
-      folder: the run directory for results and checkpoints; nothing is written if not given.
-      config: the content of `config.yaml` in the folder; the runs' own settings if not given.
-      names: as in `plasticity.train`.
-      checkpoint_minutes: as in `plasticity.train`.
-      keep_checkpoint: as in `plasticity.train`.
-      trackers: as in `plasticity.train`.
-      progress: whether to show progress on standard error.
+      runs: runs of equal `fusion_key`.
+      names: the table's `run` column, for each run.
+      progress: the progress display; nothing is shown if not given.
 
     Raises:
-      SettingError: the folder holds anything else, or its checkpoint is of other versions.
-      ValueError: the runs are not of equal structure, there are none, two share name and seed,
-        or a seed where there are trackers.
       KeyboardInterrupt: as in `plasticity.train`.
     """
-    stacked = stack(runs)
-    if names is not None and len(names) != len(runs):
-        raise ValueError(f"{len(names)} names for {len(runs)} runs")
-    own_name = stacked.intervention.name if folder is None else Path(folder).resolve().name
-    names = names or [own_name] * len(runs)
-    if len({(name, run.seed) for name, run in zip(names, runs, strict=True)}) < len(runs):
-        raise ValueError("runs that share a seed must have names of their own: see `names`")
-    if trackers and len({run.seed for run in runs}) < len(runs):
-        raise ValueError("runs that share a seed cannot be tracked in one folder")
-    if folder is None:
-        recorder = make_recorder(runs, names)
-        _train_rounds(
-            stacked,
-            recorder,
-            make_progress(stacked, shown=progress),
-            initial_params=load_initial_params(runs),
-        )
-        return recorder.frame()
-    if config is None:
-        config = to_config(runs[0], runs)
-        del config[TARGET]
-    job = Job(tuple(runs), Path(folder), config)
-    if job.is_finished():
-        run_dir.remove_leftovers(job.folder)
-        if progress:
-            print(f"nothing to train: {job.folder} is finished", file=sys.stderr)
-    else:
-        train_jobs(
-            [job],
-            names=names,
-            checkpoint_minutes=checkpoint_minutes,
-            keep_checkpoint=keep_checkpoint,
-            trackers=trackers,
-            progress=make_progress(stacked, shown=progress),
-        )
-    return table.sort_rows(table.read(job.folder / table.TABLE))
+    fused = fuse(runs)
+    stacked, recorder = stack(fused), make_recorder(runs, names)
+    _train_rounds(
+        stacked,
+        recorder,
+        progress or make_progress(stacked, shown=False),
+        initial_params=load_initial_params(fused),
+    )
+    return recorder.frame()
 
 
 def train_jobs(
     jobs: Sequence[Job],
     checkpoint_dir: Path | None = None,
     *,
-    names: Sequence[str] | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     keep_checkpoint: bool = False,
     trackers: Sequence[Tracker] = (),
@@ -178,7 +135,6 @@ def train_jobs(
       jobs: the jobs.
       checkpoint_dir: where checkpoints of all jobs together go; in the folder of the first if not
         given.
-      names: the table's `run` column, for each run; the name of its job's folder if not given.
       checkpoint_minutes: as in `plasticity.train`.
       keep_checkpoint: as in `plasticity.train`.
       trackers: as in `plasticity.train`.
@@ -191,8 +147,7 @@ def train_jobs(
     runs = [run for job in jobs for run in job.runs]
     fused = fuse(runs)
     stacked = stack(fused)
-    names = names or [job.folder.resolve().name for job in jobs for _ in job.runs]
-    recorder = make_recorder(runs, names)
+    recorder = make_recorder(runs, [name for job in jobs for name in _names(job)])
     ends = list(itertools.accumulate(len(job.runs) for job in jobs))
     shares = [slice(end - len(job.runs), end) for job, end in zip(jobs, ends, strict=True)]
     infos = [job.info for job in jobs]
@@ -254,6 +209,10 @@ def train_jobs(
                     _save(manager, last[0], recorder, share)
 
 
+def _names(job: Job) -> Sequence[str]:
+    return job.names or [job.folder.resolve().name] * len(job.runs)
+
+
 def make_recorder(runs: Sequence[Run], names: Sequence[str]) -> Recorder:
     """Returns an empty recorder for runs that train together.
 
@@ -302,6 +261,12 @@ def measurement_updates(run: Run) -> Iterator[int]:
     while update < end:
         update = min(end, *(every * (update // every + 1) for every in intervals))
         yield update
+
+
+def is_past_evaluation_due(schedule: Schedule, round: int) -> bool:
+    """Returns whether a round, 1 for the first, ends with evaluations on earlier rounds' tasks."""
+    every = schedule.eval_past_every
+    return round > 1 and every > 0 and round % every == 0
 
 
 def mean_metrics(sums: MetricSums) -> Metrics:
@@ -408,6 +373,8 @@ def _train_rounds(
                     pending = jax.tree.map(np.zeros_like, pending)
                 if schedule.eval_episodes and is_due(schedule.eval_every, stop):
                     metrics |= trainer.evaluate()
+                if stop == end_of_round and is_past_evaluation_due(schedule, round):
+                    metrics |= trainer.evaluate_past(round - 1)
                 probes = [name for name, every in intervals if is_due(every, stop)]
                 if probes:
                     metrics |= trainer.run_probes(probes)

@@ -5,22 +5,27 @@ Every array of a stack has a leading axis of runs, [S, ...].
 
 import itertools
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
 
 from plasticity.agents import Metrics
+from plasticity.envs.base import Task
 from plasticity.envs.host import HostEnv
 from plasticity.networks import Params
 from plasticity.training import loop
 from plasticity.training.host_rollout import HostWorker, Waiting, run_interleaved
+from plasticity.training.past_tasks import PastTasks, past_metrics
 from plasticity.training.placement import Placement
-from plasticity.training.rollout import warn_of_cut_off_episodes
+from plasticity.training.rollout import Evaluation, warn_of_cut_off_episodes
 from plasticity.training.run import Run, seeds_of
 from plasticity.training.state import MetricSums, RunState
 
 _EVAL_STEPS_PER_CALL = 500
+
+Evaluations = dict[str, Evaluation]  # by the metric's name
 
 
 class Trainer(Protocol):
@@ -46,6 +51,9 @@ class Trainer(Protocol):
 
         Warns if episodes were cut off by `schedule.eval_max_steps`.
         """
+
+    def evaluate_past(self, num_rounds: int) -> Metrics:
+        """Evaluates the runs on the tasks of the first rounds, so many."""
 
     def run_probes(self, probes: Collection[str]) -> Metrics:
         """Runs the probes of these names."""
@@ -102,6 +110,7 @@ class JaxTrainer:
             self.state: RunState = self._compiled(loop.init)(self._runs, *given)
         else:
             self.state = self._placement.put(state)
+        self._past_tasks = PastTasks(self._runs, self._placement)
         self._sample_probe_batch()
         # A probe that cannot be traced is known before the first update.
         jax.eval_shape(self._compiled(loop.run_probes), self._runs, self.state, self._probe_batch)
@@ -116,13 +125,39 @@ class JaxTrainer:
         return sums
 
     def evaluate(self) -> Metrics:
+        continue_evaluation = self._compiled(loop.continue_evaluation, shared=1, donate=2)
+        return self._run_episodes(
+            self._compiled(loop.start_evaluation)(self._runs, self.state),
+            partial(continue_evaluation, self._runs, self.state),
+        )
+
+    def evaluate_past(self, num_rounds: int) -> Metrics:
+        start = self._compiled(loop.start_past_evaluation, shared=1)
+        continue_evaluation = self._compiled(loop.continue_past_evaluation, shared=2, donate=3)
+        returns = []
+        for round, task in enumerate(self._past_tasks.first(num_rounds)):
+            evaluations = start(self._runs, self.state, task, round)
+
+            def go_on(
+                evaluations: Evaluations, max_steps: int, task: Task = task, round: int = round
+            ) -> tuple[Evaluations, Metrics]:
+                return continue_evaluation(
+                    self._runs, self.state, task, evaluations, round, max_steps
+                )
+
+            returns.append(self._run_episodes(evaluations, go_on)[loop.PAST_RETURN]["all"])
+        return past_metrics(returns)
+
+    def _run_episodes(
+        self,
+        evaluations: Evaluations,
+        continue_evaluation: Callable[[Evaluations, int], tuple[Evaluations, Metrics]],
+    ) -> Metrics:
+        """Runs the episodes of evaluations to their ends, and returns their mean returns."""
         # In parts, between which signals are looked at: a compiled loop hears none.
-        evaluations = self._compiled(loop.start_evaluation)(self._runs, self.state)
         max_steps = self._runs.schedule.eval_max_steps
         for step in itertools.count(_EVAL_STEPS_PER_CALL, _EVAL_STEPS_PER_CALL):
-            evaluations, metrics = self._compiled(loop.continue_evaluation, shared=1, donate=2)(
-                self._runs, self.state, evaluations, min(step, max_steps)
-            )
+            evaluations, metrics = continue_evaluation(evaluations, min(step, max_steps))
             if all(np.all(evaluation.done) for evaluation in evaluations.values()):
                 break
             if step >= max_steps:
@@ -199,6 +234,9 @@ class HostTrainer:
 
     def evaluate(self) -> Metrics:
         return self._run([worker.evaluate() for worker in self._workers])
+
+    def evaluate_past(self, num_rounds: int) -> Metrics:
+        return self._run([worker.evaluate_past(num_rounds) for worker in self._workers])
 
     def run_probes(self, probes: Collection[str]) -> Metrics:
         return self._run([worker.run_probes(probes) for worker in self._workers])

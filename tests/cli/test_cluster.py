@@ -11,8 +11,10 @@ import time
 import pandas as pd
 import pytest
 from helpers import ROOT, SMALL, tables
+from hydra import compose, initialize_config_dir
 
 from plasticity import results
+from plasticity.cli.command import CONFIG, CONFIGS
 from plasticity.training import sweep
 
 pytestmark = pytest.mark.slow
@@ -41,6 +43,17 @@ def test_each_group_is_a_job_that_trains_it_as_here(shell, tmp_path, capsys):
     assert not (tmp_path / "there" / sweep.GROUPS_DIR).exists()
 
     assert shell(f"{LINE} out=there {inner(lost=0)}") == 0  # all is done: no job is asked for
+
+
+def test_programs_train_in_processes_with_a_share_of_the_memory(shell, tmp_path):
+    """Would catch processes that write to another place, or reserve all of a GPU's memory."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra joblib")
+    settings = "schedule.rounds=1 schedule.eval_episodes=0 intervention=warm_start,l2_norm"
+    assert shell(f"-m {SMALL} {settings} out=sweep hydra/launcher=fused_joblib") == 0
+    assert tables(tmp_path / "sweep").keys() == {"0_warm_start", "1_l2_norm"}
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(CONFIG, ["hydra/launcher=fused_joblib"], return_hydra_config=True)
+    assert config.hydra.job.env_set.XLA_PYTHON_CLIENT_MEM_FRACTION == "0.450"
 
 
 def test_what_a_job_loses_is_told_and_goes_on_by_the_same_command(shell, tmp_path, capsys):
@@ -74,12 +87,12 @@ def test_what_goes_wrong_in_a_job_comes_back_by_folder(shell, tmp_path, capsys, 
     assert set(results.load(tmp_path / "sweep").intervention) == {"l2_norm"}
 
 
-@pytest.mark.parametrize("name", ["slurm", "ray"])
+@pytest.mark.parametrize("name", ["joblib", "slurm", "ray"])
 def test_a_launcher_that_is_not_installed_is_one_line(shell, capsys, name, monkeypatch):
     from hydra.core.config_store import ConfigStore
 
     launchers = ConfigStore.instance().repo["hydra"]["launcher"]
-    for there in ("submitit_slurm.yaml", "ray.yaml"):
+    for there in ("joblib.yaml", "submitit_slurm.yaml", "ray.yaml"):
         monkeypatch.delitem(launchers, there, raising=False)
     assert shell(f"{LINE} hydra/launcher=fused_{name}") == 2
     assert capsys.readouterr().err == (

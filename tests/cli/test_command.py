@@ -186,6 +186,7 @@ def test_train_raises_the_error_of_a_user_class(shell, tmp_path, capsys):
     assert error.endswith("ModuleNotFoundError: No module named 'no_such_package'\n")
 
 
+@pytest.mark.slow
 def test_sweep_prints_the_error_of_a_user_class_once(shell, tmp_path, capsys):
     """Would catch a traceback that is printed by the sweep and by Hydra."""
     (tmp_path / "my_agents.py").write_text(AGENTS)
@@ -463,6 +464,7 @@ def test_settings_may_refer_to_each_other_and_to_variables_of_the_users():
     assert train_options(config).trackers[0].group == "here"
 
 
+@pytest.mark.slow
 def test_out_may_use_hydras_own_resolvers(shell, tmp_path):
     assert shell(f"{TINY} 'out=${{hydra:runtime.cwd}}/${{hydra:runtime.choices.env}}'") == 0
     assert len(results.load(tmp_path / "gather"))
@@ -476,6 +478,7 @@ def test_out_may_use_hydras_own_resolvers(shell, tmp_path):
             for value in (-1, 0, 1.5)
         ),
         ("hydra.launcher.agents=abc", "hydra.launcher.agents='abc': must be a whole number"),
+        ("hydra.launcher.exact=maybe", "hydra.launcher.exact='maybe': must be true or false"),
         ("hydra.launcher.inner=5", "hydra.launcher.inner=5: must be the settings of a launcher"),
         (
             "'hydra.launcher.inner={_target_: pathlib.Path}'",

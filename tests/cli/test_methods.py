@@ -22,6 +22,7 @@ CASES = [
 ]
 # What has no paper of its own.
 PLAIN = {
+    "freeze",
     "reset_all", "critic_error", "dead_units", "distance_from_init", "distance_from_round_start",
     "feature_cosine",
     "policy_kl", "saturated_units", "weight_norm", "weight_rms",

@@ -18,6 +18,7 @@ from plasticity.cli.command import runs_of
 PAGES = pages()
 README = PAGES["README.md"]
 EVERYTHING = "\n".join(PAGES.values())
+BOUNDS = ("", "_low", "_high")
 COMMANDS = sorted(
     set(re.findall(r"^python -m experiments\.train (.*[^\\\n])$", EVERYTHING, flags=re.MULTILINE))
 )
@@ -90,6 +91,26 @@ def test_the_numbers_are_those_of_the_shipped_tables():
         assert cells[5] == f"{row.effective_rank_first:.1f} → {row.effective_rank_last:.1f}"
     # What the preset was chosen for: the loss is there to see, and not noise.
     assert summary.loc["reset_all", "gain_low"] > 0
+
+
+def test_forgetting_and_transfer_are_those_of_the_shipped_tables():
+    """Would catch a guide that the results, or the definition, have moved away from."""
+    names = ["warm_start", "layer_norm", "shrink_perturb"]
+    frame = results.load(ROOT / "docs/study/small")
+    frame = frame[frame["intervention"].isin([*names, "reset_all"])]
+    table = results.transfer_metrics(frame).set_index(["intervention", "shift"])
+    for name in names:
+        cells = [
+            "{:+.2f} [{:+.2f}, {:+.2f}]".format(
+                *(table.loc[(name, shift), f"forward_transfer{bound}"] for bound in BOUNDS)
+            )
+            for shift in ("permute", "window", "expand")
+        ]
+        assert f"| `{name}` | {' | '.join(cells)} |" in PAGES["docs/guides/plasticity_loss.md"]
+    table = results.transfer_metrics(results.load(ROOT / "docs/forgetting"))
+    for row in table[:2].itertuples():
+        interval = f"{row.forgetting:.2f} [{row.forgetting_low:.2f}, {row.forgetting_high:.2f}]"
+        assert interval in PAGES["docs/guides/plasticity_loss.md"]
 
 
 @pytest.mark.slow

@@ -162,6 +162,7 @@ def test_gather_episodes_terminate_after_their_steps(levels):
     assert ENV.min_episode_steps == 100
 
 
+@pytest.mark.slow
 def test_gather_picture_has_the_cells_colors():
     """Would catch colors exchanged, rows for columns, or cells of the wrong size."""
     env = Gather(levels=5, pixels=64)

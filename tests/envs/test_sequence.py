@@ -162,6 +162,7 @@ def test_sequence_plays_the_tasks_game(game):
     same(state[1 - game], untouched)
 
 
+@pytest.mark.slow
 def test_sequence_pads_observations_and_wraps_actions():
     """Would catch zeros at the wrong end, or actions that a game does not have."""
     pytest.importorskip("navix", reason="the extra `envs` is not installed")

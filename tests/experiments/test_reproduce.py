@@ -395,6 +395,7 @@ def test_every_figure_is_drawn(drawn):
     names = ["2_warm_start", "3_correlations", "4_intervals"]
     names += [f"5_rounds_{metric}" for metric in RETURNS]
     names += [*(f"A_rounds_{metric.split('/')[0]}" for metric in METRICS), "A_profiles"]
+    names += ["A_sample_efficiency", *(f"A_within_round_{shift}" for shift in SHIFTS)]
     assert list(drawn) == names
     assert all(len(one.data) for one in drawn.values())
 
@@ -409,6 +410,8 @@ def test_each_env_has_its_figures(drawn):
         "6_intervals",
         *(f"6_rounds_{metric.split('/')[0]}" for metric in (*RETURNS, *METRICS)),
         "6_profiles",
+        "6_sample_efficiency",
+        *(f"6_within_round_{shift}" for shift in SHIFTS),
         "7_learning",
     ]
     assert set(both["6_intervals"].data["env"]) == {"CoinrunEasy-v0"}

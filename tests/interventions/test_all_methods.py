@@ -27,6 +27,7 @@ UPDATES = 20
 # Coefficients with which a method is sure to act, and to act differently, within a short run; for
 # other methods they are the default and half of it. Integers, which are intervals, are 3 and 2.
 TWO_VALUES = {
+    "freeze": {"after": (1, 0)},
     "continual_backprop": {"replacement_rate": (0.1, 0.05), "decay": (0.9, 0.5)},
     "self_normalized_resets": {"threshold": (0.5, 0.3)},
     "regrama": {"tau": (0.6, 0.4)},
@@ -217,6 +218,7 @@ def test_needs_policy_refuses_the_known_methods():
     assert {name for name, cls in METHODS.items() if cls.needs_policy} == {
         "churn_reduction",
         "continual_backprop",
+        "freeze",
         "infer",
         "parseval",
         "plasticity_injection",

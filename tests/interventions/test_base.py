@@ -131,6 +131,7 @@ def test_soft_shrink_perturb_keeps_the_moments(context, old):
     assert train_state.opt_state is opt_state
 
 
+@pytest.mark.slow
 def test_regenerative_l2_pulls_with_constant_force(context, old):
     """Would catch the square for the norm, a norm for each tensor, or NaN where it began."""
     part = RegenerativeL2(0.03)
@@ -174,6 +175,7 @@ def test_regenerative_w2_compares_sorted_tensors(context, old):
         np.testing.assert_allclose(np.ravel(force), expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_fourier_features_are_sine_and_cosine_at_half_the_width():
     """Would catch a layer twice as wide, or halves in another order."""
     module = chain(FourierFeatures()).network(Network(hidden=(8,))).build((4,), 3)
@@ -302,6 +304,7 @@ def test_redo_of_dead_units_changes_no_output(context, recycled):
     same((one.policy.logits, one.value), (other.policy.logits, other.value), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
     """Would catch a mask of activations on a layer of half as many units."""
     run = tiny_run(env=Void(), intervention=chain(CReLU(), ReDo()))
@@ -322,6 +325,7 @@ def test_redo_takes_both_sides_of_crelu_for_one_unit(tiny_run):
     assert np.all(after["torso"]["hidden_0"]["kernel"][:, 5] != 0)
 
 
+@pytest.mark.slow
 def test_l2_norm_equals_adamw(old):
     """Would catch decay through Adam's moments, clipped, or without the learning rate."""
     agent = PPO(learning_rate=0.01, adam_eps=1e-5, max_grad_norm=0.5)
@@ -434,6 +438,7 @@ def test_chain_gives_each_part_a_different_key(context):
     assert len({float(x) for x in train_state.params}) == 3
 
 
+@pytest.mark.slow
 def test_start_round_resets_every_optimizer(tiny_run):
     """Would catch moments that survive a boundary, or theta_0 forgotten there."""
     for method in METHODS.values():

@@ -133,6 +133,7 @@ def outputs_of(params, obs):
     return logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True)), value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_churn_reduction_compares_with_the_previous_step_on_other_data(tiny_run, shared):
     """Would catch the minibatch as reference, the divergence the other way, or terms exchanged."""

@@ -121,6 +121,7 @@ def test_nap_changes_no_output_by_projecting_kernels(projecting):
     same((one.policy.logits, one.value), (other.policy.logits, other.value), rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_nap_takes_the_initial_norm_of_the_run(tiny_run):
     """Would catch a target taken again at a shift, after a method has shrunk the weights."""
     both = chain(ShrinkPerturb(0.1, 0.0), NormalizeAndProject())

@@ -89,6 +89,7 @@ def apart(tiny_run):
     return tools(tiny_run(env=Void(), network=network))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", LAST)
 def test_reset_layers_counts_from_the_heads(apart, last):
     """Would catch layers counted from the input, a torso or a norm forgotten, or moments kept."""
@@ -269,6 +270,7 @@ def test_injection_computes_old_plus_new_minus_copy(injected):
         np.testing.assert_allclose(output.value, out["value"][:, 0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_injection_merges_earlier_ones(injected, injectable):
     """Would catch learned weights lost, one draw for all injections, or a changed torso."""
     train_states, _ = injected

@@ -95,6 +95,7 @@ def widened(tiny_run):
     return tools._replace(init_params=jax.jit(tools.init_params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shared", "widened"])
 def test_continual_backprop_matches_the_published_algorithm(context, widened, kind):
     """Would catch a wrong order, correction, age limit, share, or a head or a side forgotten."""
@@ -325,6 +326,7 @@ def test_regrama_at_its_bounds(context, gradients):
         assert_recycled(outcome, train_state, fresh, everything)
 
 
+@pytest.mark.slow
 def test_recycle_in_a_stack_equals_each_alone(context):
     """Would catch a condition on all runs together, where each has units of its own to recycle."""
     train_states = jax.tree.map(lambda *x: jnp.stack(x), *(trained(context, i) for i in range(3)))
@@ -363,6 +365,7 @@ def recycled_by_the_study(params, activations, fresh, tau):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "convolutions"])
 def test_redo_study_is_the_published_code_of_the_study(context, tiny_run, kind):
     """Would catch ReDo in its place: other scores, biases, moments, heads, layers or updates."""
@@ -412,6 +415,7 @@ def test_redo_study_is_the_published_code_of_the_study(context, tiny_run, kind):
         same(one_update(jnp.int32(update), batches[0]), train_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [CReLU(), LayerNorm()])
 def test_redo_study_leaves_other_layers_alone(tiny_run, architecture):
     """Would catch a method that the study's code does not have beside these two."""

@@ -202,6 +202,7 @@ def test_trac_scales_the_distance_from_its_reference():
     assert float(optax.tree.get(state, "scale")) == pytest.approx(scales[-1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_trac_returns_to_its_reference_after_a_wrong_direction():
     """Would catch a negative scale, which would train backwards."""
     built = TRAC(1e-2).optimizer(Optimizer((), (optax.identity(),), (optax.scale(-1.0),), KEY))
@@ -304,6 +305,7 @@ TRIANGLE = np.triu(np.array([[1.2, 0.3, -0.5], [0, 0.8, 0.4], [0, 0, 1.5]]))
 CORNER = np.array([[0.9, -0.2], [0, 1.1]])
 
 
+@pytest.mark.slow
 def test_kron_fit_matches_its_equation():
     """Against the Kronecker product as one matrix; would catch axes or a transpose exchanged."""
     random = np.random.default_rng(0)

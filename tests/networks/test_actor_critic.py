@@ -105,6 +105,7 @@ def test_uniform_has_the_right_distribution(draws):
     assert stats.kstest(by_draw, stats.uniform.cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_uniform_bits_are_fair(draws):
     """Would catch a poor mixing of the lowest bits, or cells whose middle is not the value."""
     cells = draws * 2**23 - 0.5

@@ -145,6 +145,7 @@ def settings(network, **changes):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "layers"),
     [
@@ -175,7 +176,10 @@ def test_user_network_trains_with_default_probes(network, layers, tmp_path):
         ({"_target_": "my_networks.Model"}, "'my_networks.Model': must be a kind of BaseNetwork"),
         ({"_target_": "my_networks.swish"}, "'my_networks.swish': must be a kind of BaseNetwork"),
         ({"_target_": "my_networks.Missing"}, "'my_networks.Missing': must be an import path"),
-        ({"_target_": "my_networks.Incomplete"}, "'my_networks.Incomplete': must have a method"),
+        (
+            {"_target_": "my_networks.Incomplete"},
+            "'my_networks.Incomplete': must be a class that def",
+        ),
         ({"_target_": "my_networks.Pair"}, "'my_networks.Pair': .*Output, not an array"),
         ({"_target_": "my_networks.NotFlax"}, "'my_networks.NotFlax': .* Flax module, not func"),
         ({"_target_": "my_networks.TooFew"}, "'my_networks.TooFew': .* Categorical over 4 actions"),
@@ -209,6 +213,7 @@ def test_interventions_on_user_network(method, field):
         config.from_config(configuration)
 
 
+@pytest.mark.slow
 def test_activation_by_import_path():
     """Would catch a widening that is dropped, or a module taken for a function."""
     assert get_activation("my_networks.doubled").widening == 2

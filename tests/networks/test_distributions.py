@@ -116,6 +116,7 @@ def run_of(**changes):
     return run.replace(**changes)
 
 
+@pytest.mark.slow
 def test_ppo_learns_continuous_actions():
     """Would catch a density, a sample or a gradient of the wrong sign."""
     run = run_of()
@@ -141,6 +142,7 @@ def test_ppo_learns_continuous_actions():
     assert float(sums.episodes.return_sum / sums.episodes.num_episodes) < after
 
 
+@pytest.mark.slow
 def test_reward_normalization_does_not_change_reported_returns():
     """Would catch what is reported as earned being scaled, or what is learnt from not being."""
     plain, scaled = (

@@ -236,6 +236,7 @@ def test_gradient_dormant_units_without_gradient_are_all(context, view):
     assert measure(GradientDormantUnits(), none) == {"hidden_0": 1.0, "hidden_1": 1.0, "all": 1.0}
 
 
+@pytest.mark.slow
 def test_gradient_dormant_units_before_layer_norm():
     """Would catch the gradient taken before the norm, which a dead unit too has some of."""
     network = Network(hidden=(8,), norm="layer_norm").build((4,), 2)

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from results_helpers import fabricate
+from results_helpers import fabricate, with_past_returns
 
 from plasticity import results
 from plasticity.results import ResultsError
@@ -29,6 +29,8 @@ PAIR = {"intervention": "shrink_perturb", "baseline": "warm_start", "rounds": 2}
 METRIC = {"frame": FRAME, "metric": "train_return"}
 MODEL = {"points": POINTS, "target": "train_return", "metrics": ["dead_units"]}
 
+PAST = with_past_returns(FRAME.query("metric == 'train_return'"), lambda *_: 1.0)
+
 # Of each function, arguments with which it works.
 WORKING = {
     "aggregates": {"scores": SCORES},
@@ -45,6 +47,8 @@ WORKING = {
     "end_of_rounds": METRIC,
     "intervals_figure": {"scores": SCORES.assign(metric="train_return")},
     "intervention_order": {"frame": FRAME},
+    "iqm_curve": METRIC,
+    "iqm_over_time": METRIC | {"resamples": 10},
     "label_by_config": {"frame": FRAME.assign(rate=1.0), "keys": ["rate"]},
     "learning_curve": METRIC,
     "learning_figure": {"frame": FRAME, "metrics": ["train_return"]},
@@ -54,11 +58,14 @@ WORKING = {
     "metric_points": {"frame": FRAME, "target": "train_return", "metrics": ["dead_units"]},
     "overview": {"frame": FRAME},
     "paired_tests": {"scores": SCORES, "against": "warm_start"},
+    "past_returns": {"frame": PAST},
+    "past_returns_figure": {"frame": PAST},
     "performance_profiles": {"scores": SCORES, "thresholds": [0.0]},
     "print_summary": {"summary_frame": SUMMARY},
     "probability_of_improvement": {"scores": SCORES},
     "profiles_figure": {"profiles": PROFILES},
     "rounds_figure": METRIC,
+    "sample_efficiency_figure": METRIC,
     "scores": METRIC,
     "select": METRIC,
     "shared_seeds": {"frame": FRAME},
@@ -66,8 +73,11 @@ WORKING = {
     "summary": {"frame": FRAME},
     "t_interval": {"values": [1.0, 2.0]},
     "t_tests": {"scores": SCORES, "against": "warm_start"},
+    "transfer_metrics": {"frame": PAST},
     "validate": {"frame": FRAME},
     "warn_about_seeds": {"frame": FRAME},
+    "within_round": METRIC,
+    "within_round_figure": METRIC,
 }
 # Those whose arguments are of other kinds: places, figures, arrays.
 OTHERS = {

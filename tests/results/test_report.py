@@ -15,6 +15,7 @@ from plasticity import results
 from plasticity.cli.report import figures_dir, report
 
 
+@pytest.mark.slow
 def test_a_report_tells_the_settings_of_a_sweep_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,9 +42,14 @@ def test_a_report_tells_the_settings_of_a_sweep_apart(
     # Against the same rate: 1.5 (1 + seed) 3, so 4.5 and 9, less 10 times shrink.
     assert ["+5.75 [" in row for row in rows] == [False, False, True, False, False]
     assert ["+1.75 [" in row for row in rows] == [False, False, False, True, True]
-    assert {path.name for path in (sweep / "figures").iterdir()} == {"overview.png", "overview.svg"}
+    assert {path.name for path in (sweep / "figures").iterdir()} == {
+        f"{name}.{suffix}"
+        for name in ("overview", "sample_efficiency", "within_round")
+        for suffix in ("png", "svg")
+    }
 
 
+@pytest.mark.slow
 def test_a_report_names_what_differs_within_an_env(
     tmp_path: Path, frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,7 +63,7 @@ def test_a_report_names_what_differs_within_an_env(
     assert "clip_eps=0.5" in text
     assert "levels" not in text
     assert sum(line.startswith("warm_start  ") for line in text.splitlines()) > 0
-    assert len(list((tmp_path / "figures").iterdir())) == 4
+    assert len(list((tmp_path / "figures").iterdir())) == 12
 
 
 def test_figures_go_into_a_folder_that_exists(tmp_path: Path, frame: pd.DataFrame) -> None:

@@ -481,6 +481,7 @@ def test_systems_without_locks_at_all_are_named(monkeypatch):
         runpy.run_path(checkpoints.__file__)
 
 
+@pytest.mark.slow
 def test_a_run_is_made_longer_as_if_it_had_always_been(tmp_path, undisturbed):
     """Would catch a round or its shift that is left out or done twice where the run went on."""
     folder = tmp_path / "run"

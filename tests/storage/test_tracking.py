@@ -102,6 +102,7 @@ def records_of(path):
             parts = b""
 
 
+@pytest.mark.slow
 def test_wandb_logs_all_rows_of_each_seed(tmp_path, monkeypatch):
     """Would catch seeds mixed up, a metric that is left out, and an id that changes."""
     pytest.importorskip("wandb", reason="the extra tracking")

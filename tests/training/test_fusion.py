@@ -163,6 +163,7 @@ def test_position_in_a_chain_matters():
     assert len(set(keys)) == 2
 
 
+@pytest.mark.slow
 def test_the_study_is_ten_programs_or_twenty_exact_ones():
     """Would catch a method or a shift that needs a program of its own for no reason."""
     size = "experiment=reproduce/small"

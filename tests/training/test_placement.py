@@ -93,6 +93,7 @@ def test_batch_equals_loop_up_to_rounding(loop, num_devices):
     assert np.abs(kernel[0] - kernel[1]).max() > 1e-3  # or else all would agree
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_its_parts(monkeypatch):
     """Would catch steps lost between two parts, signals unseen, or an evaluation for ever."""
     checks = []

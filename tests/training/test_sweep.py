@@ -81,8 +81,8 @@ def test_sweep_of_24_runs_is_two_programs_and_equals_the_runs_alone(
 def test_sweep_interrupted_resumes_in_the_same_groups(
     shell, tmp_path, programs, capsys, monkeypatch
 ):
-    """Would catch rows lost or doubled, and a group made anew of what is unfinished."""
-    line = f"-m {SMALL} intervention=warm_start,l2_norm seed=0,1,2"
+    """Would catch rows lost or doubled, a group made anew, and another job's shift or method."""
+    line = f"-m {SMALL} seed=0,1 intervention=warm_start,reset_all,l2_norm"
     assert shell(f"{line} out=whole") == 0
     checks = []
 
@@ -98,7 +98,7 @@ def test_sweep_interrupted_resumes_in_the_same_groups(
         assert shell(f"{line} out=sweep hydra.launcher.agents=2") == 130
     assert "the same command resumes from sweep" in capsys.readouterr().err
     under_way = programs[-1]
-    assert len(under_way) == 2
+    assert under_way == ["0_warm_start", "1_reset_all"]
     meta = json.loads((tmp_path / "sweep" / under_way[0] / "meta.json").read_text())
     assert meta["status"] == "interrupted"
     assert results.load(tmp_path / "sweep")["update"].max() >= 2  # it can be read meanwhile
@@ -106,7 +106,7 @@ def test_sweep_interrupted_resumes_in_the_same_groups(
     programs.clear()
     assert shell(f"{line} out=sweep") == 0  # though more would fit into a program now
     assert programs[0] == under_way
-    assert sorted(map(len, programs)) == [1, 2, 3]
+    assert sorted(map(len, programs)) == [2, 2, 2]
     whole, parts = tables(tmp_path / "whole"), tables(tmp_path / "sweep")
     assert whole.keys() == parts.keys()
     for name, frame in whole.items():
@@ -116,6 +116,7 @@ def test_sweep_interrupted_resumes_in_the_same_groups(
     assert not (tmp_path / "sweep" / sweep.GROUPS_DIR).exists()
 
 
+@pytest.mark.slow
 def test_sweep_lists_failed_jobs_and_finishes_the_others(shell, tmp_path, capsys):
     """One line each on what failed; a sweep's results can be read all the same."""
     line = f"-m {SMALL} intervention=l2_norm,warm_start seed=0,1 out=sweep"
@@ -157,7 +158,7 @@ def test_plan_makes_equal_groups_that_fit_memory(tiny_run, tmp_path, monkeypatch
     need = memory_of(run)
     jobs = [job(i, run, seed=i) for i in range(10)]
     assert [len(group.jobs) for group in sweep.plan(jobs, tmp_path)] == [10]
-    assert [len(group.jobs) for group in sweep.plan(jobs, tmp_path, max_agents=4)] == [4, 4, 2]
+    assert [len(group.jobs) for group in sweep.plan(jobs, tmp_path, sweep.Grouping(4))] == [4, 4, 2]
     monkeypatch.setattr(sweep, "available", lambda: need.of(4, 4))
     groups = sweep.plan(jobs, tmp_path)
     assert [one.folder for group in groups for one in group.jobs] == [one.folder for one in jobs]
@@ -179,18 +180,18 @@ def nested_jobs(sweep_dir, tiny_run):
 def test_plan_tells_groups_of_folders_with_equal_names_apart(tiny_run, tmp_path):
     """Would catch two groups with one place for checkpoints, or one that resumes the other's."""
     jobs = nested_jobs(tmp_path, tiny_run)
-    first, second = sweep.plan(jobs, tmp_path, max_agents=2)
+    first, second = sweep.plan(jobs, tmp_path, sweep.Grouping(2))
     assert [group.jobs for group in (first, second)] == [tuple(jobs[:2]), tuple(jobs[2:])]
     assert first.checkpoint_dir != second.checkpoint_dir
     second.checkpoint_dir.mkdir(parents=True)
     (second.checkpoint_dir / "jobs.json").write_text('["b/0", "b/1"]')
-    assert sweep.plan(jobs, tmp_path, max_agents=1)[0] == second
+    assert sweep.plan(jobs, tmp_path, sweep.Grouping(1))[0] == second
 
 
 def test_remove_leftovers_tells_folders_with_equal_names_apart(tiny_run, tmp_path):
     """Would catch a finished job that removes the checkpoints of another of the same name."""
     jobs = nested_jobs(tmp_path, tiny_run)
-    groups = sweep.plan(jobs, tmp_path, max_agents=2)
+    groups = sweep.plan(jobs, tmp_path, sweep.Grouping(2))
     for name, group in zip("ab", groups, strict=True):
         group.checkpoint_dir.mkdir(parents=True)
         (group.checkpoint_dir / "jobs.json").write_text(f'["{name}/0", "{name}/1"]')
@@ -251,7 +252,7 @@ def test_what_no_memory_holds_is_refused_before_anything_is_compiled(
 ):
     """Would catch hours of swapping, a killed process, or another setting named."""
     monkeypatch.setattr(memory_estimate, "_total", lambda: 10**11)
-    monkeypatch.setattr(sweep, "train_stack", lambda *args, **kwargs: pytest.fail("trains"))
+    monkeypatch.setattr(sweep, "train_in_memory", lambda *args, **kwargs: pytest.fail("trains"))
     run = tiny_run(intrinsic=pl.RND())
 
     def changed(struct, path):
@@ -276,3 +277,22 @@ def test_memory_adds_state_and_work():
     """By hand."""
     assert Memory(standing=3, working=10).of(5, 2) == 35
     assert 0 < memory_estimate.available() < 2**50
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "limit"),
+    [
+        ("0::/job/step", {"job/memory.max": "3000", "job/step/memory.max": "max"}, 3000),
+        ("0::/", {"memory.max": "5000"}, 5000),  # in a container
+        ("4:cpu,memory:/x", {"memory/x/memory.limit_in_bytes": "7000"}, 7000),
+        ("4:cpu:/x", {"memory/x/memory.limit_in_bytes": "7000"}, float("inf")),
+    ],
+)
+def test_memory_is_limited_by_control_groups(line, files, limit, tmp_path):
+    """Would catch groups as large as the machine in a container that is killed for it."""
+    (tmp_path / "cgroup").write_text(line + "\n")
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(text + "\n")
+    assert memory_estimate._cgroup_limit(tmp_path / "fs", tmp_path) == limit
+    assert memory_estimate._cgroup_limit(tmp_path, tmp_path / "nowhere") == float("inf")

@@ -131,12 +131,13 @@ def test_a_simulators_nan_is_not_the_agents(monkeypatch):
         *(("config", value) for value in (5, "x", [1], {"a": object()})),
         *(("trackers", value) for value in (5, "wandb", [5], [TensorBoard], [TensorBoard()])),
         *(("folder", value) for value in (5, "", "a\0b", ["x"], "x" * 5000)),
+        *(("exact", value) for value in (1, "no")),
         *(("runs", value) for value in (None, 5, "x", [RUN, 5], [pl.Run])),
     ],
 )
 def test_train_refuses_an_argument_in_one_line(argument, value, monkeypatch):
     """Would catch what the command line refuses, and Python's interface let through."""
-    monkeypatch.setattr(sweep, "train_stack", lambda *args, **kwargs: pytest.fail("trains"))
+    monkeypatch.setattr(sweep, "train_in_memory", lambda *args, **kwargs: pytest.fail("trains"))
     arguments = {"runs": [RUN, RUN.replace(seed=1)], argument: value}
     with pytest.raises(pl.SettingError, match=rf"^{argument}(\[\d\])?=") as caught:
         pl.train(**arguments)
@@ -196,18 +197,24 @@ def test_config_can_be_read_back(tmp_path):
 def test_train_groups_runs_of_several_structures(tmp_path, capfd):
     """Would catch runs of different networks that are refused, mixed up, or not resumed."""
     wide = RUN.replace(network=pl.Network(hidden=(4,)), intervention=pl.chain(pl.LayerNorm()))
-    runs = [RUN, wide, RUN.replace(seed=1)]
+    reset = RUN.replace(intervention=pl.chain(pl.ResetAll()))
+    runs = [RUN, wide, RUN.replace(seed=1), reset]
     frame = pl.train(runs, tmp_path / "runs", progress=False)
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         "0_warm_start",
         "1_layer_norm",
+        "2_reset_all",
     ]
     pd.testing.assert_frame_equal(frame, results.load(tmp_path / "runs"))
+    names = ["0_warm_start", "1_layer_norm", "0_warm_start", "2_reset_all"]
+    pd.testing.assert_frame_equal(frame, pl.train(runs, names=names))
+    plan = capfd.readouterr().err
+    assert "[1/2] gather permute warm_start | reset_all: 2 jobs, 3 agents" in plan
     assert values(frame, "gradient_norm", 1) == values(
         pl.train([RUN, RUN.replace(seed=1)], progress=False), "gradient_norm", 1
     )
     again = pl.train(runs, tmp_path / "runs", names=None, progress=True)
     pd.testing.assert_frame_equal(frame, again)
-    assert "[2/2] layer_norm: 1 run in one program" in capfd.readouterr().err
-    with pytest.raises(ValueError, match="one config for runs of 2 structures"):
+    assert "3 jobs: 0 programs to train, 3 finished already" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="one config for runs of 3 structures"):
         pl.train(runs, tmp_path / "other", config={"a": 1})

@@ -20,6 +20,7 @@ from plasticity.agents.base import (
     Metrics,
     Trajectory,
     apply_gradients,
+    scan_gradient_steps,
 )
 from plasticity.agents.intrinsic.base import IntrinsicModule, Policy
 from plasticity.agents.normalization import RewardScaler, RunningMeanStd
@@ -257,14 +258,14 @@ class RND(IntrinsicModule):
         minibatches = agent.minibatches(shuffle_key)
         size = math.ceil(self.update_proportion * minibatches.shape[1])
         keys = jax.random.split(steps_key, len(minibatches))
-        (predictor, hook_state), metrics = jax.lax.scan(
+        (predictor, hook_state), metrics = scan_gradient_steps(
             step, (state.predictor, state.intervention), (minibatches[:, :size], keys)
         )
         hook_state, predictor = self.intervention.after_update(
             hook_state, predictor, rollout, context._replace(key=end_key)
         )
         state = state._replace(predictor=predictor, intervention=hook_state)
-        return state, jax.tree.map(jnp.mean, metrics)
+        return state, metrics
 
     def on_shift(self, agent: Agent, state: RNDState, context: Context) -> RNDState:
         """Treats the predictor as the agent: its interventions act, its optimizer is reset.

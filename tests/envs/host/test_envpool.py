@@ -120,6 +120,7 @@ def pools(monkeypatch):
     return pools_made
 
 
+@pytest.mark.slow
 def test_envpool_every_step_is_the_agents(family, pools):
     """Would catch an autoreset, a step lost or doubled, or a repeat that runs past an end."""
     observations, steps = rollout(family, actions_for(family, 130, 3))
@@ -161,6 +162,7 @@ def test_envpool_reset_leaves_other_environments_alone(family):
         np.testing.assert_array_equal(one.done[1:], other.done[1:])
 
 
+@pytest.mark.slow
 def test_envpool_trajectory_depends_on_the_generator_alone(family):
     """Would catch what depends on threads, or on what a pool did before."""
     actions = actions_for(family, 50, 4)
@@ -206,6 +208,7 @@ def test_mujoco_ant_that_falls_is_terminated():
     assert np.allclose(after, 0.75, atol=0.11)
 
 
+@pytest.mark.slow
 def test_atari_distinguishes_termination_from_truncation():
     """Would catch frames of two episodes in one stack, or a game that is over taken for cut off."""
     env = require(Atari(BREAKOUT, episode_steps=400))
@@ -225,6 +228,7 @@ def test_atari_distinguishes_termination_from_truncation():
     assert 0 <= limited.min() < limited.max() <= 1
 
 
+@pytest.mark.slow
 def test_atari_score_is_not_clipped():
     """Would catch a game that begins anew with each life, or a table of clipped rewards."""
     env = require(Atari("SpaceInvaders-v5", clip_rewards=True))
@@ -513,6 +517,7 @@ def test_envpool_names_what_is_not_installed(monkeypatch):
             env.check()
 
 
+@pytest.mark.slow
 def test_envpool_presets_are_the_papers():
     """Would catch a setting that a preset leaves out, or CoinRun other than the study's."""
     published = ProcGen(COINRUN, 100, 2, 201, -0.01, True, True, True, True)
