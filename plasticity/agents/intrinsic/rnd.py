@@ -25,7 +25,7 @@ from plasticity.agents.base import (
 from plasticity.agents.intrinsic.base import IntrinsicModule, Policy
 from plasticity.agents.normalization import RewardScaler, RunningMeanStd
 from plasticity.interventions import Context, GradientStep, Interventions, Rollout, TrainState
-from plasticity.networks import Network, Output, Params
+from plasticity.networks import Network, Output, Params, at_precision
 from plasticity.networks.torso import Dense, Layers, Torso
 from plasticity.struct import SettingError, field, static_field
 
@@ -307,11 +307,13 @@ class RND(IntrinsicModule):
     ) -> tuple[Array, Layers]:
         """Returns the predictor's mean squared errors [B], and the layers of its torso."""
         x = state.obs_stats.normalize(observation, self.obs_clip)
-        target: Any = self._target(observation_shape).apply({"params": state.target}, x)
-        predicted: Any = self._predictor(observation_shape).apply(
-            {"params": context.effective_params(params)}, x
+        target, predictor = (
+            at_precision(module.apply, context.precision)
+            for module in (self._target(observation_shape), self._predictor(observation_shape))
         )
-        return jnp.mean(jnp.square(predicted[0] - target[0]), axis=-1), predicted[1]
+        targets = target({"params": state.target}, x)[0]
+        predicted, layers = predictor({"params": context.effective_params(params)}, x)
+        return jnp.mean(jnp.square(predicted - targets), axis=-1), layers
 
 
 def _aggregate(metrics: dict[str, Array]) -> Metrics:
