@@ -9,6 +9,7 @@ RUN := $(VENV)/bin/python
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
+CUDA := $(VENV)/.installed-cuda
 
 # Constrains what is installed and, by old and by new pips, what builds it.
 export PIP_CONSTRAINT := constraints.txt
@@ -16,10 +17,10 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 INSTALL := $(RUN) -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check test lint docs benchmark clean
+.PHONY: help install quickstart check test lint docs benchmark gpu-program clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 	@echo 'The first one that needs .venv makes it with python3. PYTHON=python3.12 names another.'
 
 install: $(DEV) ## set up .venv with everything, notebooks and tests included
@@ -44,6 +45,10 @@ docs: $(DOCS) ## build the documentation site in docs/_build/html
 benchmark: $(CORE) ## measure the speed of training on this machine
 	$(RUN) -m experiments.benchmark
 
+gpu-program: $(CUDA) ## compile every method for an NVIDIA GPU, without one: about an hour
+	$(RUN) -m experiments.gpu_program
+	$(RUN) -m experiments.gpu_program --methods
+
 clean: ## remove .venv and caches, but no results
 	rm -rf $(VENV) docs/_build docs/notebooks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -51,7 +56,7 @@ clean: ## remove .venv and caches, but no results
 # A stamp is written last, so that an install that failed or was interrupted is done again.
 $(CORE): pyproject.toml constraints.txt
 	@$(RUN) -m pip --version >/dev/null 2>&1 || { $(CHECK_PYTHON); rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	@rm -f $(CORE) $(DEV) $(DOCS)
+	@rm -f $(CORE) $(DEV) $(DOCS) $(CUDA)
 	@echo 'Installing plasticity into $(VENV) (once, a few minutes)'
 	@$(INSTALL) -e .
 	@touch $@
@@ -66,6 +71,12 @@ $(DOCS): $(CORE)
 	@rm -f $@
 	@echo 'Installing the tools for the documentation into $(VENV) (once, a minute)'
 	@$(INSTALL) -e '.[docs,envs]'
+	@touch $@
+
+$(CUDA): $(CORE)
+	@rm -f $@
+	@echo "Installing NVIDIA's libraries and JAX environments into $(VENV) (once, 5 GB)"
+	@$(INSTALL) -e '.[cuda,envs]'
 	@touch $@
 
 # Says in one line why $(PYTHON) cannot make .venv.

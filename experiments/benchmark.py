@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -44,6 +43,7 @@ from experiments.benchmark_measure import (
     most,
     ratio,
 )
+from experiments.tables import markdown_table, print_table
 from plasticity.agents import Metrics
 from plasticity.cli.command import command, one_line, runs_of
 from plasticity.cli.methods import methods
@@ -65,7 +65,7 @@ _ERRORS = Console(stderr=True)
 def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> Table:
     """The time of an update under each intervention over that under none."""
     baselines = [begun(plain, n) for n in agents]
-    table = _table(
+    table = markdown_table(
         "intervention", *map(_agents, agents), title=f"Time of an update, none being 1: {_name()}"
     )
     for method in track(methods("intervention"), console=_ERRORS):
@@ -82,7 +82,7 @@ def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> 
 def cost_of_probes(plain: Run, default: Probes, agents: Sequence[int], seconds: float) -> Table:
     """The time of a measurement by each probe, and by the default ones, over that of an update."""
     baselines = [begun(plain, n) for n in agents]
-    table = _table(
+    table = markdown_table(
         "probe", *map(_agents, agents), title=f"Time of a measurement, in updates: {_name()}"
     )
     each = {method.name: Probes.of(method.kind()) for method in methods("probes")}
@@ -153,7 +153,7 @@ def _name() -> str:
 def training_table(here: Machine, speeds: dict[tuple[str, int], Speed | None]) -> Table:
     """Speeds by preset and number of agents; None where that failed."""
     missing = "" if here.gpu else "\nGPU: none on this machine, not measured"
-    table = _table(
+    table = markdown_table(
         *("preset", "agents", "steps/s", "steps/s per agent", "time relative to 1 agent"),
         *("of roofline", "probes", "compilation"),
         "peak memory" if here.gpu else "peak memory of the process",
@@ -179,7 +179,7 @@ def training_table(here: Machine, speeds: dict[tuple[str, int], Speed | None]) -
 
 def floor_table(name: str, speeds: dict[tuple[str, int], Speed | None]) -> Table:
     """Returns the numbers behind the column `of roofline`."""
-    table = _table(
+    table = markdown_table(
         *("preset", "agents", "operations/step", "bytes/step", "GFLOP/s", "GB/s"),
         *("roofline, steps/s", "limited by"),
         title=f"Roofline: {name}",
@@ -204,7 +204,7 @@ def floor_table(name: str, speeds: dict[tuple[str, int], Speed | None]) -> Table
 
 def host_table(name: str, speeds: dict[str, HostSpeed | None]) -> Table:
     """Speeds of environments on the host, by preset; None where that failed."""
-    table = _table(
+    table = markdown_table(
         *("preset", "agents", "steps/s, environments alone", "steps/s, training"),
         *("environments", "policy", "update"),
         title=f"Environments on the host: {name}",
@@ -221,21 +221,6 @@ def host_table(name: str, speeds: dict[str, HostSpeed | None]) -> Table:
         )
         table.add_row(preset, "1", *cells)
     return table
-
-
-def _table(*columns: str, title: str) -> Table:
-    """An empty table, numbers to the right."""
-    width = max(map(len, title.splitlines()))
-    table = Table(*columns, title=title, min_width=width, box=box.MARKDOWN)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
-
-
-def _show(table: Table) -> None:
-    """Prints a table, whole where the terminal is too narrow for it."""
-    whole = Console(width=1000).measure(table).maximum
-    Console(width=max(Console().width, whole)).print(table)
 
 
 # The command line
@@ -298,8 +283,8 @@ def main() -> None:
             parser.error(f"argument --agents: {MOST}: must be a number with --methods")
         run = runs_of("experiment=quickstart")[0]
         plain = run.replace(intervention=Interventions(), probes=Probes())
-        _show(cost_of_interventions(plain, agents, seconds))
-        _show(cost_of_probes(plain, run.probes, agents, seconds))
+        print_table(cost_of_interventions(plain, agents, seconds))
+        print_table(cost_of_probes(plain, run.probes, agents, seconds))
         return
     # This process leaves the devices alone: what it held, no row could have.
     presets = [preset for preset in PRESETS if preset in arguments.presets]
@@ -310,10 +295,10 @@ def main() -> None:
     measured = [one() for one in track(work, console=_ERRORS)]
     if here.rows:
         speeds = dict(zip(here.rows, measured, strict=False))
-        _show(training_table(here, speeds))
-        _show(floor_table(here.name, speeds))
+        print_table(training_table(here, speeds))
+        print_table(floor_table(here.name, speeds))
     if host:
-        _show(host_table(here.name, dict(zip(host, measured[len(here.rows) :], strict=True))))
+        print_table(host_table(here.name, dict(zip(host, measured[len(here.rows) :], strict=True))))
     if None in measured:
         sys.exit(1)
 

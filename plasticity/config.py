@@ -36,7 +36,7 @@ def from_config(config: Mapping[str, Any]) -> list[Run]:
         `Struct`, where `_target_` is the import path of its class. `shift`, `intervention` and
         `probes` hold such an entry for each part, by name, in the order of application. `schedule`
         holds the fields of `Schedule`, and `seed` a whole number or a list of different ones.
-        `init_from` is a folder, or None.
+        `init_from` is a folder, or None. `precision` is float32, tf32 or bf16.
 
     Raises:
       SettingError: for the first setting that cannot be used.
@@ -66,6 +66,7 @@ def from_config(config: Mapping[str, Any]) -> list[Run]:
         schedule=_build(config.get("schedule"), Schedule, "schedule", Schedule),
         intrinsic=_build(config.get("intrinsic", {}), IntrinsicModule, "intrinsic", NoIntrinsic),
         init_from=config.get("init_from"),
+        precision=config.get("precision", "float32"),
     )
     runs = [run.replace(seed=seed) for seed in seeds]
     for one in runs:

@@ -113,8 +113,9 @@ def rename_config(config: Mapping[str, Any], warn: bool = True) -> dict[str, Any
         if isinstance(default, dict) and isinstance(present, dict) and _TARGET not in present:
             present = default | present  # some fields under the old name of a group
         renamed[new] = present
-    if "agent" in renamed:  # configurations of before there were intrinsic rewards lack them
+    if "agent" in renamed:  # configurations of before there were these settings lack them
         renamed.setdefault("intrinsic", {_TARGET: "plasticity.agents.NoIntrinsic"})
+        renamed.setdefault("precision", "float32")
     if isinstance(renamed.get("schedule"), dict):
         renamed["schedule"] = ADDED["schedule"] | renamed["schedule"]
     return renamed

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from hydra.core.utils import run_job
@@ -47,6 +48,18 @@ def write_examples(folder):
 def tables(folder):
     """The table of each job in a sweep's folder."""
     return {path.parent.name: pl.results.read(path) for path in folder.glob("*/metrics.parquet")}
+
+
+def products(jaxpr):
+    """The dtypes and the precision of each kind of product or convolution in a program."""
+    kinds = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            dtypes = frozenset(str(x.aval.dtype) for x in eqn.invars)
+            kinds.add((dtypes, eqn.params["precision"][0]))
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            kinds |= products(inner)
+    return kinds
 
 
 class Void(Env):

@@ -9,7 +9,7 @@ from helpers import ROOT
 
 # From the bottom to the top, as in docs/concepts.md. A package may import itself and those below.
 LAYERS = [
-    ("struct", "rng", "renamed"),
+    ("struct", "rng", "renamed", "scan"),
     ("networks",),
     ("interventions",),
     ("envs",),

@@ -4,8 +4,10 @@ Shapes: T steps of a rollout, N environments, B = T * N transitions, M transitio
 """
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,9 +23,12 @@ from plasticity.interventions import (
 )
 from plasticity.interventions.base import State
 from plasticity.networks import Output, Params, norms, root_mean_squares
+from plasticity.scan import scan
 from plasticity.struct import Struct, field, static_field
 
 Array = jax.Array
+Carry = TypeVar("Carry")
+Input = TypeVar("Input")
 Metrics = dict[str, dict[str, Array]]  # metric -> layer ("all" for the aggregate) -> scalar
 
 
@@ -237,6 +242,38 @@ def gradient_step(
         context._replace(key=step_key),
     )
     return state, train_state, {**metrics, "gradient_norm": norms(gradients)}
+
+
+def scan_gradient_steps(
+    step: Callable[[Carry, Input], tuple[Carry, Metrics]], init: Carry, inputs: Input
+) -> tuple[Carry, Metrics]:
+    """Makes gradient steps one after another.
+
+    Args:
+      step: makes one step: from what it changes, and its own inputs, to what it has changed and
+        metrics.
+      init: what the first step changes.
+      inputs: the inputs of each step, [steps, ...].
+
+    Returns:
+      What the last step has changed, and the mean of each metric over the steps.
+    """
+
+    def step_stacked(carry: Carry, inputs: Input) -> tuple[Carry, _StackedMetrics]:
+        carry, metrics = step(carry, inputs)
+        scalars, structure = jax.tree.flatten(metrics)
+        return carry, _StackedMetrics(jnp.stack(scalars), structure)
+
+    carry, stacked = scan(step_stacked, init, inputs, gpu_unroll=3)
+    return carry, jax.tree.unflatten(stacked.structure, list(jnp.mean(stacked.values, axis=0)))
+
+
+@flax.struct.dataclass
+class _StackedMetrics:
+    """Metrics in one array, which a GPU writes with one kernel and not with one for each."""
+
+    values: Array  # [K], or [steps, K]
+    structure: Any = flax.struct.field(pytree_node=False)
 
 
 def end_update(

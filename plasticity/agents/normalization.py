@@ -5,6 +5,8 @@ from typing import NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
+from plasticity.scan import scan
+
 Array = jax.Array
 
 CLIP = 10.0  # normalized observations and rewards are clipped to [-CLIP, CLIP]
@@ -88,5 +90,5 @@ class RewardScaler(NamedTuple):
             sums = gamma * sums + reward
             return sums * not_done, sums
 
-        last, every = jax.lax.scan(add, self.sums, (reward, not_done))
+        last, every = scan(add, self.sums, (reward, not_done), gpu_unroll=10)
         return self._replace(stats=self.stats.update(every.reshape(-1)), sums=last)

@@ -16,6 +16,7 @@ from plasticity.agents.base import (
     Trajectory,
     end_update,
     gradient_step,
+    scan_gradient_steps,
 )
 from plasticity.interventions import (
     Adam,
@@ -28,6 +29,7 @@ from plasticity.interventions import (
 )
 from plasticity.interventions.base import State
 from plasticity.networks import Output
+from plasticity.scan import scan
 from plasticity.struct import SettingError, field, static_field
 
 Array = jax.Array
@@ -153,13 +155,13 @@ class PPO(Agent):
 
         minibatches = self.minibatches(shuffle_key)
         keys = jax.random.split(steps_key, len(minibatches))
-        (state, train_state), metrics = jax.lax.scan(
+        (state, train_state), metrics = scan_gradient_steps(
             step, (state, train_state), (minibatches, keys)
         )
         state, train_state, update_metrics = end_update(
             interventions, state, train_state, rollout, context._replace(key=end_key)
         )
-        return state, train_state, {**jax.tree.map(jnp.mean, metrics), **update_metrics}
+        return state, train_state, {**metrics, **update_metrics}
 
 
 class LossTerms(NamedTuple):
@@ -253,7 +255,9 @@ def gae_scan(delta: Array, not_done: Array, decay: Array | float) -> Array:
         advantage = delta + decay * not_done * advantage
         return advantage, advantage
 
-    _, advantages = jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, not_done), reverse=True)
+    _, advantages = scan(
+        step, jnp.zeros_like(delta[0]), (delta, not_done), gpu_unroll=10, reverse=True
+    )
     return advantages
 
 

@@ -63,6 +63,8 @@ class Context(NamedTuple):
       apply: computes the network's output from trained parameters and observations [M, ...].
       effective_params: computes the parameters that the network uses from the trained ones.
       optimizer: the update rule, with the changes of all interventions.
+      precision: that of the run. `apply` computes at it; networks of your own do so by
+        `plasticity.networks.at_precision`.
     """
 
     key: Array
@@ -72,6 +74,7 @@ class Context(NamedTuple):
     apply: Callable[[Params, Array], Output]
     effective_params: Callable[[Params], Params]
     optimizer: optax.GradientTransformation
+    precision: str = "float32"
 
 
 def reset_moments(train_state: TrainState, mask: Params, context: Context) -> optax.OptState:

@@ -12,6 +12,7 @@ from plasticity.networks import (
     initializers,
     linalg,
     param_tree,
+    precision,
     torso,
 )
 from plasticity.networks.activations import *
@@ -22,6 +23,7 @@ from plasticity.networks.distributions import *
 from plasticity.networks.initializers import *
 from plasticity.networks.linalg import *
 from plasticity.networks.param_tree import *
+from plasticity.networks.precision import *
 from plasticity.networks.torso import *
 
 __all__: list[str] = []
@@ -33,4 +35,5 @@ __all__ += distributions.__all__
 __all__ += initializers.__all__
 __all__ += linalg.__all__
 __all__ += param_tree.__all__
+__all__ += precision.__all__
 __all__ += torso.__all__

@@ -32,7 +32,9 @@ class Categorical(NamedTuple):
     def log_prob(self, action: Array) -> Array:
         """Returns log pi(action). [...]."""
         log_probs = jax.nn.log_softmax(self.logits)
-        return jnp.take_along_axis(log_probs, action[..., None], -1)[..., 0]
+        # A comparison and a sum are fused with what is around them, a gather and its gradient not.
+        is_action = jnp.arange(self.logits.shape[-1]) == action[..., None]
+        return jnp.sum(jnp.where(is_action, log_probs, 0.0), axis=-1)
 
     def entropy(self) -> Array:
         """Returns the entropy in nats. [...]."""

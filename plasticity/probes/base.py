@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plasticity.interventions.context import Batch
-from plasticity.networks import Output, Params, sequence_after
+from plasticity.networks import Output, Params, sequence_after, singular_values
 from plasticity.struct import Chain, SettingError, Struct, static_field
 
 __all__ = ["Probe", "Probes", "View"]
@@ -99,11 +99,6 @@ class View:
     def sample(self, size: int) -> Batch:
         """Draws `size` transitions of `batch` without replacement; all if there are fewer."""
         return self.take(jax.random.permutation(self.key, len(self.batch.action))[:size])
-
-
-def singular_values(matrix: Array) -> Array:
-    """Computes the singular values of a matrix, in descending order."""
-    return jnp.linalg.svd(matrix, full_matrices=False, compute_uv=False)
 
 
 class Probe(Struct):

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import optax
 
-from plasticity.networks import by_layer, norms, root_mean_squares
-from plasticity.probes.base import Array, Probe, View, singular_values
+from plasticity.networks import by_layer, norms, root_mean_squares, singular_values
+from plasticity.probes.base import Array, Probe, View
 
 __all__ = ["DistanceFromInit", "DistanceFromRoundStart", "SpectralNorm", "WeightNorm", "WeightRMS"]
 

@@ -231,18 +231,19 @@ class HostWorker:
         A probe that asks for transitions gets a rollout of the current policy, from the beginning
         of episodes in environments of its own.
         """
-        runs = self._runs.replace(probes=self._runs.probes.only(probes))
+        runs = loop.at_full_precision(self._runs)
+        probed = runs.replace(probes=runs.probes.only(probes))
         rollout: tuple[Any, ...] = ()
-        if loop.needs_rollout(runs, self.state, self._probe_batch):
+        if loop.needs_rollout(probed, self.state, self._probe_batch):
             if self._probe_envs is None:
                 self._probe_envs = self._make_envs(runs.agent.num_envs)
             update = int(self.state.update[0])
             rngs = make_rngs(runs, Stream.PROBE_ROLLOUT, update)
             observation = self._probe_envs.reset(jax.device_get(self.state.task), rngs)
             rollout, *_ = yield from self._rollout(
-                self._probe_envs, observation, Stream.PROBE_ROLLOUT
+                runs, self._probe_envs, observation, Stream.PROBE_ROLLOUT
             )
-        return self._compiled(_run_probes)(runs, self.state, self._probe_batch, *rollout)
+        return self._compiled(_run_probes)(probed, self.state, self._probe_batch, *rollout)
 
     def close(self) -> None:
         """Closes the environments."""
@@ -272,7 +273,7 @@ class HostWorker:
 
     def _train_update(self) -> Waiting[MetricSums]:
         rollout, self._observation, steps = yield from self._rollout(
-            self._train_envs, self._observation, Stream.ROLLOUT
+            self._runs, self._train_envs, self._observation, Stream.ROLLOUT
         )
         episode_return = self._episode_return
         count, return_sum = np.zeros((2, len(episode_return)), np.float32)
@@ -291,7 +292,7 @@ class HostWorker:
         )
 
     def _rollout(
-        self, envs: HostVecEnv, observation: np.ndarray, stream: Stream
+        self, runs: Run, envs: HostVecEnv, observation: np.ndarray, stream: Stream
     ) -> Waiting[tuple[tuple[Any, ...], np.ndarray, list[tuple[np.ndarray, np.ndarray]]]]:
         """Makes T steps in each environment.
 
@@ -300,8 +301,8 @@ class HostWorker:
           step what returns count and whether an episode ended.
         """
         policy_steps, time_steps, truncation_values, counts = [], [], [], []
-        for t in range(self._runs.agent.num_steps):
-            act = self._compiled(_act, shared=2)(self._runs, self.state, observation, stream, t)
+        for t in range(runs.agent.num_steps):
+            act = self._compiled(_act, shared=2)(runs, self.state, observation, stream, t)
             yield act.action
             step, observation = envs.step(act.action)
             policy_steps.append(act)
@@ -309,7 +310,7 @@ class HostWorker:
             values = act.value  # placeholders where nothing was truncated
             if step.truncated.any():
                 value = self._compiled(_value, shared=1)
-                values, _ = value(self._runs, self.state, step.observation, t)
+                values, _ = value(runs, self.state, step.observation, t)
             truncation_values.append(values)
             counts.append((step.counted, step.done))
         stacked = TimeStep(

@@ -22,7 +22,7 @@ from plasticity.agents.normalization import RewardScaler, RunningMeanStd
 from plasticity.envs.base import CompiledEnv, Env, Task
 from plasticity.envs.task_wrapper import TaskWrapper
 from plasticity.interventions import Batch, Context, Rollout, TrainState
-from plasticity.networks import Output, Params
+from plasticity.networks import Output, Params, at_precision
 from plasticity.probes import View
 from plasticity.rng import Stream, key_for, past_evaluation_stream
 from plasticity.shifts import interpolate
@@ -140,6 +140,7 @@ def make_context(
       obs_stats: statistics by which the network sees observations normalized, if it does.
     """
     network = build_network(run)
+    compute = at_precision(network.apply, run.precision)
     no_obs = jnp.zeros((1, *run.env.observation_shape))
 
     def init_params(key: Array) -> Params:
@@ -150,8 +151,7 @@ def make_context(
     def apply(params: Params, observation: Array) -> Output:
         if obs_stats is not None:
             observation = obs_stats.normalize(observation)
-        params = run.intervention.effective_params(params)
-        return network.apply({"params": params}, observation)  # type: ignore[return-value]
+        return compute({"params": run.intervention.effective_params(params)}, observation)
 
     optimizer = run.agent.optimizer(key_for(run.seed, Stream.OPTIMIZER, round))
     return Context(
@@ -162,6 +162,7 @@ def make_context(
         apply=apply,
         effective_params=run.intervention.effective_params,
         optimizer=run.intervention.optimizer(optimizer).build(),
+        precision=run.precision,
     )
 
 
@@ -356,7 +357,7 @@ def task_of_round(state: RunState) -> Task:
 def run_probes(
     run: Run, state: RunState, observation: Array, trajectory: Trajectory | None = None
 ) -> Metrics:
-    """Runs the probes of `run`.
+    """Runs the probes of `run`, which are computed in float32 whatever the run's precision.
 
     Args:
       run: the run.
@@ -366,6 +367,7 @@ def run_probes(
         one is collected in the JAX environment as soon as a probe asks. It does not affect
         training.
     """
+    run = at_full_precision(run)
     context = _current_context(run, state)
 
     def compute_batch() -> Batch:
@@ -395,6 +397,11 @@ def run_probes(
             compute_batch=compute_batch,
         )
     )
+
+
+def at_full_precision(run: Run) -> Run:
+    """Returns the run, or stacked runs, with networks computed in float32, as for probes."""
+    return run.replace(precision="float32")
 
 
 class RolloutNeededError(Exception):

@@ -81,18 +81,22 @@ def _compiled(
             return jax.vmap(call_one)(stacked)
         return jax.lax.map(call_one, stacked)
 
-    def map_stack(*args: Any) -> Any:
-        stacked, common = args[: len(args) - shared], args[len(args) - shared :]
+    def map_shares(stacked: tuple[Any, ...], common: tuple[Any, ...]) -> Any:
         if len(placement.devices) == 1:
             return map_share(stacked, common)
         # Each device runs the program of its share by itself: nothing is communicated.
-        map_shares = jax.shard_map(
+        sharded = jax.shard_map(
             map_share,
             mesh=placement._mesh(),
             in_specs=(_SPLIT, _WHOLE),
             out_specs=_SPLIT,
             check_vma=False,
         )
-        return map_shares(stacked, common)
+        return sharded(stacked, common)
+
+    def map_stack(*args: Any) -> Any:
+        # Networks have a precision of their own. JAX's default depends on the platform.
+        with jax.default_matmul_precision("float32"):
+            return map_shares(args[: len(args) - shared], args[len(args) - shared :])
 
     return jax.jit(map_stack, donate_argnums=donate)

@@ -14,6 +14,7 @@ from plasticity.agents import Trajectory
 from plasticity.agents.intrinsic.base import Policy
 from plasticity.envs.base import CompiledEnv, State, Task
 from plasticity.networks import Categorical, Gaussian, Output, distribution_class
+from plasticity.scan import scan
 from plasticity.training.state import EnvState, EpisodeStats
 
 Array = jax.Array
@@ -28,7 +29,7 @@ class Transition(NamedTuple):
     value: Array
     reward: Array
     terminated: Array
-    truncated: Array
+    truncated: Array | None  # where that never happens
     intrinsic_value: Array | None
 
 
@@ -101,18 +102,22 @@ def rollout(
             value=output.value,
             reward=reward,
             terminated=terminated,
-            truncated=truncated,
+            truncated=truncated if env.truncates else None,
             intrinsic_value=output.intrinsic_value,
         )
         final_obs = observe(env, task, next_state) if env.truncates else ()
         return carry, (transition, final_obs)
 
     carry = Carry(envs, jnp.zeros(num_envs, jnp.int32), EpisodeStats(jnp.zeros(()), jnp.zeros(())))
-    (envs, _, episodes), (transitions, final_obs) = jax.lax.scan(step, carry, (noise, step_keys))
+    (envs, _, episodes), (transitions, final_obs) = scan(
+        step, carry, (noise, step_keys), gpu_unroll=10
+    )
 
     last_obs = observe(env, task, envs.state)
     next_value = jnp.concatenate([transitions.value[1:], policy(last_obs).value[None]])
-    if env.truncates:
+    if transitions.truncated is None:
+        transitions = transitions._replace(truncated=jnp.zeros_like(transitions.terminated))
+    else:
         # After a truncation the next row belongs to another episode.
         value = policy(final_obs.reshape(-1, *final_obs.shape[2:])).value.reshape(next_value.shape)
         next_value = jnp.where(transitions.truncated, value, next_value)

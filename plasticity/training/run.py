@@ -11,7 +11,7 @@ from plasticity.agents import PPO, Agent, IntrinsicModule, NoIntrinsic
 from plasticity.envs.base import Env
 from plasticity.envs.task import LEVELS_PER_SEED, MAX_SEED, Levels, Task
 from plasticity.interventions import Interventions
-from plasticity.networks import BaseNetwork, Network, check_network
+from plasticity.networks import PRECISIONS, BaseNetwork, Network, check_network
 from plasticity.probes import Probes
 from plasticity.shifts import Shifts
 from plasticity.struct import MAX_INT, SettingError, Struct, check, field, static_field
@@ -70,6 +70,9 @@ class Run(Struct):
       schedule: the length of the run, and when it is measured.
       seed: the seed of all randomness. Under every intervention that does not change the
         architecture the same seed gives the same levels, shifts and initial parameters.
+      precision: the precision in which networks are computed while training and acting: float32,
+        tf32 or bf16 (see `plasticity.networks.at_precision`). All else is computed in float32,
+        probes included.
     """
 
     env: Env
@@ -82,6 +85,7 @@ class Run(Struct):
     seed: int = field(0, kind=int, ge=0, le=MAX_SEED)
     intrinsic: IntrinsicModule = NoIntrinsic()
     init_from: str | None = static_field(None, kind=str)
+    precision: str = static_field("float32", choices=PRECISIONS)
 
 
 def stack(runs: Sequence[Run]) -> Run:

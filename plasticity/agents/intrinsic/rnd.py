@@ -20,11 +20,12 @@ from plasticity.agents.base import (
     Metrics,
     Trajectory,
     apply_gradients,
+    scan_gradient_steps,
 )
 from plasticity.agents.intrinsic.base import IntrinsicModule, Policy
 from plasticity.agents.normalization import RewardScaler, RunningMeanStd
 from plasticity.interventions import Context, GradientStep, Interventions, Rollout, TrainState
-from plasticity.networks import Network, Output, Params
+from plasticity.networks import Network, Output, Params, at_precision
 from plasticity.networks.torso import Dense, Layers, Torso
 from plasticity.struct import SettingError, field, static_field
 
@@ -257,14 +258,14 @@ class RND(IntrinsicModule):
         minibatches = agent.minibatches(shuffle_key)
         size = math.ceil(self.update_proportion * minibatches.shape[1])
         keys = jax.random.split(steps_key, len(minibatches))
-        (predictor, hook_state), metrics = jax.lax.scan(
+        (predictor, hook_state), metrics = scan_gradient_steps(
             step, (state.predictor, state.intervention), (minibatches[:, :size], keys)
         )
         hook_state, predictor = self.intervention.after_update(
             hook_state, predictor, rollout, context._replace(key=end_key)
         )
         state = state._replace(predictor=predictor, intervention=hook_state)
-        return state, jax.tree.map(jnp.mean, metrics)
+        return state, metrics
 
     def on_shift(self, agent: Agent, state: RNDState, context: Context) -> RNDState:
         """Treats the predictor as the agent: its interventions act, its optimizer is reset.
@@ -306,11 +307,13 @@ class RND(IntrinsicModule):
     ) -> tuple[Array, Layers]:
         """Returns the predictor's mean squared errors [B], and the layers of its torso."""
         x = state.obs_stats.normalize(observation, self.obs_clip)
-        target: Any = self._target(observation_shape).apply({"params": state.target}, x)
-        predicted: Any = self._predictor(observation_shape).apply(
-            {"params": context.effective_params(params)}, x
+        target, predictor = (
+            at_precision(module.apply, context.precision)
+            for module in (self._target(observation_shape), self._predictor(observation_shape))
         )
-        return jnp.mean(jnp.square(predicted[0] - target[0]), axis=-1), predicted[1]
+        targets = target({"params": state.target}, x)[0]
+        predicted, layers = predictor({"params": context.effective_params(params)}, x)
+        return jnp.mean(jnp.square(predicted - targets), axis=-1), layers
 
 
 def _aggregate(metrics: dict[str, Array]) -> Metrics:

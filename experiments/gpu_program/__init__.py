@@ -1,0 +1,1 @@
+"""Compiles programs for a GPU that this machine lacks, and counts what they do."""
