@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, SMALL
 
 from experiments.juliani_ash_2024 import reproduce, shipped
-from experiments.juliani_ash_2024.pack import PROVENANCE
+from experiments.juliani_ash_2024.pack import PROVENANCE, pack_folders
 from plasticity import results
 from plasticity.struct import SettingError
 
@@ -42,18 +42,18 @@ def rows_of(folder: Path) -> pd.DataFrame:
 def test_a_study_in_parts_is_the_study_as_a_whole_to_the_bit(shell, tmp_path, capsys, evaluated):
     """Would catch runs that are trained twice, left out, or differ beside others."""
     entry, packed = reproduce.main, tmp_path / "packed"
-    first = f"{TOY} intervention=warm_start,reset_all seed=[1] out=one"
-    assert shell(f"{first} --from packed", entry=entry) == 0
-    assert "0 of 2 runs are in packed, 2 to train" in capsys.readouterr().out
-    assert {path.name for path in packed.iterdir()} == {
-        "void_permute_warm_start_1",
-        "void_permute_reset_all_1",
+    line = f"{TOY} intervention=warm_start,reset_all,reset_final seed=[0,1]"
+    assert shell(f"{line} out=one --from whole", entry=entry) == 0
+    assert "0 of 6 runs are in whole, 6 to train" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {
+        f"void_permute_{name}_0-1" for name in ("warm_start", "reset_all", "reset_final")
     }
-    # Another machine, after a crash: further seeds, and a method.
+    # A machine has trained a seed of two methods; another, after a crash, trains the rest.
+    for job in ("0_warm_start", "1_reset_all"):
+        pack_folders([tmp_path / "one" / job], packed / job, seeds=[1])
     (packed / ".void_permute_reset_all_0.tmp").mkdir()
     (packed / ".void_permute_reset_all_0.tmp/metrics.parquet").touch()
-    more = f"{TOY} intervention=warm_start,reset_all,reset_final seed=[0,1]"
-    assert shell(f"{more} out=two --from packed", entry=entry) == 0
+    assert shell(f"{line} out=two --from packed", entry=entry) == 0
     assert "2 of 6 runs are in packed, 4 to train" in capsys.readouterr().out
     trained = results.load(tmp_path / "two")[["intervention", "seed"]].drop_duplicates()
     assert set(trained.itertuples(index=False, name=None)) == {
@@ -62,22 +62,20 @@ def test_a_study_in_parts_is_the_study_as_a_whole_to_the_bit(shell, tmp_path, ca
         ("reset_final", 0),
         ("reset_final", 1),
     }
-    assert evaluated == [([Path("packed")], Path(out)) for out in ("one", "two")]
-    # Once more, without the jobs' own folders: nothing is trained.
-    names = {path.name for path in packed.iterdir()}
-    assert shell(f"{more} out=three --from packed", entry=entry) == 0
-    assert "6 of 6 runs are in packed, 0 to train" in capsys.readouterr().out
-    assert not list(tmp_path.glob("three/*/*.yaml"))
-    assert {path.name for path in packed.iterdir()} == names
-
-    assert shell(f"{more} out=four --from whole", entry=entry) == 0
-    capsys.readouterr()
+    assert evaluated == [([Path("whole")], Path("one")), ([Path("packed")], Path("two"))]
     whole = rows_of(tmp_path / "whole")
     assert len(whole) > 0
     pd.testing.assert_frame_equal(rows_of(packed), whole, check_exact=True)
 
+    # Once more, without the jobs' own folders: nothing is trained.
+    names = {path.name for path in packed.iterdir()}
+    assert shell(f"{line} out=three --from packed", entry=entry) == 0
+    assert "6 of 6 runs are in packed, 0 to train" in capsys.readouterr().out
+    assert not list(tmp_path.glob("three/*/*.yaml"))
+    assert {path.name for path in packed.iterdir()} == names
+
     # Other settings are refused, before anything is written.
-    assert shell(f"{more} agent.learning_rate=0.5 out=five --from packed", entry=entry) == 2
+    assert shell(f"{line} agent.learning_rate=0.5 out=five --from packed", entry=entry) == 2
     told = capsys.readouterr().err
     assert re.fullmatch(r"error: agent\.learning_rate=0\.5: must be 0\.001, as in .*\n", told)
     assert not (tmp_path / "five").exists()
@@ -86,7 +84,7 @@ def test_a_study_in_parts_is_the_study_as_a_whole_to_the_bit(shell, tmp_path, ca
 
 def warn_and_refuse(packed: Path) -> None:
     """What was trained elsewhere is warned of, and what cannot be read is refused."""
-    path = packed / "void_permute_reset_all_1" / PROVENANCE
+    path = packed / "1_reset_all" / PROVENANCE
     provenance = json.loads(path.read_text())
     assert provenance["device"]
     assert provenance["versions"]["jax"]
