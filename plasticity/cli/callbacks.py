@@ -61,7 +61,7 @@ class SweepCallback(Callback):
             exit_with(error)
 
     def on_jobs_trained(self, jobs: Sequence[Job]) -> None:
-        """Receives jobs that the fused launcher has trained in this process. Studies override it."""
+        """Receives jobs that the fused launcher has trained in this process; for studies."""
 
     def conclude(self, folder: Path) -> None:
         """Reports on a sweep that has been trained. Studies override it."""
