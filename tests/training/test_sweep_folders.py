@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import plasticity as pl
+from plasticity.renamed import ADDED
 from plasticity.training.sweep_folders import NumberedJob, find_folders
 from plasticity.training.train import Job
 
@@ -21,7 +22,7 @@ def place(tmp_path, tiny_run):
             "intervention": {method: {"rate": rate}},
             "seed": seed,
             "init_from": None,
-            "schedule": {"rounds": rounds, "eval_max_steps": 27_000},
+            "schedule": {**ADDED["schedule"], "rounds": rounds},
         }
 
         def folder_of(number):
