@@ -1,5 +1,6 @@
 """The console command: `plasticity train`, `plasticity report`, `plasticity methods`."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -23,6 +24,7 @@ def main() -> None:
     elif name == "--version":
         print(f"plasticity-rl {version('plasticity-rl')}")
     elif name in _COMMANDS:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: users' own classes are found there
         run: Callable[[], None] = import_module(f"plasticity.cli.{name}").main
         sys.argv = [f"plasticity {name}", *sys.argv[2:]]
         run()

@@ -29,7 +29,8 @@ def run(site, folder, *words):
     """Runs the console command of the wheel in a folder, and returns what it printed."""
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
-        [sys.executable, "-m", "plasticity.cli.main", *words],
+        # As a script, which does not have the current folder on the path of modules.
+        [sys.executable, "-P", "-m", "plasticity.cli.main", *words],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -41,7 +42,7 @@ def run(site, folder, *words):
 
 @pytest.mark.slow
 def test_wheel_trains_reports_and_lists_without_the_repository(site, tmp_path):
-    """Would catch configurations, the launcher or a module that the wheel lacks."""
+    """Would catch configurations, the launcher, a module or a user's class that is not found."""
     assert {path.name for path in site.iterdir()} >= {"plasticity", "hydra_plugins"}
     assert not (site / "experiments").exists()
     where = [sys.executable, "-c", "import plasticity; print(plasticity.__file__)"]
@@ -52,10 +53,16 @@ def test_wheel_trains_reports_and_lists_without_the_repository(site, tmp_path):
     (tmp_path / "mine/env/room.yaml").write_text(
         "_target_: plasticity.envs.Gather\nlevels: 3\nepisode_steps: 10\n"
     )
+    (tmp_path / "my_probes.py").write_text(
+        "from plasticity import Probe\n\n"
+        "class One(Probe):\n    def __call__(self, view):\n        return {'all': 1.0}\n"
+    )
     words = ["--config-dir", "mine", "env=room", *TINY.split(), "out=sweep"]
+    words.append("+probes.one={_target_: my_probes.One}")
     out = run(site, tmp_path, "train", "-m", *words, "intervention=layer_norm", "seed=0,1")
     assert "2 jobs: 1 program to train" in out
     frame = results.load(tmp_path / "sweep")
     assert set(frame.intervention) == {"layer_norm"}
+    assert "one" in set(frame.metric)
     assert "layer_norm" in run(site, tmp_path, "report", "sweep")
     assert "Sokar et al. 2023" in run(site, tmp_path, "methods", "redo")
