@@ -99,15 +99,13 @@ def transfer_metrics(
 
     Returns:
       One row for each env, shift and intervention, with its seeds, rounds, and the mean over seeds
-      of each metric with its 95 % bootstrap interval ({metric}, {metric}_low, {metric}_high):
-
-        average_performance, forgetting, backward_transfer: R is the last round that ends with
-          evaluations on earlier tasks in all runs of the row, which is `rounds`.
-        normalized_forgetting: for each task but the last the mean over later evaluations of
-          max(0, p(i, i) - p(r, i)) / p(i, i), with weights that fall exponentially from 1 to
-          e^-2; 0 is none and 1 all. NaN where no p(i, i) is above 0.
-        forward_transfer: over all rounds that intervention and control have; NaN for the control.
-        relative_forward_transfer: the same of (AUC(i) - AUC*(i)) / |AUC*(i)|.
+      of each metric with its 95 % bootstrap interval ({metric}, {metric}_low, {metric}_high).
+      R is the last round that ends with evaluations on earlier tasks in all runs of the row, which
+      is `rounds`. Of the metrics, normalized_forgetting is, for each task but the last, the mean
+      over later evaluations of max(0, p(i, i) - p(r, i)) / p(i, i), with weights that fall
+      exponentially from 1 to e^-2; 0 is none and 1 all; NaN where no p(i, i) is above 0.
+      forward_transfer is over all rounds that intervention and control have; NaN for the control.
+      relative_forward_transfer is the same of (AUC(i) - AUC*(i)) / abs(AUC*(i)).
 
     Warns:
       UserWarning: seeds diverged, and are left out; or runs share a seed.
