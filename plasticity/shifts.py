@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from plasticity.envs.base import Array, Env, Levels, Task
+from plasticity.networks.tokens import TokenShape
 from plasticity.struct import Chain, Range, SettingError, Struct, field, snake_case, static_field
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Offset",
     "Permute",
     "PermuteActions",
+    "PermuteFeatures",
     "RandomDynamics",
     "RewardScale",
     "Shift",
@@ -68,6 +70,8 @@ class Shift(Struct):
 class Permute(Shift):
     """Permutes the observation's entries at random, on top of the previous permutation.
 
+    Of object tokens it permutes the places: what is at one place is shown at another.
+
     Attributes:
       grid: the number of rows and of columns of equal blocks that an image is cut into; the blocks
         are permuted as a whole, as Juliani & Ash (2024) do in CoinRun. 0 permutes single entries.
@@ -89,7 +93,7 @@ class Permute(Shift):
             )
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
-        size = self.grid**2 or math.prod(env.observation_shape)
+        size = self.grid**2 or num_permuted(env)
         task = task._replace(permutation=jnp.arange(size, dtype=jnp.int32))
         return self(task, 0, key) if self.from_start else task
 
@@ -131,6 +135,32 @@ class PermuteActions(Shift):
         return task._replace(action_permutation=jax.random.permutation(key, permutation))
 
 
+class PermuteFeatures(Shift):
+    """Permutes the features of object tokens at random, on top of the previous permutation.
+
+    Where features are one-hot kinds, things of one kind look like those of another.
+    """
+
+    def check(self, env: Env) -> None:
+        if not isinstance(env.observation_shape, TokenShape):
+            raise SettingError(
+                "shift",
+                self.name,
+                f"needs object tokens, as with env.observation=objects; {env.name} has "
+                f"observations of shape {env.observation_shape}",
+            )
+
+    def begin(self, task: Task, env: Env, key: Array) -> Task:
+        if not isinstance(env.observation_shape, TokenShape):
+            raise ValueError(f"{self.name} needs object tokens")
+        size = env.observation_shape.features
+        return task._replace(feature_permutation=jnp.arange(size, dtype=jnp.int32))
+
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        permutation = _initialized(task.feature_permutation, self)
+        return task._replace(feature_permutation=jax.random.permutation(key, permutation))
+
+
 class Tint(Shift):
     """Multiplies each channel of an image by a new factor each round, log-uniform; by 1 in round 1.
 
@@ -167,6 +197,9 @@ class Offset(Shift):
     """
 
     max_offset: float = field(2.0, gt=0)
+
+    def check(self, env: Env) -> None:
+        _refuse_tokens(self, env)
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
         return task._replace(bias=jnp.zeros(env.observation_shape))
@@ -208,6 +241,9 @@ class Noise(ValueSchedule):
     """
 
     values: tuple[float, ...] = static_field((0.0, 0.1, 0.2), ge=0, least=1)
+
+    def check(self, env: Env) -> None:
+        _refuse_tokens(self, env)
 
     def with_value(self, task: Task, value: Array) -> Task:
         return task._replace(noise=value)
@@ -338,6 +374,12 @@ class Shifts(Chain[Shift]):
         return task
 
 
+def num_permuted(env: Env) -> int:
+    """Returns how many entries of an observation `Permute` permutes; or places of tokens."""
+    shape = env.observation_shape
+    return shape[0] if isinstance(shape, TokenShape) else math.prod(shape)
+
+
 def interpolate(old: Task, new: Task, fraction: Array, key: Array) -> Task:
     """Returns the task at a fraction of the way from one task to another.
 
@@ -351,6 +393,7 @@ def interpolate(old: Task, new: Task, fraction: Array, key: Array) -> Task:
       key: the same throughout a round.
     """
     permutation_key, actions_key = jax.random.split(key)
+    features_key = jax.random.fold_in(key, 2)
     return Task(
         levels=_interpolate_levels(old.levels, new.levels, fraction),
         dynamics=_interpolate_numbers(old.dynamics, new.dynamics, fraction),
@@ -365,6 +408,9 @@ def interpolate(old: Task, new: Task, fraction: Array, key: Array) -> Task:
         ),
         sticky_prob=_interpolate_numbers(old.sticky_prob, new.sticky_prob, fraction),
         reward_scale=_interpolate_numbers(old.reward_scale, new.reward_scale, fraction),
+        feature_permutation=_interpolate_permutation(
+            old.feature_permutation, new.feature_permutation, fraction, features_key
+        ),
     )
 
 
@@ -377,6 +423,14 @@ def _initialized(value: T | None, shift: Shift) -> T:
     if value is None:
         raise ValueError(f"{shift.name} needs a task that its begin() returned")
     return value
+
+
+def _refuse_tokens(shift: Shift, env: Env) -> None:
+    """Raises `SettingError` for a shift of single entries, of which a token's flag is one."""
+    if isinstance(env.observation_shape, TokenShape):
+        raise SettingError(
+            "shift", shift.name, "has no meaning for object tokens (env.observation=objects)"
+        )
 
 
 def _parameter_range(shift: Shift, name: str, env: Env) -> Range:

@@ -13,6 +13,7 @@ import numpy as np
 
 from plasticity.envs.base import Array, CompiledEnv, Step, Task
 from plasticity.envs.task import check_level_id
+from plasticity.networks.tokens import TokenShape, join_tokens
 from plasticity.struct import Range, SettingError, field, static_field
 
 __all__ = ["Gather", "Level"]
@@ -29,6 +30,12 @@ _ROWS, _COLUMNS = np.divmod(np.arange(CELLS), SIZE)
 _FREE = np.flatnonzero((_ROWS >= 2) & (_ROWS <= 8) & ~_RING & (np.arange(CELLS) != START))
 _RED, _GREEN, _BLUE = np.eye(3, dtype=np.float32)
 _GRAY = np.full(3, 0.5, np.float32)
+# Object tokens: a slot for each cell inside the ring, of which none holds two things.
+_INNER = np.flatnonzero(~_RING)
+_TOKENS = TokenShape(
+    len(_INNER), 4, (SIZE - 2, SIZE - 2), max_tokens=1 + NUM_WALLS + NUM_GEMS + NUM_PITS
+)
+_INNER_POSITIONS = np.stack([_ROWS[_INNER], _COLUMNS[_INNER]], axis=-1) - 1
 _MOVES = np.array([-SIZE, 1, SIZE, -1])  # up, right, down, left
 
 
@@ -52,7 +59,8 @@ class Gather(CompiledEnv):
     """The gridworld of Juliani & Ash (2024): collect gems, avoid pits.
 
     Actions are 0 up, 1 right, 2 down, 3 left. Observations are 11 x 11 x 3, channels last: the
-    agent, the objects (`reward` at gems, `-reward` at pits) and the walls; or an image of the room.
+    agent, the objects (`reward` at gems, `-reward` at pits) and the walls; or an image of the room;
+    or object tokens.
     Every episode terminates after `episode_steps` steps, as in the study's code: the bootstrap
     value is 0, although the time is not observed.
 
@@ -62,6 +70,9 @@ class Gather(CompiledEnv):
       episode_steps: the length of every episode.
       pixels: the width and height of the picture, 64 in the study; 0 for the three planes. In the
         picture the agent is blue, gems are green, pits red and walls gray, on black.
+      observation: `grid`; or `objects`, tokens of the kind agent, gem, pit or wall (one-hot) with a
+        position. There is a slot for each of the 81 cells within the outer walls, so none can be
+        missing, and at most 21 are valid.
 
     A task may set `slip`, the probability that a random action replaces the agent's.
     """
@@ -70,6 +81,7 @@ class Gather(CompiledEnv):
     reward: float = field(0.75, gt=0)
     episode_steps: int = static_field(100, ge=1)
     pixels: int = static_field(0, ge=0)
+    observation: str = static_field("grid", choices=("grid", "objects"))
 
     @property
     def name(self) -> str:
@@ -77,6 +89,8 @@ class Gather(CompiledEnv):
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
+        if self.observation == "objects":
+            return _TOKENS
         size = self.pixels or SIZE
         return (size, size, 3)
 
@@ -142,8 +156,12 @@ class Gather(CompiledEnv):
     def check(self) -> None:
         if 0 < self.pixels < SIZE:
             raise SettingError("env.pixels", self.pixels, f"must be 0, or at least {SIZE}")
+        if self.pixels and self.observation != "grid":
+            raise SettingError("env.pixels", self.pixels, "must be 0 for env.observation=objects")
 
     def observe(self, task: Task, state: GatherState) -> Array:
+        if self.observation == "objects":
+            return self._tokens(state)
         if self.pixels:
             return self._picture(state)
         planes = (
@@ -154,6 +172,17 @@ class Gather(CompiledEnv):
         return jnp.stack([plane.astype(jnp.float32) for plane in planes], -1).reshape(
             self.observation_shape
         )
+
+    def _tokens(self, state: GatherState) -> Array:
+        """Returns the observation as object tokens. float32 [81, 7]."""
+        kinds = (
+            jnp.arange(CELLS) == state.agent,
+            state.objects > 0,
+            state.objects < 0,
+            state.walls,
+        )
+        kind = jnp.stack(kinds, axis=-1)[_INNER]
+        return join_tokens(kind.any(axis=-1), _INNER_POSITIONS, kind)
 
     def _picture(self, state: GatherState) -> Array:
         """Returns the observation as a picture. float32 [pixels, pixels, 3]."""

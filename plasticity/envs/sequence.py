@@ -10,6 +10,7 @@ import numpy as np
 from plasticity.envs.base import Array, CompiledEnv, Env, State, Step, Task
 from plasticity.envs.host.vector_env import HostEnv, HostEnvs, HostStep
 from plasticity.envs.task import AnyArray
+from plasticity.networks.tokens import TokenShape
 from plasticity.struct import Chain, Range, SettingError
 
 __all__ = ["Games", "HostGames", "HostSequence", "Sequence"]
@@ -66,6 +67,8 @@ class BaseSequence(Env):
         for game in self.games.parts:
             game.check()
         shapes = [game.observation_shape for game in self.games.parts]
+        if any(isinstance(shape, TokenShape) for shape in shapes):
+            raise SettingError("env.games", self.name, "must have no observation=objects")
         if len({len(shape) for shape in shapes}) > 1:
             raise SettingError("env.games", shapes, "must have observations with equally many axes")
         sizes = [game.num_levels for game in self.games.parts]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plasticity.networks.tokens import permute_features, permute_positions
 from plasticity.struct import Range, SettingError
 
 __all__ = ["Levels", "Task"]
@@ -57,13 +58,15 @@ class Task(NamedTuple):
     bias: Array | None = None  # float32 [*observation_shape]: is added to them after that
     noise: Array | None = None  # float32 []: standard deviation of the noise on every entry
     # int32 [D]: entry i of the transformed observation is entry permutation[i] of the original; or
-    # [g * g], of the blocks of an image.
+    # [g * g], of the blocks of an image; or [T], of the places of object tokens.
     permutation: Array | None = None
     # int32 [A]: action i of the agent is the environment's action_permutation[i]; or entry i of a
     # continuous action.
     action_permutation: Array | None = None
     sticky_prob: Array | None = None  # float32 []: probability of repeating the last action
     reward_scale: Array | None = None  # float32 []: multiplies rewards
+    # int32 [F]: feature i of a transformed token is feature feature_permutation[i] of the original.
+    feature_permutation: Array | None = None
 
     def transform_obs(self, observation: Array, noise: Array | None = None) -> Array:
         """Returns one observation as the agent sees it, in the same shape.
@@ -80,6 +83,8 @@ class Task(NamedTuple):
             observation = observation + self.noise * noise
         if self.permutation is not None:
             observation = permute_obs(observation, self.permutation)
+        if self.feature_permutation is not None:
+            observation = permute_features(observation, self.feature_permutation)
         return observation
 
     def permute_action(self, action: AnyArray, continuous: bool) -> AnyArray:
@@ -119,15 +124,17 @@ class Task(NamedTuple):
 
 
 def permute_obs(observation: Array, permutation: Array) -> Array:
-    """Permutes the entries of an observation, or the equal blocks of an image.
+    """Permutes the entries of an observation, the blocks of an image, or the places of tokens.
 
     Args:
       observation: in its shape.
       permutation: the entry that comes to each place, [D]; or the block that comes to each of the
-        g * g places of a grid, row by row, [g * g].
+        g * g places of a grid, row by row, [g * g]; or the token that comes to each place, [T].
     """
     if len(permutation) == observation.size:
         return observation.reshape(-1)[permutation].reshape(observation.shape)
+    if observation.ndim == 2:
+        return permute_positions(observation, permutation)
     grid = math.isqrt(len(permutation))
     height, width, channels = observation.shape
     rows, columns = height // grid, width // grid

@@ -6,34 +6,43 @@ A network of your own is a subclass of `BaseNetwork`.
 from plasticity.networks import (
     activations,
     actor_critic,
+    attention,
     base,
     convolution,
     distributions,
     initializers,
     linalg,
+    mosaic,
     param_tree,
     precision,
+    tokens,
     torso,
 )
 from plasticity.networks.activations import *
 from plasticity.networks.actor_critic import *
+from plasticity.networks.attention import *
 from plasticity.networks.base import *
 from plasticity.networks.convolution import *
 from plasticity.networks.distributions import *
 from plasticity.networks.initializers import *
 from plasticity.networks.linalg import *
+from plasticity.networks.mosaic import *
 from plasticity.networks.param_tree import *
 from plasticity.networks.precision import *
+from plasticity.networks.tokens import *
 from plasticity.networks.torso import *
 
 __all__: list[str] = []
 __all__ += activations.__all__
 __all__ += actor_critic.__all__
+__all__ += attention.__all__
 __all__ += base.__all__
 __all__ += convolution.__all__
 __all__ += distributions.__all__
 __all__ += initializers.__all__
 __all__ += linalg.__all__
+__all__ += mosaic.__all__
 __all__ += param_tree.__all__
 __all__ += precision.__all__
+__all__ += tokens.__all__
 __all__ += torso.__all__

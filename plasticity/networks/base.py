@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plasticity.networks.attention import AttentionLayer
 from plasticity.networks.distributions import Distribution, distribution_class
 from plasticity.struct import TARGET, SettingError, Struct, fields
 
@@ -26,6 +27,7 @@ class Output(NamedTuple):
     activations: dict[str, Array]  # of each hidden layer by name: [B, units] or [B, H, W, channels]
     preactivations: dict[str, Array]  # inputs of the activation functions, after norms
     intrinsic_value: Array | None = None  # [B]: of intrinsic rewards, if asked for
+    attention: dict[str, AttentionLayer] | None = None  # of attention layers by name, if any
 
 
 class BaseNetwork(Struct):

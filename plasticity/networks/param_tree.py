@@ -84,7 +84,8 @@ class Connections(NamedTuple):
 
     A unit is an entry of a fully connected layer or a channel of a convolutional one. With
     residual blocks it is a channel of the residual stream: the weights of everything that is added
-    to the stream are incoming.
+    to the stream are incoming. In an encoder's block it is a hidden unit of the MLP or the GLU; of
+    a GLU the weights of both halves are incoming.
     """
 
     # The last axis is the units, before the activation widens.
@@ -122,7 +123,8 @@ def connections(params: Params) -> dict[str, Connections]:
                 continue
             writers, readers = _neighbors(name, layers)
             is_last = layer_index(name) == depth_of(layers) - 1 and not name.endswith("_in")
-            incoming = [entry for writer in writers for entry in (writer, _norm_of(writer))]
+            pairs = [entry for writer in writers for entry in (writer, _norm_of(writer))]
+            incoming = list(dict.fromkeys(pairs))
             outgoing: list[tuple[str, ...]] = [(torso, entry) for entry in readers]
             if is_last:
                 outgoing += [(head,) for head in heads if head in params]
@@ -142,6 +144,9 @@ def _neighbors(name: str, layers: Params) -> tuple[list[str], list[str]]:
     """Returns the linear layers of a torso that write a hidden layer, and those that read it."""
     if name.endswith("_in"):
         return [name], [name.removesuffix("in") + "out"]
+    up, down = (name.replace("hidden", part) for part in ("up", "down"))
+    if down in layers:  # of a block of an encoder
+        return [name, *([up] if up in layers else [])], [down]
     blocks = [entry for entry in layers if entry.startswith(f"{name}_")]
     following = f"hidden_{layer_index(name) + 1}"
     return (

@@ -10,7 +10,6 @@ step, and the compiler may then order sums differently: on a GPU, where a progra
 far more, it is done; on a CPU it is not, so that results are the same to the bit as alone.
 """
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -21,14 +20,21 @@ import jax.numpy as jnp
 from plasticity.envs.base import Array, Env, Task
 from plasticity.interventions import Context, Intervention, Interventions, Rollout, TrainState
 from plasticity.interventions.base import State
-from plasticity.shifts import Shift, Shifts
+from plasticity.shifts import Shift, Shifts, num_permuted
 from plasticity.struct import Struct, field
 from plasticity.training.run import Run
 
 P = TypeVar("P", bound=Struct)
 T = TypeVar("T")
 
-_TRANSFORMATIONS = ("permutation", "action_permutation", "gain", "bias", "reward_scale")
+_TRANSFORMATIONS = (
+    "permutation",
+    "action_permutation",
+    "gain",
+    "bias",
+    "reward_scale",
+    "feature_permutation",
+)
 _IN_UPDATES = (
     "network",
     "add_params",
@@ -149,7 +155,7 @@ def fusion_key(run: Run, exact: bool | None = None) -> FusionKey:
     ]
     while methods and not methods[-1]:
         methods.pop()
-    size = math.prod(run.env.observation_shape)
+    size = num_permuted(run.env)
     return FusionKey(
         settings=jax.tree.structure(rest),
         methods=tuple(methods),
@@ -245,9 +251,11 @@ def _neutral(name: str, env: Env) -> Array:
     """Returns the value of a task's field that changes nothing."""
     match name:
         case "permutation":
-            return jnp.arange(math.prod(env.observation_shape), dtype=jnp.int32)
+            return jnp.arange(num_permuted(env), dtype=jnp.int32)
         case "action_permutation":
             return jnp.arange(env.num_actions, dtype=jnp.int32)
+        case "feature_permutation":
+            return jnp.arange(env.observation_shape[-1] - 3, dtype=jnp.int32)
         case "gain":
             return jnp.ones(env.observation_shape)
         case "bias":

@@ -11,7 +11,7 @@ from plasticity.agents import PPO, Agent, IntrinsicModule, NoIntrinsic
 from plasticity.envs.base import Env
 from plasticity.envs.task import LEVELS_PER_SEED, MAX_SEED, Levels, Task
 from plasticity.interventions import Interventions
-from plasticity.networks import PRECISIONS, BaseNetwork, Network, check_network
+from plasticity.networks import PRECISIONS, BaseNetwork, Network, TokenShape, check_network
 from plasticity.probes import Probes
 from plasticity.shifts import Shifts
 from plasticity.struct import MAX_INT, SettingError, Struct, check, field, static_field
@@ -139,6 +139,10 @@ def check_run(run: Run) -> None:
     run.intervention.check()
     run.intrinsic.check(run.agent, run.env.observation_shape)
     agent, schedule, levels = run.agent, run.schedule, run.env.num_levels
+    if agent.normalize_observations and isinstance(run.env.observation_shape, TokenShape):
+        raise SettingError(
+            "agent.normalize_observations", True, "must be false for env.observation=objects"
+        )
     if agent.batch_size >= 2**31:
         larger, other = sorted(("num_envs", "num_steps"), key=lambda key: -getattr(agent, key))
         raise SettingError(
