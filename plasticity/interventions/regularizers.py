@@ -18,7 +18,7 @@ from plasticity.interventions.base import (
     State,
     TrainState,
 )
-from plasticity.networks import Params, at, by_layer, connections
+from plasticity.networks import Params, at, attention_kernels, by_layer, connections
 from plasticity.struct import field, static_field
 
 __all__ = [
@@ -145,7 +145,8 @@ class Parseval(Intervention):
 
     W is [units, inputs] and the norm is the Frobenius norm. The incoming weights of any two units
     of a layer are pulled towards orthogonality, and those of each unit towards a squared norm of s.
-    All hidden layers of all torsos are included, also the first; biases and heads are not. As in
+    All hidden layers of all torsos are included, also the first, and queries, keys, values and
+    outputs of attention; biases, embeddings and heads are not. As in
     the authors' code, a layer's term is multiplied by (64 / units)^2, since the coefficient was
     tuned at 64 units. The paper's optional diagonal layers are not included.
 
@@ -169,13 +170,13 @@ class Parseval(Intervention):
     def penalty(self, state: State, params: Params, context: Context) -> Array:
         terms = []
         params = context.effective_params(params)
-        for layer in connections(params).values():
-            for path in layer.incoming:
-                if path[-1] == "kernel":
-                    kernel = _matrix(at(params, path))
-                    units = kernel.shape[-1]
-                    error = kernel.T @ kernel - self.scale * jnp.eye(units)
-                    terms.append((64 / units) ** 2 * jnp.sum(jnp.square(error)))
+        incoming = [path for layer in connections(params).values() for path in layer.incoming]
+        for path in [*incoming, *attention_kernels(params)]:
+            if path[-1] == "kernel":
+                kernel = _matrix(at(params, path))
+                units = kernel.shape[-1]
+                error = kernel.T @ kernel - self.scale * jnp.eye(units)
+                terms.append((64 / units) ** 2 * jnp.sum(jnp.square(error)))
         return self.coefficient * sum(terms, jnp.zeros(()))
 
 

@@ -95,33 +95,31 @@ def attend(
     """
     if bias is not None:
         bias = jax.lax.stop_gradient(bias).astype(query.dtype)
-    if not fused:
+    path = attention_path(query, key, fused)
+    if path == "plain":
         weights = attention_weights(query, key, bias, valid).astype(query.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-    implementation = fused_implementation(query, key)
     return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        bias=bias,
-        mask=valid[:, None, None],
-        implementation=implementation,
+        query, key, value, bias=bias, mask=valid[:, None, None], implementation=path
     )
 
 
-def fused_implementation(
-    query: Array, key: Array, platform: str | None = None
-) -> Literal["cudnn", "xla"]:
-    """Returns which implementation fused attention takes: `cudnn` or `xla`.
+def attention_path(
+    query: Array, key: Array, fused: bool, platform: str | None = None
+) -> Literal["cudnn", "xla", "plain"]:
+    """Returns how attention is computed: fused by cuDNN, by JAX's function on XLA, or written out.
 
     cuDNN's takes bf16 or float16, heads whose size is a multiple of 8 and at most 128, and even
-    numbers of tokens where there is a bias.
+    numbers of tokens where there is a bias. Float64 is written out: JAX's function rounds it.
 
     Args:
       query: [B, S, heads, d].
       key: [B, T, heads, d].
+      fused: whether to fuse where possible.
       platform: that of JAX's default device, if not given.
     """
+    if not fused or query.dtype == jnp.float64:
+        return "plain"
     is_gpu = (platform or jax.default_backend()) == "gpu"
     size, lengths = query.shape[-1], (query.shape[1], key.shape[1])
     is_half = query.dtype in (jnp.bfloat16, jnp.float16)

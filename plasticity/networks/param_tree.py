@@ -12,6 +12,7 @@ from plasticity.networks.base import Params
 __all__ = [
     "Connections",
     "at",
+    "attention_kernels",
     "by_layer",
     "connections",
     "depth_of",
@@ -138,6 +139,19 @@ def connections(params: Params) -> dict[str, Connections]:
                 outgoing=tuple(kernel for entry in outgoing for kernel in _kernels(params, entry)),
             )
     return result
+
+
+def attention_kernels(params: Params) -> list[tuple[str, ...]]:
+    """Returns the paths of the kernels of an encoder that write no hidden layer.
+
+    They are those of queries, keys, values and outputs of attention, and those of `down_<i>`.
+    """
+    return [
+        (torso, name, "kernel")
+        for torso in ("torso", "value_torso")
+        for name, layer in params.get(torso, {}).items()
+        if name.startswith(("attention_", "down_")) and "kernel" in layer
+    ]
 
 
 def _neighbors(name: str, layers: Params) -> tuple[list[str], list[str]]:

@@ -57,6 +57,9 @@ class TokenShape(tuple[int, ...]):
             return False
         return self.__getnewargs__() == other.__getnewargs__()
 
+    def __ne__(self, other: object) -> bool:  # a tuple has one of its own
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(self.__getnewargs__())
 

@@ -1,6 +1,7 @@
 """Probes: measures of a network on a fixed batch of observations or on a rollout."""
 
 from plasticity.probes import (
+    attention,
     base,
     curvature,
     features,
@@ -12,6 +13,7 @@ from plasticity.probes import (
     units,
     weights,
 )
+from plasticity.probes.attention import *
 from plasticity.probes.base import *
 from plasticity.probes.curvature import *
 from plasticity.probes.features import *
@@ -24,6 +26,7 @@ from plasticity.probes.units import *
 from plasticity.probes.weights import *
 
 __all__: list[str] = []
+__all__ += attention.__all__
 __all__ += base.__all__
 __all__ += curvature.__all__
 __all__ += features.__all__
