@@ -20,6 +20,7 @@ from plasticity.shifts import (
     Offset,
     Permute,
     PermuteActions,
+    PermuteFeatures,
     RandomDynamics,
     RewardScale,
     Shifts,
@@ -105,6 +106,55 @@ def test_task_transform_obs_permutes_entries():
     seen = np.asarray(task.transform_obs(jnp.asarray(observation)))
     assert seen.shape == (11, 11, 3)
     assert np.array_equal(seen.reshape(-1), np.roll(np.arange(363), 1))
+
+
+TOKENS = Gather(levels=7, observation="objects")
+
+
+def test_permute_moves_tokens_between_places():
+    """Would catch flags or features that move apart, or a place that moves with its token."""
+    task = Shifts.of(Permute(from_start=True)).begin(TOKENS.task(0), TOKENS, jax.random.key(0))
+    tokens = np.asarray(TOKENS.observe(task, TOKENS.reset(task, jax.random.key(1))))
+    moved = np.asarray(task.transform_obs(jnp.asarray(tokens)))
+    assert np.array_equal(np.sort(task.permutation), np.arange(81))
+    np.testing.assert_array_equal(moved[:, 1:3], tokens[:, 1:3])
+    for place, origin in enumerate(task.permutation):
+        np.testing.assert_array_equal(
+            moved[place, [0, 3, 4, 5, 6]], tokens[origin, [0, 3, 4, 5, 6]]
+        )
+    assert not np.array_equal(moved, tokens)
+
+
+def test_permute_features_changes_what_kinds_look_like():
+    """Would catch a flag or a position among the features, or one that is not composed."""
+    shift = Shifts.of(PermuteFeatures())
+    first = shift.begin(TOKENS.task(0), TOKENS, jax.random.key(0))
+    task = first._replace(feature_permutation=jnp.array([2, 0, 1, 3]))
+    tokens = TOKENS.observe(task, TOKENS.reset(task, jax.random.key(1)))
+    np.testing.assert_array_equal(task.transform_obs(tokens), tokens[:, [0, 1, 2, 5, 3, 4, 6]])
+    np.testing.assert_array_equal(first.transform_obs(tokens), tokens)
+    after = shift(task, 1, jax.random.key(4)).feature_permutation
+    assert np.array_equal(np.sort(after), np.arange(4))
+    key = jax.random.key(2)
+    later = task._replace(feature_permutation=after)
+    for fraction, known in ((0.0, task), (1.0, later)):
+        part = interpolate(task, later, jnp.float32(fraction), key).feature_permutation
+        np.testing.assert_array_equal(part, known.feature_permutation)
+
+
+def test_shifts_refuse_what_has_no_meaning_for_tokens(tiny_run):
+    """Would catch noise on a token's flag, or tokens asked for where there are none."""
+    for env, shift, message in (
+        (TOKENS, Offset(), "offset'?: has no meaning for object tokens"),
+        (TOKENS, Noise(), "noise'?: has no meaning for object tokens"),
+        (TOKENS, Tint(), "needs images"),
+        (TOKENS, Permute(grid=9), "must divide the height and width of an image"),
+        (ENV, PermuteFeatures(), "needs object tokens"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            check_run(tiny_run(env=env, shift=Shifts.of(shift)))
+    with pytest.raises(SettingError, match="normalize_observations=True: must be false"):
+        check_run(tiny_run(env=TOKENS, agent=tiny_run().agent.replace(normalize_observations=True)))
 
 
 def test_window_level_sets_are_disjoint_and_adjacent():

@@ -12,6 +12,7 @@ from scipy import stats
 
 from plasticity.envs.gather import Gather, Level
 from plasticity.envs.task import MAX_SEED
+from plasticity.struct import SettingError
 
 IDS = 3000
 ENV = Gather(levels=5)
@@ -177,3 +178,34 @@ def test_gather_picture_has_the_cells_colors():
         expected = (0.5,) * 3 if level.walls[row, column] else expected
         expected = (0, 0, 1) if (row, column) == (5, 5) else expected
         assert tuple(picture[y, x]) == expected
+
+
+def test_gather_tokens_are_the_things_of_the_grid():
+    """Would catch a thing without a token, a wrong place, or more tokens than the layout says."""
+    env = Gather(levels=5, observation="objects")
+    shape = env.observation_shape
+    tokens_of = jax.jit(lambda state: env.observe(TASK, state))
+    state = jax.jit(lambda key: ENV.reset(TASK, key))(jax.random.key(1))
+    counts = []
+    for action in np.random.default_rng(0).integers(0, 4, 60):
+        tokens, planes = np.asarray(tokens_of(state)), np.asarray(observe(state))
+        drawn = np.zeros((11, 11, 4))
+        for valid, row, column, *kind in tokens:
+            assert valid == any(kind)
+            drawn[int(row) + 1, int(column) + 1] = kind
+        inner = planes[1:-1, 1:-1]
+        for kind, plane in enumerate((inner[..., 0], inner[..., 1] > 0, inner[..., 1] < 0)):
+            np.testing.assert_array_equal(drawn[1:-1, 1:-1, kind], plane)
+        np.testing.assert_array_equal(drawn[1:-1, 1:-1, 3], inner[..., 2])
+        counts.append(int(tokens[:, 0].sum()))
+        state = step_of(state, jnp.int32(action)).state
+    assert tokens.shape == tuple(shape) == (81, 7)
+    assert counts[0] == shape.max_tokens == 21
+    assert counts[-1] < 21
+    assert max(counts) == 21
+
+
+def test_gather_refuses_a_picture_of_tokens():
+    """Would catch two observations asked for, of which one is ignored."""
+    with pytest.raises(SettingError, match=r"env.pixels=64: must be 0 for env.observation=objects"):
+        Gather(pixels=64, observation="objects").check()
