@@ -14,7 +14,7 @@ from plasticity.agents import *
 from plasticity.config import from_config
 from plasticity.envs import *
 from plasticity.interventions import *
-from plasticity.networks import BaseNetwork, Network, Output
+from plasticity.networks import BaseNetwork, Mosaic, Network, Output
 from plasticity.probes import *
 from plasticity.renamed import renamed_attribute
 from plasticity.shifts import *
@@ -23,6 +23,7 @@ from plasticity.training import Run, Schedule, load_params, train
 
 __all__ = [
     "BaseNetwork",
+    "Mosaic",
     "Network",
     "Output",
     "Run",

@@ -42,7 +42,7 @@ class TokenRank(Probe):
 
 
 class ClosedGates(Probe):
-    """The fraction of units of gated linear units whose gate is shut on all tokens of the batch.
+    """The fraction of gated linear units whose gate is shut on all tokens (Shazeer 2020).
 
     GELU is never 0 on a whole batch, so that `DeadUnits` finds no such unit. A gate is shut if its
     preactivation is below -`threshold`; at 3, GELU is 0.004 at most from there on.

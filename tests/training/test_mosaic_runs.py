@@ -17,9 +17,9 @@ OBJECTS = pl.Gather(levels=3, episode_steps=10, observation="objects")
 MOSAIC = Mosaic(width=8, depth=1, heads=2, mlp_width=6)
 LINE = (
     "env=gather_objects network=mosaic network.width=8 network.depth=1 network.heads=2 "
-    "network.mlp_width=6 schedule=smoke agent.num_envs=2 agent.num_steps=20 agent.num_epochs=1 env.levels=3 "
-    "env.episode_steps=10 schedule.eval_episodes=2 schedule.probe_batch_size=16 'seed=[0,1]' "
-    "figures=none out=out"
+    "network.mlp_width=6 schedule=smoke agent.num_envs=2 agent.num_steps=20 agent.num_epochs=1 "
+    "env.levels=3 env.episode_steps=10 schedule.eval_episodes=0 schedule.updates_per_round=2 "
+    "schedule.probe_batch_size=16 'seed=[0,1]' figures=none out=out"
 )
 
 
@@ -44,7 +44,7 @@ def test_mosaic_trains_from_the_command_line_to_the_table(shell, tmp_path):
 
 
 def traced(run):
-    """Checks a run, and traces its beginning, an update and a shift. Parameters before and after."""
+    """Traces the beginning of a run, an update and a shift. Its parameters before and after."""
 
     def begin_and_train(run):
         before = loop.init(run)
@@ -91,5 +91,5 @@ def test_methods_of_units_and_layers_act_on_an_encoder():
     before, after = traced(run.replace(intervention=chain(*acting)))
     assert after == before
     for method in (pl.CReLU(), pl.FourierFeatures()):
-        with pytest.raises(SettingError, match="network.gated=True: must be false"):
+        with pytest.raises(SettingError, match=r"network\.gated=True: must be false"):
             check_run(run.replace(intervention=chain(method)))
