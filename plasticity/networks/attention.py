@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plasticity.networks.linalg import sequence_after
+
 __all__ = [
     "AttentionLayer",
     "alibi_bias",
@@ -99,8 +101,16 @@ def attend(
     if path == "plain":
         weights = attention_weights(query, key, bias, valid).astype(query.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+    mask = valid[:, None, None]
+    if path == "cudnn":
+        # Under vmap cuDNN refuses a bias or a mask that a stack shares: one of both that is not.
+        lowest = jnp.finfo(query.dtype).min
+        bias = jnp.where(mask, jnp.zeros((), query.dtype) if bias is None else bias, lowest)
+        shape = (len(query), query.shape[2], query.shape[1], key.shape[1])
+        bias = jax.lax.stop_gradient(sequence_after(jnp.broadcast_to(bias, shape), query))
+        mask = None
     return jax.nn.dot_product_attention(
-        query, key, value, bias=bias, mask=valid[:, None, None], implementation=path
+        query, key, value, bias=bias, mask=mask, implementation=path
     )
 
 
