@@ -7,6 +7,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import minigrid  # noqa: F401  registers MiniGrid's tasks
+import numpy as np
 
 from plasticity.envs.base import (
     Array,
@@ -17,6 +18,7 @@ from plasticity.envs.base import (
     to_32_bits,
     without_x64,
 )
+from plasticity.networks.tokens import TokenShape, join_tokens
 from plasticity.struct import SettingError, field, static_field
 
 __all__ = ["Navix"]
@@ -24,6 +26,8 @@ __all__ = ["Navix"]
 _LEVEL_SEED = 7_1020_8042 % 2**31  # of the key of all levels, which no run's seed can equal
 _PRNG_IMPL = "threefry2x32"
 _SCALE = 0.1  # MiniGrid's indices of objects, colors and states go up to 10
+_NUM_OBJECTS, _NUM_COLORS, _NUM_STATES = 11, 6, 4  # a state is a door's, or a direction
+_FIRST_THING = 2  # MiniGrid's index 0 is an unseen cell, 1 an empty one
 
 
 class NavixState(NamedTuple):
@@ -36,7 +40,7 @@ class NavixState(NamedTuple):
 class Navix(CompiledEnv):
     """A MiniGrid task by Navix, fully observed.
 
-    Observations are the object, color and state of each cell, times 0.1.
+    Observations are the object, color and state of each cell, times 0.1; or object tokens.
 
     A level is the layout, and everything that is drawn during the episode. As in MiniGrid the
     reward at the goal is 1 - 0.9 * (steps taken / time limit), and the time limit truncates
@@ -47,11 +51,14 @@ class Navix(CompiledEnv):
       levels: the size of a level set.
       episode_steps: the time limit; 0 for MiniGrid's, or Navix's where MiniGrid has no such
         task.
+      observation: `grid`; or `objects`, a token for each cell that is not empty, with object, color
+        and state, one-hot. There is a slot for each cell.
     """
 
     id: str = static_field(kind=str)
     levels: int = field(1000, kind=int, ge=1)
     episode_steps: int = static_field(0, ge=0)
+    observation: str = static_field("grid", choices=("grid", "objects"))
 
     @property
     def name(self) -> str:
@@ -60,6 +67,10 @@ class Navix(CompiledEnv):
     @property
     def observation_shape(self) -> tuple[int, ...]:
         env = _make(self.id)
+        if self.observation == "objects":
+            features = _NUM_OBJECTS + _NUM_COLORS + _NUM_STATES
+            cells = env.height * env.width
+            return TokenShape(cells, features, (env.height, env.width), max_tokens=cells)
         return (env.height, env.width, 3)
 
     @property
@@ -82,6 +93,8 @@ class Navix(CompiledEnv):
     @without_x64
     def observe(self, task: Task, state: NavixState) -> Array:
         symbolic = import_optional("navix").observations.symbolic(state.inner)
+        if self.observation == "objects":
+            return _tokens(symbolic)
         return symbolic.astype(jnp.float32) * _SCALE
 
     @without_x64
@@ -99,6 +112,16 @@ class Navix(CompiledEnv):
             terminated=terminated,
             truncated=~terminated & (steps >= time_limit),
         )
+
+
+def _tokens(symbolic: Array) -> Array:
+    """Returns a grid of objects, colors and states [H, W, 3] as object tokens. [H * W, 24]."""
+    height, width, _ = symbolic.shape
+    position = np.stack(np.divmod(np.arange(height * width), width), axis=-1)
+    sizes = (_NUM_OBJECTS, _NUM_COLORS, _NUM_STATES)
+    columns = zip(symbolic.reshape(-1, 3).T, sizes, strict=True)
+    features = jnp.concatenate([jax.nn.one_hot(x, size) for x, size in columns], axis=-1)
+    return join_tokens(symbolic[..., 0].reshape(-1) >= _FIRST_THING, position, features)
 
 
 def _compress(state: Any) -> Any:

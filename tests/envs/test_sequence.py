@@ -40,6 +40,21 @@ def empty():
     return env, env.task(0), *jitted(env)
 
 
+def test_navix_tokens_are_the_cells_that_are_not_empty(empty):
+    """Would catch a thing without a token, or objects, colors and states in another order."""
+    env, task, reset, observe, _ = empty
+    state = reset(task, jax.random.key(0))
+    grid = np.rint(np.asarray(observe(task, state)) / 0.1).astype(int).reshape(25, 3)
+    objects = env.replace(observation="objects")
+    tokens = np.asarray(jax.jit(objects.observe)(task, state))
+    assert tokens.shape == tuple(objects.observation_shape) == (25, 24)
+    for cell, (thing, token) in enumerate(zip(grid, tokens, strict=True)):
+        assert tuple(token[1:3]) == divmod(cell, 5)
+        assert token[0] == (thing[0] not in (0, 1))
+        hot = set(np.flatnonzero(token[3:]))
+        assert hot == ({thing[0], 11 + thing[1], 17 + thing[2]} if token[0] else set())
+
+
 def real(task="MiniGrid-Empty-5x5-v0", limit=30):
     """MiniGrid's own."""
     return gymnasium.make(task, max_steps=limit).unwrapped
