@@ -15,6 +15,7 @@ from experiments.juliani_ash_2024 import claims
 from experiments.juliani_ash_2024.figures import RETURNS, figures, metrics_of, returns, tables
 from experiments.juliani_ash_2024.pack import pack
 from experiments.juliani_ash_2024.reproduce import SIZES, main, markdown
+from experiments.juliani_ash_2024.size import write_sizes
 from experiments.juliani_ash_2024.tune import rank_settings, write_choice
 from plasticity import results
 from plasticity.cli.command import CONFIG, CONFIGS
@@ -689,3 +690,27 @@ def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path, cap
     shutil.rmtree(tmp_path / "2_l2_norm")
     with pytest.raises(results.ResultsError, match="no setting varies"):
         rank_settings(tmp_path)
+
+
+def test_a_size_decides_where_the_control_holds_its_level(tmp_path, capsys):
+    """Would catch a rule that looks at the baseline, at one round or at the wrong size."""
+    # Of the control, in rounds 1 to 5: the last three have 96 % and 94 % of the first in the mean.
+    shapes = {(10, 20): [2, 1, 2.2, 1.9, 1.66], (4, 10): [2, 3, 1.9, 1.9, 1.84]}
+    for (levels, updates), shape in shapes.items():
+        for name in ("warm_start", "reset_all"):
+            rows = STUDY[(STUDY["shift"] == "expand") & (STUDY["intervention"] == name)]
+            rows = rows[rows["metric"] == "train_return"]
+            values = rows["round"].map(dict(enumerate(shape, 1))) * (name == "reset_all")
+            folder = tmp_path / f"{levels}_{name}"
+            results.write(rows.assign(value=values), folder / "metrics.parquet")
+            config = {"env": {"levels": levels}, "schedule": {"updates_per_round": updates}}
+            (folder / "config.yaml").write_text(json.dumps(config))
+    write_sizes(tmp_path)
+    assert "chosen: 10 levels, 20 updates a round" in capsys.readouterr().out
+    found = pd.read_csv(tmp_path / "sizes.csv").set_index("env.levels")
+    assert dict(found["decides"]) == {10: True, 4: False}
+    np.testing.assert_allclose(found.loc[[10, 4], "kept"], [0.96, 0.94])
+    assert (tmp_path / "sizes.png").exists()
+    shutil.rmtree(tmp_path / "4_warm_start")
+    with pytest.raises(results.ResultsError, match="warm_start: no run of 4 levels"):
+        write_sizes(tmp_path)
