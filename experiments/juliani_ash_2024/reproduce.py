@@ -165,7 +165,12 @@ def _print_claims(verdicts: pd.DataFrame, console: Console) -> None:
         grid = Table("claim", "the paper says", "here", "of its effects", title=title or None)
         for claim in group.itertuples():
             verdict = Text(claim.verdict, style=colors.get(claim.verdict, ""))
-            grid.add_row(claim.name, claim.paper, verdict, claim.here)
+            grid.add_row(
+                claim.name,
+                claim.paper,
+                verdict,
+                claim.here + _by_value(claim, "; by the returns: "),
+            )
         console.print(grid)
 
 
@@ -195,7 +200,7 @@ def markdown(frame: pd.DataFrame) -> list[str]:
 def _claims(verdicts: pd.DataFrame) -> str:
     lines = ["| claim | the paper says | here |", "| --- | --- | --- |"]
     for claim in verdicts.itertuples():
-        result = f"**{claim.verdict}** ({claim.here})"
+        result = f"**{claim.verdict}** ({claim.here})" + _by_value(claim, "; by the returns: ")
         lines.append(f"| {claim.name} | {_code(claim.paper)} | {result} |")
     return "\n".join(lines)
 
@@ -215,8 +220,16 @@ def _returns(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def _by_value(judged: Any, before: str) -> str:
+    """Returns the verdict by the returns themselves where it differs, after some words."""
+    return "" if judged.by_value == judged.verdict else f"{before}{judged.by_value}"
+
+
 def _effects(effects: pd.DataFrame) -> str:
-    lines = ["| claim | shift | effect | mean [95 %] | p | n | verdict |", "| --- " * 7 + "|"]
+    lines = [
+        "| claim | shift | effect | mean [95 %] | p | n | detectable | verdict |",
+        "| --- " * 8 + "|",
+    ]
     for effect in effects.itertuples():
         interval = (
             f"{effect.effect:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]" if effect.seeds else ""
@@ -224,7 +237,9 @@ def _effects(effects: pd.DataFrame) -> str:
         p = min(effect.p_holds, effect.p_fails)
         p_value = "" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
         cells = (effect.claim, effect.shift, _code(effect.what), interval, p_value)
-        lines.append(f"| {' | '.join((*cells, str(effect.seeds), effect.verdict))} |")
+        detectable = "" if np.isnan(effect.detectable) else f"{effect.detectable:.2f}"
+        verdict = effect.verdict + _by_value(effect, "; by the returns: ")
+        lines.append(f"| {' | '.join((*cells, str(effect.seeds), detectable, verdict))} |")
     return "\n".join(lines)
 
 

@@ -236,6 +236,23 @@ def test_effects_and_intervals_are_students(judged):
     assert part["high"] == pytest.approx(d.mean() + reach)
     assert part["p_holds"] == pytest.approx(scipy.stats.ttest_1samp(d, 0).pvalue)
     assert part["p_fails"] == 1
+    # The power of the test at the detectable effect, by the noncentral t-distribution.
+    shift = part["detectable"] / (d.std(ddof=1) / 2)
+    power = scipy.stats.nct.sf(3.182446, 3, shift) + scipy.stats.nct.cdf(-3.182446, 3, shift)
+    assert power == pytest.approx(0.8, abs=1e-4)
+
+
+def test_a_verdict_by_the_returns_themselves_is_given_beside_it(capsys):
+    """Would catch a method whose first round is poor, and that cures for that reason alone."""
+    poor = (STUDY["intervention"] == "l2_norm") & (STUDY["metric"] == "train_return")
+    frame = STUDY.assign(value=STUDY["value"] - poor)
+    judged, effects = claims.evaluate_claims(frame)
+    judged = judged.set_index("name")
+    assert tuple(judged.loc["C4", ["verdict", "by_value"]]) == ("holds", "fails")
+    assert tuple(judged.loc["C1", ["verdict", "by_value"]]) == ("holds", "holds")
+    differ = effects[effects["verdict"] != effects["by_value"]]
+    assert set(differ["what"]) == {"gain of l2_norm - half of the gap"}
+    assert "by the returns: fails" in markdown(frame)[0]
 
 
 def test_a_seed_that_diverged_leaves_its_parts_undecided():
