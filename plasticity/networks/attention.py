@@ -102,16 +102,16 @@ def attend(
         weights = attention_weights(query, key, bias, valid).astype(query.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
     mask = valid[:, None, None]
-    if path == "cudnn":
-        # Under vmap cuDNN refuses a bias or a mask that a stack shares: one of both that is not.
-        lowest = jnp.finfo(query.dtype).min
-        bias = jnp.where(mask, jnp.zeros((), query.dtype) if bias is None else bias, lowest)
-        shape = (len(query), query.shape[2], query.shape[1], key.shape[1])
-        bias = jax.lax.stop_gradient(sequence_after(jnp.broadcast_to(bias, shape), query))
-        mask = None
-    return jax.nn.dot_product_attention(
-        query, key, value, bias=bias, mask=mask, implementation=path
-    )
+    if path == "xla":
+        return jax.nn.dot_product_attention(
+            query, key, value, bias=bias, mask=mask, implementation="xla"
+        )
+    # Under vmap cuDNN refuses a bias or a mask that a stack shares: one of both that is not.
+    finite = jnp.zeros((), query.dtype) if bias is None else bias
+    masked = jnp.where(mask, finite, jnp.finfo(query.dtype).min)
+    shape = (len(query), query.shape[2], query.shape[1], key.shape[1])
+    masked = jax.lax.stop_gradient(sequence_after(jnp.broadcast_to(masked, shape), query))
+    return jax.nn.dot_product_attention(query, key, value, bias=masked, implementation="cudnn")
 
 
 def attention_path(
