@@ -145,7 +145,9 @@ def make_context(
 
     def init_params(key: Array) -> Params:
         # Flax folds a hash of each parameter's path into the key, and so leaves small numbers free.
-        params = network.init(key, no_obs)["params"]
+        description = run.intervention.network(run.network)
+        drawn = network.init(key, no_obs)["params"]
+        params = description.initialize(drawn, jax.random.fold_in(key, 1))
         return run.intervention.add_params(params, jax.random.fold_in(key, 0))
 
     def apply(params: Params, observation: Array) -> Output:
