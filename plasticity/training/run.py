@@ -135,6 +135,7 @@ def check_run(run: Run) -> None:
         intrinsic=run.intrinsic.value_head,
     )
     run.intervention.check_layers(network, params)
+    run.agent.check()
     run.intervention.optimizer(run.agent.optimizer(jax.random.key(0))).build()
     run.intervention.check()
     run.intrinsic.check(run.agent, run.env.observation_shape)
@@ -146,7 +147,6 @@ def check_run(run: Run) -> None:
             getattr(agent, larger),
             f"must be less than 2^31 / agent.{other}={getattr(agent, other)}",
         )
-    agent.check()
     if schedule.rounds * schedule.updates_per_round > MAX_INT:
         key = "rounds" if schedule.rounds > schedule.updates_per_round else "updates_per_round"
         raise SettingError(
