@@ -37,6 +37,7 @@ _IN_UPDATES = (
     "init",
     "penalty",
     "loss",
+    "gradient",
     "after_step",
 )
 
