@@ -72,6 +72,9 @@ class Intervention(Struct):
         if cls.loss is not Intervention.loss or cls.gradient is not Intervention.gradient:
             cls.needs_policy = True
 
+    def check(self) -> None:
+        """Raises `SettingError` if coefficients do not go together."""
+
     def network(self, network: BaseNetwork) -> BaseNetwork:
         """Changes the description of the network, before it is built."""
         return network
@@ -187,7 +190,12 @@ class Interventions(Chain[Intervention]):
         return "+".join(self.names) or "warm_start"
 
     def check(self) -> None:
-        """Raises `SettingError` if a method that adds parameters occurs twice."""
+        """Raises `SettingError` if a part does, or if one that adds parameters occurs twice."""
+        for name, part in zip(self.names, self.parts, strict=True):
+            try:
+                part.check()
+            except SettingError as error:
+                raise error.within(f"intervention.{name}") from error
         classes = [type(part) for part in self.parts]
         adding = [cls for cls in classes if cls.add_params is not Intervention.add_params]
         if len(set(adding)) < len(adding):
