@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Toy, same
-from intervention_helpers import rollout_of, step_of
+from intervention_helpers import step_of
 
 import plasticity as pl
-from plasticity.interventions import Intervention, TrainState
+from plasticity.interventions import Batch, Intervention, Rollout, TrainState
 from plasticity.training import check_run, loop
 
 OBS = jnp.asarray(np.random.default_rng(0).normal(size=(20, 6)), jnp.float32)
@@ -53,9 +53,8 @@ def drive(trigger, method, context, moments):
     @jax.jit
     def after_update(state, train_state, update):
         state, _ = part.after_step(state, train_state, step_of(), context)
-        return part.after_update(
-            state, train_state, rollout_of(OBS, params), context._replace(update=update)
-        )
+        rollout = Rollout(Batch(OBS, *[jnp.zeros(20)] * 5), params)
+        return part.after_update(state, train_state, rollout, context._replace(update=update))
 
     update = 0
     for moment in moments:
