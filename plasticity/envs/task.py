@@ -64,6 +64,7 @@ class Task(NamedTuple):
     action_permutation: Array | None = None
     sticky_prob: Array | None = None  # float32 []: probability of repeating the last action
     reward_scale: Array | None = None  # float32 []: multiplies rewards
+    action_gain: Array | None = None  # float32 [A]: multiplies continuous actions
 
     def transform_obs(self, observation: Array, noise: Array | None = None) -> Array:
         """Returns one observation as the agent sees it, in the same shape.
@@ -82,18 +83,22 @@ class Task(NamedTuple):
             observation = permute_obs(observation, self.permutation)
         return observation
 
-    def permute_action(self, action: AnyArray, continuous: bool) -> AnyArray:
+    def transform_action(self, action: AnyArray, continuous: bool) -> AnyArray:
         """Returns the environment's action for the agent's, in the same shape.
 
         Args:
           action: int [...], or float [..., A] where actions are continuous.
           continuous: whether they are.
         """
-        if self.action_permutation is None:
-            return action
-        if continuous:
-            return action[..., self.action_permutation.argsort()]
-        return self.action_permutation[action]
+        if self.action_permutation is not None:
+            action = (
+                action[..., self.action_permutation.argsort()]
+                if continuous
+                else self.action_permutation[action]
+            )
+        if self.action_gain is not None:  # of actuators, whose range is [-1, 1]
+            action = action.clip(-1, 1) * self.action_gain
+        return action
 
     def repeat_action(self, action: AnyArray, last_action: AnyArray, uniform: AnyArray) -> AnyArray:
         """Returns the last action with probability `sticky_prob`, and the action otherwise.

@@ -72,7 +72,7 @@ class TaskWrapper(CompiledEnv):
 
     def step(self, task: Task, state: TaskWrapperState, action: Array, key: Array) -> Step:
         key, sticky_key, noise_key = _split_key(task, key)
-        action, last_action = task.permute_action(action, self.continuous_actions), None
+        action, last_action = task.transform_action(action, self.continuous_actions), None
         if task.sticky_prob is not None:
             uniform = jax.random.uniform(sticky_key, dtype=task.sticky_prob.dtype)
             last_action = action = task.repeat_action(action, state.last_action, uniform)

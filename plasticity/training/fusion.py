@@ -28,7 +28,14 @@ from plasticity.training.run import Run
 P = TypeVar("P", bound=Struct)
 T = TypeVar("T")
 
-_TRANSFORMATIONS = ("permutation", "action_permutation", "gain", "bias", "reward_scale")
+_TRANSFORMATIONS = (
+    "permutation",
+    "action_permutation",
+    "gain",
+    "bias",
+    "reward_scale",
+    "action_gain",
+)
 _IN_UPDATES = (
     "network",
     "add_params",
@@ -255,6 +262,8 @@ def _neutral(name: str, env: Env) -> Array:
             return jnp.zeros(env.observation_shape)
         case "reward_scale":
             return jnp.ones((), jnp.float32)
+        case "action_gain":
+            return jnp.ones(env.num_actions)
     return jnp.zeros((), jnp.float32)  # noise, sticky_prob
 
 

@@ -124,8 +124,19 @@ def first_task(run: Run) -> Task:
 
 
 def next_task(run: Run, task: Task, round: Array | int) -> Task:
-    """Returns the task of `round`, which is 1 for the second, for that of the round before."""
-    return run.shift(task, round, key_for(run.seed, Stream.SHIFT, round))
+    """Returns the task of `round`, which is 1 for the second, for that of the round before.
+
+    If tasks recur, it is one of the first rounds', which are computed from the beginning.
+    """
+    if run.schedule.recur_after is None:
+        return run.shift(task, round, key_for(run.seed, Stream.SHIFT, round))
+    tasks = [first_task(run)]
+    for i in range(1, run.schedule.recur_after):
+        tasks.append(run.shift(tasks[-1], i, key_for(run.seed, Stream.SHIFT, i)))
+    phase = jnp.asarray(round) % len(tasks)
+    return jax.tree.map(
+        lambda like, *x: jnp.stack(x).astype(jnp.result_type(like))[phase], task, *tasks
+    )
 
 
 def make_context(

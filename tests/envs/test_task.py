@@ -24,12 +24,12 @@ def test_task_transforms_numpy_and_jax_arrays_equally(continuous):
         lambda: rng.integers(3, size=shape)
     )  # fmt: skip
     action, last_action, uniform = draw(), draw(), rng.random(50, np.float32)
-    permuted = TASK.permute_action(action, continuous)
+    permuted = TASK.transform_action(action, continuous)
     repeated = TASK.repeat_action(permuted, last_action, uniform)
     assert isinstance(repeated, np.ndarray)
 
     def transform(task, action, last_action, uniform):
-        action = task.permute_action(action, continuous)
+        action = task.transform_action(action, continuous)
         return task.repeat_action(action, last_action, uniform), task.transform_reward(uniform)
 
     in_axes = (None, 0, 0, 0)
@@ -47,7 +47,7 @@ def test_task_transforms_numpy_and_jax_arrays_equally(continuous):
 def test_task_without_shifts_changes_nothing():
     task = Task(Levels(0, 1, 1), dynamics={})
     action = np.arange(3)
-    assert task.permute_action(action, continuous=False) is action
+    assert task.transform_action(action, continuous=False) is action
     assert task.repeat_action(action, None, np.zeros(3)) is action
     assert task.transform_reward(action) is action
 

@@ -142,7 +142,7 @@ class HostVecEnv:
     def _step_run(self, s: int, action: np.ndarray) -> HostStep:
         """Makes one step of the environments of run `s`, under its task."""
         task = self._tasks[s]
-        action = task.permute_action(action, self._continuous)
+        action = task.transform_action(action, self._continuous)
         if task.sticky_prob is not None:
             uniform = self._rngs[s].random(self._num_envs)
             action = task.repeat_action(action, self._last_actions[s], uniform)
