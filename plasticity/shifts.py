@@ -12,6 +12,7 @@ from plasticity.struct import Chain, Range, SettingError, Struct, field, snake_c
 
 __all__ = [
     "ActuatorDamage",
+    "DelayedRewards",
     "Dynamics",
     "Expand",
     "Noise",
@@ -368,6 +369,23 @@ class RewardScale(ValueSchedule):
         return task._replace(reward_scale=value)
 
 
+class DelayedRewards(ValueSchedule):
+    """Pays every reward some steps later, and the rest at the end of the episode.
+
+    Returns stay the same. Where a shift is gradual, a part of each reward comes after the old delay
+    and the rest after the new one.
+
+    Attributes:
+      values: the steps of delay in each round; the list repeats.
+    """
+
+    values: tuple[int, ...] = static_field((0, 5), ge=0, le=10_000, least=1)
+
+    def with_value(self, task: Task, value: Array) -> Task:
+        kernel = jnp.arange(max(self.values) + 1) == value
+        return task._replace(reward_kernel=kernel.astype(jnp.float32))
+
+
 class Dynamics(ValueSchedule):
     """Sets a parameter of the environment's dynamics, such as Gather's `slip`.
 
@@ -491,6 +509,7 @@ def interpolate(old: Task, new: Task, fraction: Array, key: Array) -> Task:
         sticky_prob=_interpolate_numbers(old.sticky_prob, new.sticky_prob, fraction),
         reward_scale=_interpolate_numbers(old.reward_scale, new.reward_scale, fraction),
         action_gain=_interpolate_numbers(old.action_gain, new.action_gain, fraction),
+        reward_kernel=_interpolate_numbers(old.reward_kernel, new.reward_kernel, fraction),
     )
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Tug
+from helpers import Toy, Tug
 
 from plasticity.envs import CartPole
 from plasticity.envs.gather import Gather
@@ -16,6 +16,7 @@ from plasticity.interventions import ResetAll, SoftShrinkPerturb, chain
 from plasticity.rng import Stream, key_for
 from plasticity.shifts import (
     ActuatorDamage,
+    DelayedRewards,
     Dynamics,
     Expand,
     Noise,
@@ -286,6 +287,31 @@ def test_actuator_damage_weakens_clipped_actions():
     assert part_way.action_gain.tolist() == [0.75, 0.75]
     with pytest.raises(SettingError, match="needs continuous actions"):
         shift.check(ENV)
+
+
+def test_delayed_rewards_are_paid_later_in_the_episode():
+    """Would catch a delay of another round, or rewards that outlive a reset."""
+    toy = Toy()
+    shift = DelayedRewards((0, 2))
+    first = shift.begin(toy.task(0), toy, jax.random.key(0))
+    later = shift(first, 1, jax.random.key(1))
+    assert [task.reward_kernel.tolist() for task in (first, later)] == [[1, 0, 0], [0, 0, 1]]
+    wrapped = TaskWrapper(toy)
+
+    @jax.jit
+    def episode(task):
+        def step(state, key):
+            step = wrapped.step(task, state, jnp.int32(2), key)
+            return step.state, step.reward
+
+        state = wrapped.reset(task, jax.random.key(5))
+        return jax.lax.scan(step, state, jax.random.split(jax.random.key(6), 5))
+
+    (_, plain), (state, delayed) = episode(first), episode(later)
+    np.testing.assert_array_equal(plain, episode(toy.task(0))[1])
+    known = [0, 0, plain[0], plain[1], plain[2] + plain[3] + plain[4]]
+    np.testing.assert_allclose(delayed, known, rtol=1e-5)
+    assert not state.pending.any()
 
 
 def test_periodic_follows_its_wave():

@@ -105,6 +105,11 @@ class HostVecEnv:
         self._rngs = rngs
         self._last_actions = [self._no_action] * len(self._envs)
         self.set_task(task)
+        kernels = [task.reward_kernel for task in self._tasks]
+        self._pending = [
+            np.zeros((self._num_envs, 0 if kernel is None else len(kernel)), np.float32)
+            for kernel in kernels
+        ]
         self._episode_steps[:] = 0
         mask = np.ones(self._num_envs, bool)
         observations = [envs.reset(mask, rng) for envs, rng in zip(self._envs, rngs, strict=True)]
@@ -151,8 +156,11 @@ class HostVecEnv:
         self._episode_steps[s] += 1
         self._check_finite(s, "a reward", step.reward)
         self._check_finite(s, "an observation", step.observation)
+        reward = task.transform_reward(step.reward)
+        if task.reward_kernel is not None:
+            reward, self._pending[s] = task.delay_reward(self._pending[s], reward, step.done)
         return step._replace(
-            reward=task.transform_reward(step.reward),
+            reward=reward,
             score=None if step.score is None else task.transform_reward(step.score),
         )
 
