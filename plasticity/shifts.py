@@ -221,7 +221,9 @@ class ActuatorDamage(Shift):
 
     def check(self, env: Env) -> None:
         if not env.continuous_actions:
-            raise SettingError("shift", self.name, f"needs continuous actions; not {env.name}")
+            raise SettingError(
+                "shift", self.name, f"needs continuous actions; those of {env.name} are discrete"
+            )
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
         return task._replace(action_gain=jnp.ones(env.num_actions))
@@ -261,8 +263,8 @@ class Periodic(Shift):
 
     number: str = static_field("reward_scale")
     wave: str = static_field("sine", choices=("sine", "square"))
-    low: float = field(-1.0)
-    high: float = field(1.0)
+    low: float = field(0.5)
+    high: float = field(1.5)
     period: float = field(8.0, gt=0)
 
     @property

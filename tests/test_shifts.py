@@ -360,7 +360,7 @@ def test_recur_after_goes_round_the_first_tasks(tiny_run):
         (Periodic("gravity"), "number='gravity': must be one of noise, .*, slip"),
         (Periodic("noise", low=-1.0), "low=-1.0: must be a finite number >= 0, for noise"),
         (Periodic("slip", low=0.0, high=2.0), "high=2.0: must be .* for slip"),
-        (Periodic(low=2.0), "low=2.0: must be at most 1.0"),
+        (Periodic(low=2.0), "low=2.0: must be at most 1.5"),
         (Dynamics(parameter="gravity"), "gravity': must be one of slip"),
         (Dynamics(values=(0.0, 1.5)), "must be a finite number >= 0 and <= 1"),
         (RandomDynamics(high=2.0), "high=2.0: must be a finite number >= 0 and <= 1"),
