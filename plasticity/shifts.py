@@ -198,12 +198,13 @@ class PartialView(Shift):
         return task._replace(gain=jnp.ones(env.observation_shape))
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        shape = _initialized(task.gain, self).shape
+        gain = _initialized(task.gain, self)
+        shape = gain.shape
         positions = shape[:-1] if len(shape) == 3 else shape
         rank = jax.random.permutation(key, math.prod(positions)).reshape(positions)
         visible = rank >= jnp.floor(self.fraction * math.prod(positions))
         visible = visible[..., None] if len(shape) == 3 else visible
-        return task._replace(gain=jnp.broadcast_to(visible, shape).astype(jnp.float32))
+        return task._replace(gain=jnp.broadcast_to(visible, shape).astype(gain.dtype))
 
 
 class ActuatorDamage(Shift):
@@ -229,10 +230,10 @@ class ActuatorDamage(Shift):
         return task._replace(action_gain=jnp.ones(env.num_actions))
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
-        size = len(_initialized(task.action_gain, self))
-        damaged = jax.random.permutation(key, size) < self.number
-        gain = jnp.where(damaged, self.strength, 1.0)
-        return task._replace(action_gain=gain.astype(jnp.float32))
+        gain = _initialized(task.action_gain, self)
+        damaged = jax.random.permutation(key, len(gain)) < self.number
+        gain = jnp.where(damaged, self.strength, 1.0).astype(gain.dtype)
+        return task._replace(action_gain=gain)
 
 
 # The numbers of a task that have a name of their own, and what they may be.
