@@ -220,6 +220,7 @@ def test_spectral_penalties_use_effective_params(tiny_run, part):
     assert float(other) == pytest.approx(float(one), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_ewc_measures_the_fisher_information_of_the_policy(tiny_run):
     """Would catch the square of the mean, the value's derivatives, or another policy's actions.
 

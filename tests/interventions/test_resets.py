@@ -454,7 +454,7 @@ def test_fire_is_the_published_reinitialization(context):
         name: {"kernel": rng.normal(size=shape).astype(np.float32), "bias": np.ones(shape[-1])}
         for name, shape in shapes.items()
     }
-    _, after = FIRE().on_shift((), worn(params, context), context)
+    after = jax.jit(lambda before: FIRE().on_shift((), before, context)[1])(worn(params, context))
     for name, shape in shapes.items():
         same(after.params[name]["bias"], params[name]["bias"])
         kernel, found = (x[name]["kernel"].reshape(-1, *shape[-2:]) for x in (params, after.params))
@@ -473,8 +473,9 @@ def test_polar_factor_is_the_nearest_orthogonal_matrix():
     assert not np.any(polar_factor(jnp.zeros((3, 2)), 10))
 
 
-@pytest.mark.parametrize("pruning", ["proportional", "threshold"])
-@pytest.mark.parametrize("utility", ["gradient", "magnitude"])
+@pytest.mark.parametrize(
+    ("pruning", "utility"), [("proportional", "gradient"), ("threshold", "magnitude")]
+)
 def test_selective_weight_reinitialization_redraws_the_least_useful(context, old, pruning, utility):
     """Would catch the most useful, a threshold of the whole network, or an average begun late."""
     part = SelectiveWeightReinitialization(0.3, 0.6, every=3, utility=utility, pruning=pruning)

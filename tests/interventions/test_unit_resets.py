@@ -434,16 +434,14 @@ def test_redo_study_leaves_other_layers_alone(tiny_run, architecture):
 def test_continual_backprop_without_decay_has_the_instantaneous_utility(context):
     """Would catch a correction by 0, or a utility of earlier minibatches."""
     part = ContinualBackprop(1 / 16, 0, decay=0.0)
-    train_state = trained(context)
+    train_state, step = trained(context), stepper(part, context)
     state, rng = part.init(train_state, context), np.random.default_rng(1)
     for _ in range(3):
         activations = {
             "hidden_0": rng.normal(size=(5, 16)).astype(np.float32),
             "hidden_1": rng.normal(size=(5, 8)).astype(np.float32),
         }
-        state, after = part.after_step(
-            state, train_state, step_of(activations=activations), context
-        )
+        state, after = step(state, train_state, activations, context.key)
         out = np.abs(train_state.params["torso"]["hidden_1"]["kernel"]).sum(axis=1)
         useless = np.argmin(np.abs(activations["hidden_0"]).mean(axis=0) * out)
         changed = np.any(
