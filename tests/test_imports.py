@@ -15,6 +15,7 @@ LAYERS = [
     ("envs",),
     ("agents",),
     ("shifts", "probes"),
+    ("triggers",),
     ("storage",),
     ("training", "results"),
     ("config",),

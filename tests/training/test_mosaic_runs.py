@@ -25,7 +25,7 @@ LINE = (
 
 def test_mosaic_trains_from_the_command_line_to_the_table(shell, tmp_path):
     """Would catch a shift, probe or table that knows no tokens, and a stack that is no stack."""
-    probes = "probes=[weight_norm,dormant_units,attention_entropy,token_rank,closed_gates]"
+    probes = "probes=[weight_norm,linearized_units,deviation_from_isometry,dormant_units,attention_entropy,token_rank,closed_gates]"
     shifts = "'shift=[permute,permute_features]'"
     assert shell(f"{LINE} agent.minibatch_size=20 {shifts} {probes}") == 0
     table = pl.results.read(tmp_path / "out/metrics.parquet")
@@ -85,6 +85,10 @@ def test_methods_of_units_and_layers_act_on_an_encoder():
         pl.ResetLayers(last=3),
         pl.ShrinkPerturb(),
         pl.PlasticityInjection(),
+        pl.FIRE(),
+        pl.CalibratedPartialResets(),
+        pl.SelectiveWeightReinitialization(),
+        pl.EWC(),
     )
     agent = pl.PPO(num_envs=2, num_steps=6, minibatch_size=6, num_epochs=1)
     run = pl.Run(env=OBJECTS, network=MOSAIC, agent=agent)
