@@ -25,7 +25,10 @@ LINE = (
 
 def test_mosaic_trains_from_the_command_line_to_the_table(shell, tmp_path):
     """Would catch a shift, probe or table that knows no tokens, and a stack that is no stack."""
-    probes = "probes=[weight_norm,linearized_units,deviation_from_isometry,dormant_units,attention_entropy,token_rank,closed_gates]"
+    probes = (
+        "probes=[weight_norm,linearized_units,deviation_from_isometry,dormant_units,"
+        "attention_entropy,token_rank,closed_gates]"
+    )
     shifts = "'shift=[permute,permute_features]'"
     assert shell(f"{LINE} agent.minibatch_size=20 {shifts} {probes}") == 0
     table = pl.results.read(tmp_path / "out/metrics.parquet")
