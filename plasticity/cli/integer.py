@@ -30,7 +30,7 @@ from plasticity.cli.command import command
 from plasticity.config import from_config
 from plasticity.integer import BITS, export_stablehlo, numpy_reader, policy_arrays
 from plasticity.networks import Params
-from plasticity.results.plots import STYLE, finish, new_figure, readable
+from plasticity.results.plots import STYLE, finish, new_figure
 from plasticity.storage import run_dir, table
 from plasticity.storage.table import ResultsError, replacing
 from plasticity.struct import Range, SettingError
@@ -173,7 +173,6 @@ def _rows(name: str, run: Run, evaluation: IntegerEvaluation) -> Iterator[dict[s
 def _print(frame: pd.DataFrame, pairs: Sequence[tuple[Run, IntegerEvaluation]], bits: int) -> None:
     """Prints the comparison, in means over seeds, and the errors of operators."""
     seeds = f"{len(pairs)} seed{'s' if len(pairs) > 1 else ''}"
-    console = Console()
     compared = Table("measure", "float", f"{bits} bits", box=box.MARKDOWN, title=f"Policy, {seeds}")
     for metric, label, form in (
         ("action_agreement", "greedy actions that agree", "{:.2%}"),
@@ -217,13 +216,14 @@ def _print(frame: pd.DataFrame, pairs: Sequence[tuple[Run, IntegerEvaluation]], 
     for shown in (compared, errors):
         for column in shown.columns[-2:]:
             column.justify = "right"
-        console.print(shown)
+        width = max(Console(width=1000).measure(shown).maximum, Console().width)
+        Console(width=width).print(shown)
     batch_size = pairs[0][0].schedule.probe_batch_size
     print(
-        f"Batches of {batch_size} on {jax.default_backend()}. Returns: means over episodes, with "
-        "95 % t-intervals. "
-        f"The integer policy's is within the float policy's interval in {sum(within)} of "
-        f"{len(within)}."
+        f"Batches of {batch_size} on {jax.devices()[0].device_kind}. Returns are means over the "
+        "episodes of all seeds, with 95 % t-intervals.\n"
+        f"The mean of the integer policy is within the float policy's interval in {sum(within)} of "
+        f"{len(within)} cases."
     )
 
 
@@ -264,7 +264,7 @@ def _figure(frame: pd.DataFrame, bits: int) -> Figure:
                     color=f"C{shift}",
                     label=(policy if policy == "float" else f"{bits} bits") if not place else None,
                 )
-        ticks = [f"{readable(metric)}\n{actions}" for metric, actions in names]
+        ticks = [f"{_RETURNS[metric].split(', ')[1]}\n{actions}" for metric, actions in names]
         right.set(
             xticks=range(len(names)), xticklabels=ticks, ylabel="Return, each seed, 95 % interval"
         )
