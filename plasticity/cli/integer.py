@@ -11,6 +11,7 @@ with the float policy, and writes files to `integer/<bits>_bits` in the run's fo
 """
 
 import argparse
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -134,6 +135,8 @@ def _check_out(out: Path) -> None:
     place = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not place.is_dir():
         raise SettingError("out", str(out), f"must be a folder, but {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise SettingError("out", str(out), f"must be writable, but {place} is not")
 
 
 def _rows(name: str, run: Run, evaluation: IntegerEvaluation) -> Iterator[dict[str, Any]]:

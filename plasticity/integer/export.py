@@ -76,4 +76,5 @@ def export_stablehlo(
     """
     observation = jax.ShapeDtypeStruct((batch_size, *observation_shape), jnp.int8)
     function = jax.jit(conversion.policy.act)
-    return jax.export.export(function, platforms=["cpu", "cuda"])(observation)
+    # For one platform: with several, their number would be one more argument.
+    return jax.export.export(function, platforms=["cpu"])(observation)

@@ -92,6 +92,9 @@ def test_exported_policies_act_alike(name, bits):
     np.testing.assert_array_equal(actions, expected)
     exported = export_stablehlo(conversion, SHAPE, len(observation))
     assert FLOAT.findall(exported.mlir_module()) == []
+    main = re.search(r"func public @main\((.*?)\) ->", exported.mlir_module())
+    assert main
+    assert main[1].count("tensor<") == 1
     np.testing.assert_array_equal(exported.call(conversion.quantize(observation)), expected)
 
 
