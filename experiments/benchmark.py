@@ -37,11 +37,11 @@ from rich.table import Table
 from experiments.benchmark_measure import (
     HostSpeed,
     Speed,
-    begun,
+    max_agents,
     measure,
     measure_host,
-    most,
     ratio,
+    start_trainer,
 )
 from experiments.tables import markdown_table, print_table
 from plasticity.agents import Metrics
@@ -59,19 +59,19 @@ _ON_CPU, _ON_GPU = (1, 4, 24), (1, 8, 64, 195, MOST)
 _ERRORS = Console(stderr=True)
 
 
-# What methods cost
+# The cost of methods
 
 
 def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> Table:
-    """The time of an update under each intervention over that under none."""
-    baselines = [begun(plain, n) for n in agents]
+    """Measures the time of an update under each intervention over that under none."""
+    baselines = [start_trainer(plain, n) for n in agents]
     table = markdown_table(
         "intervention", *map(_agents, agents), title=f"Time of an update, none being 1: {_name()}"
     )
     for method in track(methods("intervention"), console=_ERRORS):
         run = plain.replace(intervention=Interventions.of(method.kind()))
         cells = [
-            ratio(begun(run, n).train_updates, baseline.train_updates, seconds)
+            ratio(start_trainer(run, n).train_updates, baseline.train_updates, seconds)
             for n, baseline in zip(agents, baselines, strict=True)
         ]
         table.add_row(method.name, *(f"{cell:.2f}" for cell in cells))
@@ -80,8 +80,8 @@ def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> 
 
 
 def cost_of_probes(plain: Run, default: Probes, agents: Sequence[int], seconds: float) -> Table:
-    """The time of a measurement by each probe, and by the default ones, over that of an update."""
-    baselines = [begun(plain, n) for n in agents]
+    """Measures the time of each probe, and of the default ones, over that of an update."""
+    baselines = [start_trainer(plain, n) for n in agents]
     table = markdown_table(
         "probe", *map(_agents, agents), title=f"Time of a measurement, in updates: {_name()}"
     )
@@ -89,7 +89,7 @@ def cost_of_probes(plain: Run, default: Probes, agents: Sequence[int], seconds: 
     for name, probes in track({"default": default, **each}.items(), console=_ERRORS):
         cells = []
         for n, baseline in zip(agents, baselines, strict=True):
-            trainer = begun(plain.replace(probes=probes), n)
+            trainer = start_trainer(plain.replace(probes=probes), n)
             measure = partial(_measure, trainer, probes.names)
             cells.append(ratio(measure, baseline.train_updates, seconds))
         table.add_row(name, *(f"{cell:.2f}" for cell in cells))
@@ -109,11 +109,11 @@ def _agents(number: int) -> str:
 
 
 class Machine(NamedTuple):
-    """What is measured on, and what is measured there.
+    """A machine, and the rows of its table.
 
     Attributes:
-      name: the device, how many of them, and versions.
-      gpu: whether that is a GPU.
+      name: the device, the number of devices, and versions.
+      gpu: whether it is a GPU.
       rows: presets and numbers of agents.
     """
 
@@ -123,19 +123,21 @@ class Machine(NamedTuple):
 
 
 def machine(presets: Sequence[str], agents: Sequence[int | str] | None) -> Machine:
-    """This machine, and the rows for it.
+    """Returns this machine, with the rows to measure on it.
 
     Args:
-      presets: those of compiled environments.
+      presets: those of JAX environments.
       agents: numbers, or `MOST`, which is left out where a number is as large; if not given,
-        what suits the device.
+        numbers that suit the device.
     """
     gpu = jax.default_backend() == "gpu"
     agents = agents or (_ON_GPU if gpu else _ON_CPU)
     numbers = sorted({n for n in agents if isinstance(n, int)})
     rows = [(preset, n) for preset in presets for n in numbers]
     if MOST in agents:
-        rows += [(preset, n) for preset in presets if (n := most(preset)) > max([0, *numbers])]
+        rows += [
+            (preset, n) for preset in presets if (n := max_agents(preset)) > max([0, *numbers])
+        ]
     return Machine(_name(), gpu, sorted(rows, key=lambda row: presets.index(row[0])))
 
 
@@ -151,7 +153,7 @@ def _name() -> str:
 
 
 def training_table(here: Machine, speeds: dict[tuple[str, int], Speed | None]) -> Table:
-    """Speeds by preset and number of agents; None where that failed."""
+    """Returns the table of speeds by preset and number of agents, None for those that failed."""
     missing = "" if here.gpu else "\nGPU: none on this machine, not measured"
     table = markdown_table(
         *("preset", "agents", "steps/s", "steps/s per agent", "time relative to 1 agent"),
@@ -203,7 +205,7 @@ def floor_table(name: str, speeds: dict[tuple[str, int], Speed | None]) -> Table
 
 
 def host_table(name: str, speeds: dict[str, HostSpeed | None]) -> Table:
-    """Speeds of environments on the host, by preset; None where that failed."""
+    """Returns the table of speeds of host environments by preset, None for those that failed."""
     table = markdown_table(
         *("preset", "agents", "steps/s, environments alone", "steps/s, training"),
         *("environments", "policy", "update"),
@@ -226,23 +228,23 @@ def host_table(name: str, speeds: dict[str, HostSpeed | None]) -> Table:
 # The command line
 
 
-def alone(function: Callable[..., Any], *args: Any) -> Any:
-    """What `function` returns in a process of its own: nothing compiled, no memory held."""
+def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function in a new process, where nothing is compiled and no memory is held."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(_there, function, *args).result()
+        return process.submit(_call, function, *args).result()
 
 
-def _there(function: Callable[..., Any], *args: Any) -> Any:
+def _call(function: Callable[..., Any], *args: Any) -> Any:
     jax.config.update("jax_enable_compilation_cache", False)  # or there is no compiling to time
     results: list[Any] = []
     command(lambda: results.append(function(*args)))
     return results[0]
 
 
-def _tried(function: Callable[..., Any], preset: str, *args: Any) -> Any:
-    """A row, measured; None, with a line that says why, where that fails, as for want of memory."""
+def _measure_row(function: Callable[..., Any], preset: str, *args: Any) -> Any:
+    """Measures a row; prints the error and returns None if that fails, as when out of memory."""
     try:
-        return alone(function, preset, *args)
+        return in_new_process(function, preset, *args)
     except Exception as error:
         print(f"error: {preset}: {one_line(error)[:500]}", file=sys.stderr)
         return None
@@ -264,14 +266,14 @@ def _seconds(text: str) -> float:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     both = [*PRESETS, *HOST_PRESETS]
     parser.add_argument("--presets", nargs="+", default=both, choices=both)
     parser.add_argument(
         "--agents", nargs="+", type=_number, metavar="N", help=f"numbers, or {MOST}: all that fit"
     )
-    parser.add_argument("--seconds", type=_seconds, default=10, help="time for each figure")
+    parser.add_argument("--seconds", type=_seconds, default=10, help="time for each number")
     parser.add_argument(
         "--methods", action="store_true", help="what interventions and probes cost, instead"
     )
@@ -286,12 +288,12 @@ def main() -> None:
         print_table(cost_of_interventions(plain, agents, seconds))
         print_table(cost_of_probes(plain, run.probes, agents, seconds))
         return
-    # This process leaves the devices alone: what it held, no row could have.
+    # This process does not use the devices, since memory that it held would be missing to the rows.
     presets = [preset for preset in PRESETS if preset in arguments.presets]
     host = [preset for preset in HOST_PRESETS if preset in arguments.presets]
-    here = alone(machine, presets, arguments.agents)
-    work = [partial(_tried, measure, *row, seconds) for row in here.rows]
-    work += [partial(_tried, measure_host, preset, seconds) for preset in host]
+    here = in_new_process(machine, presets, arguments.agents)
+    work = [partial(_measure_row, measure, *row, seconds) for row in here.rows]
+    work += [partial(_measure_row, measure_host, preset, seconds) for preset in host]
     measured = [one() for one in track(work, console=_ERRORS)]
     if here.rows:
         speeds = dict(zip(here.rows, measured, strict=False))

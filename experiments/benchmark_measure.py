@@ -1,7 +1,7 @@
-"""What `experiments.benchmark` measures: speeds of training, and the floor under their times.
+"""Measurements of `experiments.benchmark`: the speed of training, and the roofline above it.
 
-The floor is what a step takes at least: its operations and bytes, counted, at the rates that the
-device reaches with nothing else to do, measured in the same process.
+The roofline is an upper bound on steps per second: the operations and bytes that a step needs at
+least, counted, at the peak rates of the device, measured in the same process.
 """
 
 import contextlib
@@ -43,18 +43,18 @@ Array = jax.Array
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds until everything that `work` returns is there."""
+    """Returns the seconds until everything that `work` returns is computed."""
     began = time.perf_counter()
     jax.block_until_ready(work())
     return time.perf_counter() - began
 
 
 def ratio(work: Callable[[int], Any], baseline: Callable[[int], Any], seconds: float) -> float:
-    """The time of `work` over that of `baseline`, stretches of the two in turn.
+    """Measures the time of `work` over that of `baseline`, in alternating stretches.
 
     Args:
-      work: does the work so many times.
-      baseline: what it is compared with.
+      work: does the work a given number of times.
+      baseline: does what it is compared with a given number of times.
       seconds: about how long to measure for.
     """
 
@@ -68,29 +68,29 @@ def ratio(work: Callable[[int], Any], baseline: Callable[[int], Any], seconds: f
     )
 
 
-def begun(run: Run, agents: int) -> JaxTrainer:
-    """Lives of seeds 0, 1, ... one update after they began."""
+def start_trainer(run: Run, agents: int) -> JaxTrainer:
+    """Returns a trainer of runs with the seeds 0, 1, ..., compiled and one update old."""
     trainer = JaxTrainer(stack([run.replace(seed=seed) for seed in range(agents)]))
     trainer.train_updates(1)
     return trainer
 
 
-# What a step takes at least
+# The roofline
 
 
-class Count(NamedTuple):
-    """What one environment step takes, training included; or a device does in a second."""
+class Work(NamedTuple):
+    """The work of one environment step, training included; or of a device in a second."""
 
     operations: float  # of floating point
-    bytes: float
+    bytes: float  # to and from memory
 
-    def per_second(self, rates: "Count") -> float:
-        """The environment steps a second that a device of these rates cannot exceed."""
+    def per_second(self, rates: "Work") -> float:
+        """Returns the steps per second that a device with these peak rates cannot exceed."""
         return min(rates.operations / self.operations, rates.bytes / self.bytes)
 
 
-def count(run: Run) -> Count:
-    """What one environment step of a run takes at least, its share of the update included.
+def count_work(run: Run) -> Work:
+    """Counts the least work of one environment step of a run, its share of the update included.
 
     Operations are those of matrix products and convolutions, a multiplication and an addition
     each: forward in the rollout, forward for the values that are bootstrapped, forward and
@@ -98,7 +98,7 @@ def count(run: Run) -> Count:
 
     Bytes: for each gradient step parameters, gradient and Adam's two moments, all read and
     written; the parameters read for each step of the rollout; each observation written once, and
-    read in each epoch. Activations need not leave a cache, nor need scalars of a transition count.
+    read in each epoch. Activations need not leave a cache; scalars of a transition are not counted.
 
     Environment, shuffling and what is done element by element are left out, as is all that an
     intervention adds to the update.
@@ -127,19 +127,19 @@ def count(run: Run) -> Count:
         + agent.num_steps * parameters
         + (agent.batch_size + learnt) * observation
     )
-    return Count(operations / agent.batch_size, moved / agent.batch_size)
+    return Work(operations / agent.batch_size, moved / agent.batch_size)
 
 
-def rates(run: Run, agents: int, seconds: float) -> Count:
-    """The operations and bytes a second that all devices reach, in what `run` is made of.
+def measure_peak_rates(run: Run, agents: int, seconds: float) -> Work:
+    """Measures the peak rates of all devices together, for matrices and arrays of a run's sizes.
 
-    Operations are of the products of a minibatch with the largest layer's weights, and back,
-    batched or in turn as training arranges so many agents. Bytes are of an addition to arrays
-    as large as a learner, or to ones larger than a cache, whichever is faster. In both the fastest
-    of many short stretches counts: what slows one down is not the device's limit.
+    Operations are those of products of a minibatch with the largest layer's weights, and back,
+    batched or one after another as training computes this number of agents. Bytes are those of
+    additions to arrays as large as the training state, or larger than a cache, whichever is faster.
+    The fastest of many short stretches counts, since interruptions are not the device's limit.
     """
     params, devices = _params(run), len(jax.local_devices())
-    shares = max(agents, devices)  # a single agent leaves devices idle, which is no limit
+    shares = max(agents, devices)  # a single agent would leave devices idle
     shape = max((product[1:] for product in _products(run).values()), key=math.prod)
     rows = jax.random.normal(jax.random.key(0), (shares, _minibatches(run)[1], shape[0]))
     # Orthonormal, so that however many products neither grow nor vanish.
@@ -154,11 +154,11 @@ def rates(run: Run, agents: int, seconds: float) -> Count:
             jnp.zeros((devices, _LARGE // devices)),
         )
     ]
-    return Count(operations, max(moved))
+    return Work(operations, max(moved))
 
 
 def _rate(function: Callable[..., Array], *stacked: Array, seconds: float) -> float:
-    """How many times a second all devices do `function` for a run, its arrays being `stacked`."""
+    """Measures how often all devices compute `function` per second, for arrays stacked by run."""
     placement = Placement.of(len(stacked[0]))
     arrays = placement.put(stacked)
     repeat = placement.map_runs(function, shared=1)
@@ -190,33 +190,35 @@ def _repeated(function: Callable[[Array], Array], array: Array, times: int) -> A
 
 
 def _minibatches(run: Run) -> tuple[int, int]:
-    """Returns the gradient steps of an update, and the transitions of each."""
+    """Returns the number of gradient steps of an update, and of transitions in each."""
     steps, size = jax.eval_shape(run.agent.minibatches, jax.random.key(0)).shape
     return steps, size
 
 
 def _params(run: Run) -> Any:
-    """The shapes of a run's parameters."""
+    """Returns the shapes of a run's parameters."""
     return jax.eval_shape(loop.init, run).train_state.params
 
 
 def _products(run: Run) -> dict[str, tuple[int, int, int]]:
-    """What each layer multiplies for one observation: rows, inputs and units, by its name.
+    """Returns the size of each layer's product for one observation: rows, inputs and units.
 
     A convolution has a row for each position.
     """
     params, shape = _params(run), run.env.observation_shape
     network = build_network(run)
 
-    def see(params: Params) -> Any:
-        seen = jnp.zeros((1, *shape))
+    def capture(params: Params) -> Any:
+        observations = jnp.zeros((1, *shape))
         effective = {"params": run.intervention.effective_params(params)}
-        return network.apply(effective, seen, capture_intermediates=True)[1]["intermediates"]
+        return network.apply(effective, observations, capture_intermediates=True)[1][
+            "intermediates"
+        ]
 
-    made = by_layer(jax.eval_shape(see, params))
+    outputs = by_layer(jax.eval_shape(capture, params))
     rows = {
         name: math.prod(layer["__call__"][0].shape[1:-1])
-        for name, layer in made.items()
+        for name, layer in outputs.items()
         if isinstance(layer, dict) and "__call__" in layer and "hidden_" in name
     }
     return {
@@ -234,16 +236,16 @@ def _bytes(tree: Any) -> int:
 
 
 class Speed(NamedTuple):
-    """What is measured of a number of agents that train together.
+    """The measurements of agents that train together.
 
     Attributes:
-      steps: environment steps a second of all agents, training included, probes not.
-      compiling: seconds, of the training program.
+      steps: environment steps per second of all agents, training included, probes not.
+      compiling: seconds to compile the training program.
       probes: the time of the probes at their interval over that of the training between.
-      memory: the most bytes that a device held; on a CPU the process, all that it loads included.
-      of_one: the time of an update over that of an agent alone.
-      step: what an environment step takes.
-      rates: what the devices do in a second.
+      memory: the peak memory of a device in bytes; on a CPU that of the process.
+      of_one: the time of an update over that of one agent alone.
+      step: the least work of an environment step.
+      rates: the peak rates of the devices, per second.
     """
 
     steps: float
@@ -251,28 +253,28 @@ class Speed(NamedTuple):
     probes: float
     memory: int
     of_one: float
-    step: Count
-    rates: Count
+    step: Work
+    rates: Work
 
 
 def measure(preset: str, agents: int, seconds: float) -> Speed:
-    """Measures so many agents of a preset trained together, seeds 0, 1, ..., in a fresh process.
+    """Measures agents of a preset that train together, with the seeds 0, 1, ...
 
     Args:
       preset: the experiment.
-      agents: how many.
-      seconds: about how long to measure for, for each figure.
+      agents: number of agents.
+      seconds: about how long to measure for, for each number.
     """
     run = runs_of(f"experiment={preset}")[0]
     return Speed(
         **_trained(run, agents, seconds),
-        step=count(run),
-        rates=rates(run, agents, seconds / 3),
+        step=count_work(run),
+        rates=measure_peak_rates(run, agents, seconds / 3),
     )
 
 
 def _trained(run: Run, agents: int, seconds: float) -> dict[str, Any]:
-    """What of a `Speed` is measured by training; frees what it took."""
+    """Measures the fields of a `Speed` that need training, and frees its memory."""
     trainer = JaxTrainer(stack([run.replace(seed=seed) for seed in range(agents)]))
     compiled = timed(lambda: trainer.train_updates(1))
     once = timed(lambda: trainer.train_updates(1))
@@ -291,12 +293,12 @@ def _trained(run: Run, agents: int, seconds: float) -> dict[str, Any]:
         "memory": memory,
         "of_one": 1.0
         if agents == 1
-        else ratio(trainer.train_updates, begun(run, 1).train_updates, seconds),
+        else ratio(trainer.train_updates, start_trainer(run, 1).train_updates, seconds),
     }
 
 
 def _peak() -> int:
-    """The most bytes that one device held so far; on a CPU, that this process did."""
+    """Returns the peak memory of one device so far, in bytes; on a CPU that of this process."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats):
         return max(each["peak_bytes_in_use"] for each in stats)
@@ -304,8 +306,8 @@ def _peak() -> int:
     return resident if sys.platform == "darwin" else 1024 * resident
 
 
-def most(preset: str) -> int:
-    """As many agents of a preset as fit into memory together, by estimate: a power of two."""
+def max_agents(preset: str) -> int:
+    """Estimates how many agents of a preset fit in memory together: a power of two."""
     run = runs_of(f"experiment={preset}")[0]
     room = available()
 
@@ -323,11 +325,11 @@ def most(preset: str) -> int:
 
 
 class HostSpeed(NamedTuple):
-    """What is measured of one agent in environments on the host.
+    """The measurements of one agent in environments on the host.
 
     Attributes:
-      alone: environment steps a second with random actions.
-      steps: environment steps a second with training included.
+      alone: environment steps per second with random actions and no training.
+      steps: environment steps per second, training included.
       environments: the share of the environments in the time of training.
       policy: the share of the policy that acts in them, transfers included.
       update: the share of the rest, which is PPO's update.
@@ -340,12 +342,12 @@ class HostSpeed(NamedTuple):
     update: float
 
 
-class _Clock:
-    """`HostEnvs` that notes the time which they take, and the time between.
+class _TimedEnvs:
+    """`HostEnvs` with a stopwatch.
 
     Attributes:
-      spent: seconds in them.
-      between: seconds before each step, since they last returned.
+      spent: seconds spent in the environments.
+      between: seconds from each return of the environments to the next step.
     """
 
     def __init__(self, envs: HostEnvs) -> None:
@@ -357,39 +359,39 @@ class _Clock:
         self._envs.set_task(task)
 
     def reset(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        with self._clocked():
+        with self._timed():
             return self._envs.reset(mask, rng)
 
     def step(self, actions: np.ndarray) -> HostStep:
         self.between.append(time.perf_counter() - self._left)
-        with self._clocked():
+        with self._timed():
             return self._envs.step(actions)
 
     def close(self) -> None:
         self._envs.close()
 
     @contextlib.contextmanager
-    def _clocked(self) -> Iterator[None]:
+    def _timed(self) -> Iterator[None]:
         began = time.perf_counter()
         yield
         self._left = time.perf_counter()
         self.spent += self._left - began
 
 
-class _Clocked(Gymnasium):
-    """The environment with a clock."""
+class _TimedGymnasium(Gymnasium):
+    """The environment of `Gymnasium`, timed."""
 
-    made: ClassVar[list[_Clock]] = []  # in the order made
+    made: ClassVar[list[_TimedEnvs]] = []  # all of them, in order
 
     def make(self, num_envs: int) -> HostEnvs:  # type: ignore[override]
-        self.made.append(_Clock(super().make(num_envs)))
+        self.made.append(_TimedEnvs(super().make(num_envs)))
         return self.made[-1]
 
 
 def measure_host(preset: str, seconds: float) -> HostSpeed:
-    """Measures one agent of a preset whose environments live on the host, in a fresh process."""
+    """Measures one agent of a preset whose environments live on the host."""
     run = runs_of(f"experiment={preset}")[0]
-    env = _Clocked(**{name: getattr(run.env, name) for name, _ in fields(run.env)})
+    env = _TimedGymnasium(**{name: getattr(run.env, name) for name, _ in fields(run.env)})
     runs, size = stack([run.replace(env=env)]), run.agent.batch_size
     trainer = HostTrainer(runs)
     clock = env.made[0]  # of those that it trains in
@@ -423,6 +425,6 @@ def measure_host(preset: str, seconds: float) -> HostSpeed:
 
 
 def _stretches(work: Callable[[int], Any], seconds: float) -> list[float]:
-    """Seconds that doing the work once takes, by stretches of about `seconds` in all."""
+    """Measures the seconds that the work takes once, in stretches of `seconds` in total."""
     times = max(1, round(seconds / REPEATS / timed(lambda: work(1))))
     return [timed(lambda: work(times)) / times for _ in range(REPEATS)]

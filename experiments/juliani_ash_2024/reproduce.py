@@ -30,14 +30,14 @@ from rich.text import Text
 
 from experiments.juliani_ash_2024 import claims
 from experiments.juliani_ash_2024 import figures as study
-from experiments.juliani_ash_2024.parts import env_name, split_by_part
-from experiments.juliani_ash_2024.shipped import (
-    check_shipped,
-    not_shipped,
-    read_shipped,
-    ship,
+from experiments.juliani_ash_2024.packed import (
+    check_packed_folder,
+    not_packed,
+    pack_jobs,
+    read_packed,
     warn_of_origins,
 )
+from experiments.juliani_ash_2024.parts import env_name, split_by_part
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import CONFIGS, checked_jobs, command, exit_with
@@ -90,51 +90,51 @@ class Reproduction(SweepCallback):
     """Draws, tabulates and evaluates the study at the end of its sweep.
 
     Args:
-      shipped: a folder of packed results. If given, what is in there is not trained, jobs are
+      packed: a folder of packed results. If given, what is in there is not trained, jobs are
         packed into it as they are finished, and the study in it is evaluated.
     """
 
-    def __init__(self, shipped: str | None = None) -> None:
+    def __init__(self, packed: str | None = None) -> None:
         super().__init__()
-        self._shipped = None if shipped is None else Path(shipped)
+        self._packed = None if packed is None else Path(packed)
         self._jobs: list[Job] = []  # to train
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         super().on_multirun_start(config, **kwargs)
-        if self._shipped is None:
+        if self._packed is None:
             return
         try:
-            self._leave_out_shipped(config, self._shipped)
+            self._leave_out_packed(config, self._packed)
         except Exception as error:
             exit_with(error)
 
     def on_jobs_trained(self, jobs: Sequence[Job]) -> None:
-        if self._shipped is not None:
-            ship(jobs, self._shipped)
+        if self._packed is not None:
+            pack_jobs(jobs, self._packed)
 
     def conclude(self, folder: Path) -> None:
-        if self._shipped is None:
+        if self._packed is None:
             reproduce([folder])
         else:
-            ship(self._jobs, self._shipped)  # what a cluster has trained
-            reproduce([self._shipped], target=folder)
+            pack_jobs(self._jobs, self._packed)  # what a cluster has trained
+            reproduce([self._packed], target=folder)
 
-    def _leave_out_shipped(self, config: DictConfig, folder: Path) -> None:
-        """Leaves the runs that are shipped out of the jobs to train."""
+    def _leave_out_packed(self, config: DictConfig, folder: Path) -> None:
+        """Leaves the runs that are packed out of the jobs to train."""
         target = str(config.hydra.launcher.get("_target_"))
         if not target.endswith("FusedLauncher") or not checked_jobs:
             allowed = "must be fused, or fused on a cluster, with --from"
             raise SettingError("hydra/launcher", target, allowed)
         jobs = [job for parts in checked_jobs.values() for job in parts]
-        not_shipped(jobs, read_shipped(folder), folder)  # refuses what does not fit
-        ship(jobs, folder)  # what an earlier process has trained
-        shipped = read_shipped(folder)
+        not_packed(jobs, read_packed(folder), folder)  # refuses what does not fit
+        pack_jobs(jobs, folder)  # what an earlier process has trained
+        packed = read_packed(folder)
         for key, parts in checked_jobs.items():
-            checked_jobs[key] = tuple(not_shipped(parts, shipped, folder))
+            checked_jobs[key] = tuple(not_packed(parts, packed, folder))
         self._jobs = [job for parts in checked_jobs.values() for job in parts]
         total, missing = (sum(len(job.runs) for job in some) for some in (jobs, self._jobs))
         print(f"{total - missing} of {total} runs are in {folder}, {missing} to train", flush=True)
-        warn_of_origins(shipped, missing, folder)
+        warn_of_origins(packed, missing, folder)
 
 
 def _example_levels(numbers: Sequence[int]) -> study.StudyFigure:
@@ -165,7 +165,12 @@ def _print_claims(verdicts: pd.DataFrame, console: Console) -> None:
         grid = Table("claim", "the paper says", "here", "of its effects", title=title or None)
         for claim in group.itertuples():
             verdict = Text(claim.verdict, style=colors.get(claim.verdict, ""))
-            grid.add_row(claim.name, claim.paper, verdict, claim.here)
+            grid.add_row(
+                claim.name,
+                claim.paper,
+                verdict,
+                claim.here + _by_value(claim, "; by the returns: "),
+            )
         console.print(grid)
 
 
@@ -195,7 +200,7 @@ def markdown(frame: pd.DataFrame) -> list[str]:
 def _claims(verdicts: pd.DataFrame) -> str:
     lines = ["| claim | the paper says | here |", "| --- | --- | --- |"]
     for claim in verdicts.itertuples():
-        result = f"**{claim.verdict}** ({claim.here})"
+        result = f"**{claim.verdict}** ({claim.here})" + _by_value(claim, "; by the returns: ")
         lines.append(f"| {claim.name} | {_code(claim.paper)} | {result} |")
     return "\n".join(lines)
 
@@ -215,8 +220,16 @@ def _returns(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def _by_value(judged: Any, before: str) -> str:
+    """Returns the verdict by the returns themselves where it differs, after some words."""
+    return "" if judged.by_value == judged.verdict else f"{before}{judged.by_value}"
+
+
 def _effects(effects: pd.DataFrame) -> str:
-    lines = ["| claim | shift | effect | mean [95 %] | p | n | verdict |", "| --- " * 7 + "|"]
+    lines = [
+        "| claim | shift | effect | mean [95 %] | p | n | detectable | verdict |",
+        "| --- " * 8 + "|",
+    ]
     for effect in effects.itertuples():
         interval = (
             f"{effect.effect:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]" if effect.seeds else ""
@@ -224,7 +237,9 @@ def _effects(effects: pd.DataFrame) -> str:
         p = min(effect.p_holds, effect.p_fails)
         p_value = "" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
         cells = (effect.claim, effect.shift, _code(effect.what), interval, p_value)
-        lines.append(f"| {' | '.join((*cells, str(effect.seeds), effect.verdict))} |")
+        detectable = "" if np.isnan(effect.detectable) else f"{effect.detectable:.2f}"
+        verdict = effect.verdict + _by_value(effect, "; by the returns: ")
+        lines.append(f"| {' | '.join((*cells, str(effect.seeds), detectable, verdict))} |")
     return "\n".join(lines)
 
 
@@ -251,7 +266,7 @@ def _main() -> None:
     )
     parser.add_argument(
         "--from",
-        dest="shipped",
+        dest="packed",
         metavar="FOLDER",
         type=Path,
         help="go on from packed results: train only what is not in there, and pack each job into "
@@ -260,16 +275,16 @@ def _main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.what in SIZES and not arguments.markdown:
         sys.argv[1:] = [f"experiment=reproduce/{arguments.what}", *arguments.others]
-        if arguments.shipped is not None:
-            folder = arguments.shipped.expanduser()
-            check_shipped(folder)
+        if arguments.packed is not None:
+            folder = arguments.packed.expanduser()
+            check_packed_folder(folder)
             quoted = json.dumps(str(folder), ensure_ascii=False)
-            sys.argv.append(f"+hydra.callbacks.study.shipped={quoted}")
+            sys.argv.append(f"+hydra.callbacks.study.packed={quoted}")
         job()
         return
-    if arguments.shipped is not None:
+    if arguments.packed is not None:
         raise SettingError(
-            "--from", str(arguments.shipped), f"needs a size to train, one of {', '.join(SIZES)}"
+            "--from", str(arguments.packed), f"needs a size to train, one of {', '.join(SIZES)}"
         )
     folders = [Path(word) for word in (arguments.what, *arguments.others)]
     if not folders[0].is_dir():

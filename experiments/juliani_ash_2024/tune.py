@@ -1,4 +1,4 @@
-"""Chooses a coefficient from a search: `python -m plasticity.cli.train experiment=tune/l2_norm`.
+"""Chooses a coefficient from a search: `python -m experiments.train experiment=tune/l2_norm`.
 
 The return of each setting is written to `choice.csv` in the search's folder, the chosen one first.
 `python -m experiments.juliani_ash_2024.tune FOLDER` does this again for a finished search.

@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 import plasticity
 from experiments.juliani_ash_2024.reproduce import markdown
+from experiments.juliani_ash_2024.size import evaluate_sizes
+from experiments.juliani_ash_2024.size import markdown as sizes_markdown
 from plasticity import results
 from plasticity.cli.command import runs_of
 
@@ -123,6 +125,12 @@ def test_the_verdicts_are_those_of_the_shipped_study():
     assert all(part in study for part in (claims, returns, effects))
     runs = frame[["shift", "intervention", "seed"]].drop_duplicates()
     assert len(runs) == 3 * 13 * 12
+
+
+def test_the_sizes_are_those_that_were_searched():
+    """Would catch a table, or a rule, that the shipped search has moved away from."""
+    table = evaluate_sizes(pd.read_csv(ROOT / "docs/study/size/returns.csv"))
+    assert sizes_markdown(table) in (ROOT / "docs/study.md").read_text()
 
 
 def test_the_coefficients_are_those_that_were_chosen():

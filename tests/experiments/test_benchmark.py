@@ -1,10 +1,10 @@
-"""What the floor is reckoned with: operations and bytes of a step, counted by hand."""
+"""The roofline: operations and bytes of a step, against counts by hand."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmark_measure import Count, _products, count
+from experiments.benchmark_measure import Work, _products, count_work
 from plasticity.agents import PPO
 from plasticity.envs import CartPole, Gather
 from plasticity.networks import Network
@@ -33,7 +33,7 @@ def test_a_shared_torso_is_counted_as_by_hand(tiny_run):
         + 9 * parameters  # a batch of actions a step
         + (STEPS + LEARNT) * 4 * 363
     )
-    assert count(run) == pytest.approx((operations / STEPS, moved / STEPS))
+    assert count_work(run) == pytest.approx((operations / STEPS, moved / STEPS))
 
 
 def test_torsos_apart_and_cut_off_episodes_are_counted_as_by_hand(tiny_run):
@@ -48,11 +48,11 @@ def test_torsos_apart_and_cut_off_episodes_are_counted_as_by_hand(tiny_run):
     )
     parameters = 4 * (sum(policys) + 6 + 2 + sum(values) + 6 + 1)
     moved = GRADIENT_STEPS * 8 * parameters + 9 * parameters + (STEPS + LEARNT) * 4 * 4
-    assert count(run) == pytest.approx((operations / STEPS, moved / STEPS))
+    assert count_work(run) == pytest.approx((operations / STEPS, moved / STEPS))
 
 
 def test_the_products_of_a_gradient_are_those_that_xla_counts(tiny_run):
-    """Against the compiler's own count, where nothing is in a loop: that of one minibatch."""
+    """Compares with the compiler's own count, where nothing is in a loop: that of one minibatch."""
     rows, widths = 512, (64, 32)
     run = tiny_run(network=Network(hidden=widths), agent=AGENT.replace(num_epochs=1))
     twice = run.replace(agent=AGENT.replace(num_epochs=2))
@@ -65,7 +65,7 @@ def test_the_products_of_a_gradient_are_those_that_xla_counts(tiny_run):
 
     seen = jax.ShapeDtypeStruct((rows, *run.env.observation_shape), jnp.float32)
     compiled = jax.jit(jax.grad(loss)).lower(params, seen).compile()
-    an_epoch = (count(twice).operations - count(run).operations) * STEPS / 25
+    an_epoch = (count_work(twice).operations - count_work(run).operations) * STEPS / 25
     # Activations and biases come on top, a small part.
     assert compiled.cost_analysis()["flops"] / rows == pytest.approx(an_epoch, rel=0.02)
 
@@ -83,7 +83,7 @@ def test_the_work_of_convolutions(tiny_run):
     }
 
 
-def test_the_floor_is_set_by_what_runs_out_first():
-    step = Count(operations=100, bytes=10)
-    assert step.per_second(Count(1000, 1000)) == 10
-    assert step.per_second(Count(1000, 50)) == 5
+def test_the_roofline_is_the_lower_of_two_bounds():
+    step = Work(operations=100, bytes=10)
+    assert step.per_second(Work(1000, 1000)) == 10
+    assert step.per_second(Work(1000, 50)) == 5

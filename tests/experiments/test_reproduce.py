@@ -15,6 +15,7 @@ from experiments.juliani_ash_2024 import claims
 from experiments.juliani_ash_2024.figures import RETURNS, figures, metrics_of, returns, tables
 from experiments.juliani_ash_2024.pack import pack
 from experiments.juliani_ash_2024.reproduce import SIZES, main, markdown
+from experiments.juliani_ash_2024.size import write_sizes
 from experiments.juliani_ash_2024.tune import rank_settings, write_choice
 from plasticity import results
 from plasticity.cli.command import CONFIG, CONFIGS
@@ -235,6 +236,23 @@ def test_effects_and_intervals_are_students(judged):
     assert part["high"] == pytest.approx(d.mean() + reach)
     assert part["p_holds"] == pytest.approx(scipy.stats.ttest_1samp(d, 0).pvalue)
     assert part["p_fails"] == 1
+    # The power of the test at the detectable effect, by the noncentral t-distribution.
+    shift = part["detectable"] / (d.std(ddof=1) / 2)
+    power = scipy.stats.nct.sf(3.182446, 3, shift) + scipy.stats.nct.cdf(-3.182446, 3, shift)
+    assert power == pytest.approx(0.8, abs=1e-4)
+
+
+def test_a_verdict_by_the_returns_themselves_is_given_beside_it(capsys):
+    """Would catch a method whose first round is poor, and that cures for that reason alone."""
+    poor = (STUDY["intervention"] == "l2_norm") & (STUDY["metric"] == "train_return")
+    frame = STUDY.assign(value=STUDY["value"] - poor)
+    judged, effects = claims.evaluate_claims(frame)
+    judged = judged.set_index("name")
+    assert tuple(judged.loc["C4", ["verdict", "by_value"]]) == ("holds", "fails")
+    assert tuple(judged.loc["C1", ["verdict", "by_value"]]) == ("holds", "holds")
+    differ = effects[effects["verdict"] != effects["by_value"]]
+    assert set(differ["what"]) == {"gain of l2_norm - half of the gap"}
+    assert "by the returns: fails" in markdown(frame)[0]
 
 
 def test_a_seed_that_diverged_leaves_its_parts_undecided():
@@ -689,3 +707,27 @@ def test_the_choice_of_a_search_is_the_highest_end_of_round_return(tmp_path, cap
     shutil.rmtree(tmp_path / "2_l2_norm")
     with pytest.raises(results.ResultsError, match="no setting varies"):
         rank_settings(tmp_path)
+
+
+def test_a_size_decides_where_the_control_holds_its_level(tmp_path, capsys):
+    """Would catch a rule that looks at the baseline, at one round or at the wrong size."""
+    # Of the control, in rounds 1 to 5: the last three have 96 % and 94 % of the first in the mean.
+    shapes = {(10, 20): [2, 1, 2.2, 1.9, 1.66], (4, 10): [2, 3, 1.9, 1.9, 1.84]}
+    for (levels, updates), shape in shapes.items():
+        for name in ("warm_start", "reset_all"):
+            rows = STUDY[(STUDY["shift"] == "expand") & (STUDY["intervention"] == name)]
+            rows = rows[rows["metric"] == "train_return"]
+            values = rows["round"].map(dict(enumerate(shape, 1))) * (name == "reset_all")
+            folder = tmp_path / f"{levels}_{name}"
+            results.write(rows.assign(value=values), folder / "metrics.parquet")
+            config = {"env": {"levels": levels}, "schedule": {"updates_per_round": updates}}
+            (folder / "config.yaml").write_text(json.dumps(config))
+    write_sizes(tmp_path)
+    assert "chosen: 10 levels, 20 updates a round" in capsys.readouterr().out
+    found = pd.read_csv(tmp_path / "sizes.csv").set_index("env.levels")
+    assert dict(found["decides"]) == {10: True, 4: False}
+    np.testing.assert_allclose(found.loc[[10, 4], "kept"], [0.96, 0.94])
+    assert (tmp_path / "sizes.png").exists()
+    shutil.rmtree(tmp_path / "4_warm_start")
+    with pytest.raises(results.ResultsError, match="warm_start: no run of 4 levels"):
+        write_sizes(tmp_path)

@@ -40,7 +40,7 @@ def require(env):
     pytest.importorskip("envpool", reason="the extra `envpool` is not installed")
     if isinstance(env, ProcGen):
         pytest.importorskip(
-            "envpool.procgen",
+            "envpool.procgen.procgen_envpool",  # which the package imports late
             reason="Qt 5 is not installed: on Debian libqt5gui5",
             exc_type=ImportError,
         )

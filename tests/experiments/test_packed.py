@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from helpers import ROOT, SMALL
 
-from experiments.juliani_ash_2024 import reproduce, shipped
+from experiments.juliani_ash_2024 import packed as packed_jobs
+from experiments.juliani_ash_2024 import reproduce
 from experiments.juliani_ash_2024.pack import PROVENANCE, pack_folders
 from plasticity import results
 from plasticity.struct import SettingError
@@ -91,24 +92,24 @@ def warn_and_refuse(packed: Path) -> None:
     provenance["versions"]["jax"] = "0.0.1"
     path.write_text(json.dumps(provenance))
     with pytest.warns(UserWarning, match=r"1 of 5 packed jobs .* jax 0\.0\.1 \(others ") as caught:
-        shipped.warn_of_origins(shipped.read_shipped(packed), 0, packed)
+        packed_jobs.warn_of_origins(packed_jobs.read_packed(packed), 0, packed)
     assert len(caught) == 1
     path.write_text("{}")
     with pytest.raises(results.ResultsError, match=f"{PROVENANCE}: cannot be read"):
-        shipped.read_shipped(packed)
+        packed_jobs.read_packed(packed)
     path.unlink()
     with pytest.raises(results.ResultsError, match=f"has no {PROVENANCE}"):
-        shipped.read_shipped(packed)
+        packed_jobs.read_packed(packed)
 
 
-def test_the_shipped_study_can_be_gone_on_from():
-    """Would catch settings of the shipped results that are no longer those of the size."""
+def test_the_packed_study_can_be_gone_on_from():
+    """Would catch settings of the packed results that are no longer those of the size."""
     folder = ROOT / "docs/study/small"
-    jobs = shipped.read_shipped(folder)
+    jobs = packed_jobs.read_packed(folder)
     assert sum(len(job.seeds) for job in jobs) == 3 * 13 * 12
     assert {job.condition[2] for job in jobs} >= {"warm_start", "regenerative_l2+layer_norm"}
     with pytest.warns(UserWarning, match=r"small: 78 of 78 packed jobs .* plasticity-rl 0\.1\.0"):
-        shipped.warn_of_origins(jobs, 1, folder)
+        packed_jobs.warn_of_origins(jobs, 1, folder)
 
 
 @pytest.mark.parametrize(
@@ -124,4 +125,4 @@ def test_folders_that_cannot_be_gone_on_from_are_refused(shell, tmp_path, capsys
     assert shell(line, entry=reproduce.main) == 2
     assert re.search(message, capsys.readouterr().err)
     with pytest.raises(SettingError):
-        shipped.read_shipped(tmp_path / "file")
+        packed_jobs.read_packed(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Results of a study that are shipped with the repository, from which it goes on.
+"""Packed results of a study, from which it goes on.
 
 A study of several days is made on several machines: each job is packed when it is finished, into a
 folder of its own with a small table and its provenance (see `pack`), and what is packed already is
@@ -32,7 +32,7 @@ _SOURCE = "plasticity"  # what results depend on, of all that a commit has
 _RENAMED = {"plasticity": "plasticity-rl"}  # packages
 
 
-class ShippedJob(NamedTuple):
+class PackedJob(NamedTuple):
     """A packed job, as far as it must be known to go on from it.
 
     Attributes:
@@ -54,7 +54,7 @@ class ShippedJob(NamedTuple):
         return self.run.env.name, self.run.shift.name, self.run.intervention.name
 
 
-def check_shipped(folder: Path) -> None:
+def check_packed_folder(folder: Path) -> None:
     """Raises `SettingError` if something cannot be the folder of packed results."""
     check_folder(str(folder), "--from")
     if folder.exists() and not folder.is_dir():
@@ -63,7 +63,7 @@ def check_shipped(folder: Path) -> None:
         )
 
 
-def read_shipped(folder: Path) -> list[ShippedJob]:
+def read_packed(folder: Path) -> list[PackedJob]:
     """Reads what the packed jobs in a folder are, at any depth; none if it does not exist.
 
     Hidden folders are left out, as `results.load` does: a process that was killed may leave them.
@@ -72,7 +72,7 @@ def read_shipped(folder: Path) -> list[ShippedJob]:
       SettingError: it is a file.
       ResultsError: a provenance cannot be read, or a table has none.
     """
-    check_shipped(folder)
+    check_packed_folder(folder)
     for path in _find(folder, "*.parquet"):
         if not (path.parent / PROVENANCE).is_file():
             raise results.ResultsError(
@@ -81,22 +81,22 @@ def read_shipped(folder: Path) -> list[ShippedJob]:
     return [job for path in _find(folder, PROVENANCE) for job in _read(path)]
 
 
-def not_shipped(jobs: Sequence[Job], shipped: Sequence[ShippedJob], folder: Path) -> list[Job]:
-    """Returns the jobs without the seeds that are shipped; those of which none is left out.
+def not_packed(jobs: Sequence[Job], packed: Sequence[PackedJob], folder: Path) -> list[Job]:
+    """Returns the jobs without the seeds that are packed; those of which none is left out.
 
     A job that is under way in its folder is left as it is, for a part of it cannot be resumed.
 
     Args:
       jobs: jobs of a study.
-      shipped: what is shipped.
+      packed: the packed jobs.
       folder: the folder that it is in, for messages.
 
     Raises:
-      SettingError: what is shipped of the same env, shift and intervention has other settings.
+      SettingError: a packed job of the same env, shift and intervention has other settings.
     """
     rest = []
     for job in jobs:
-        seeds = _shipped_seeds(job, shipped, folder)
+        seeds = _packed_seeds(job, packed, folder)
         runs = tuple(run for run in job.runs if run.seed not in seeds)
         if runs == job.runs or (runs and job.folder.exists()):
             rest.append(job)
@@ -106,8 +106,8 @@ def not_shipped(jobs: Sequence[Job], shipped: Sequence[ShippedJob], folder: Path
     return rest
 
 
-def ship(jobs: Iterable[Job], folder: Path) -> None:
-    """Packs those of the jobs that are finished, but for the seeds that are shipped already.
+def pack_jobs(jobs: Iterable[Job], folder: Path) -> None:
+    """Packs those of the jobs that are finished, but for the seeds that are packed already.
 
     Each gets a folder of its own, which is there as a whole or not at all.
 
@@ -116,12 +116,12 @@ def ship(jobs: Iterable[Job], folder: Path) -> None:
       folder: the folder of packed results.
 
     Raises:
-      SettingError: see `not_shipped`.
+      SettingError: see `not_packed`.
       StorageError: it cannot be written.
     """
-    shipped = read_shipped(folder)
+    packed = read_packed(folder)
     for job in jobs:
-        missing = {run.seed for run in job.runs} - _shipped_seeds(job, shipped, folder)
+        missing = {run.seed for run in job.runs} - _packed_seeds(job, packed, folder)
         if not missing or not job.is_finished():
             continue
         run, seeds = job.runs[0], sorted(missing)
@@ -134,20 +134,20 @@ def ship(jobs: Iterable[Job], folder: Path) -> None:
             temporary.replace(folder / name)
 
 
-def warn_of_origins(shipped: Sequence[ShippedJob], to_train: int, folder: Path) -> None:
+def warn_of_origins(packed: Sequence[PackedJob], to_train: int, folder: Path) -> None:
     """Warns of jobs that were not trained with the versions, device and source of the others.
 
     Args:
-      shipped: what is shipped.
-      to_train: how many runs are to be trained, with what there is here; if none are, shipped jobs
+      packed: the packed jobs.
+      to_train: how many runs are to be trained, with what there is here; if none are, packed jobs
         are compared with one another.
       folder: the folder that they are in.
     """
-    if not shipped:
+    if not packed:
         return
-    expected = present_origin() if to_train else shipped[0].origin
+    expected = present_origin() if to_train else packed[0].origin
     differing: dict[str, list[str]] = {}
-    for job in shipped:
+    for job in packed:
         found = [
             f"{name} {value} ({'here' if to_train else 'others'} {expected[name]})"
             for name, value in job.origin.items()
@@ -157,14 +157,14 @@ def warn_of_origins(shipped: Sequence[ShippedJob], to_train: int, folder: Path) 
             differing.setdefault(", ".join(found), []).append(job.name)
     for differences, names in differing.items():
         warnings.warn(
-            f"{folder}: {len(names)} of {len(shipped)} packed jobs are of other versions, from "
+            f"{folder}: {len(names)} of {len(packed)} packed jobs are of other versions, from "
             f"{names[0]} on: {differences}; results of both are in the figures and claims",
             stacklevel=2,
         )
 
 
 def present_origin() -> dict[str, str]:
-    """Returns what there is here of what `ShippedJob.origin` has."""
+    """Returns what there is here of what `PackedJob.origin` has."""
     devices = sorted({str(device.device_kind) for device in jax.local_devices()})
     present = {"python": platform.python_version(), **versions()}
     return _origin(present, devices, _git("rev-parse", "--short=12", "HEAD"))
@@ -180,7 +180,7 @@ def _find(folder: Path, pattern: str) -> list[Path]:
     ]
 
 
-def _read(path: Path) -> list[ShippedJob]:
+def _read(path: Path) -> list[PackedJob]:
     """Reads the packed jobs of one provenance."""
     try:
         provenance = json.loads(path.read_text())
@@ -191,7 +191,7 @@ def _read(path: Path) -> list[ShippedJob]:
             runs = from_config(rename_config(config, warn=False))
             origin = _origin(about["versions"], about["device"], about["commit"])
             seeds = tuple(int(run.seed) for run in runs)
-            jobs.append(ShippedJob(name, runs[0], seeds, origin))
+            jobs.append(PackedJob(name, runs[0], seeds, origin))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error) or type(error).__name__
         raise results.ResultsError(
@@ -200,16 +200,16 @@ def _read(path: Path) -> list[ShippedJob]:
     return jobs
 
 
-def _shipped_seeds(job: Job, shipped: Sequence[ShippedJob], folder: Path) -> set[int]:
-    """Returns the seeds of a job's settings that are shipped.
+def _packed_seeds(job: Job, packed: Sequence[PackedJob], folder: Path) -> set[int]:
+    """Returns the seeds of a job's settings that are packed.
 
     Raises:
-      SettingError: what is shipped of the same env, shift and intervention has other settings.
+      SettingError: a packed job of the same env, shift and intervention has other settings.
     """
     run = job.runs[0]
     condition = (run.env.name, run.shift.name, run.intervention.name)
     seeds: set[int] = set()
-    for one in shipped:
+    for one in packed:
         if one.condition != condition:
             continue
         held, wanted = _settings(one.run), _settings(run)
