@@ -517,22 +517,29 @@ def test_envpool_names_what_is_not_installed(monkeypatch):
             env.check()
 
 
+PRESETS = {
+    "coinrun": ProcGen(COINRUN, 100, 2, 200, -0.01, True, True),
+    "coinrun_study": ProcGen(COINRUN, 100, 2, 201, -0.01, True, True, True, True),
+    "procgen": ProcGen("BigfishEasy-v0", levels=200),
+    "atari": Atari("Pong-v5"),
+    "montezuma": Atari("MontezumaRevenge-v5", clip_rewards=True),
+    "minigrid_envpool": MiniGrid("MiniGrid-DoorKey-5x5-v0"),
+    "ant": MuJoCo(ANT),
+}
+
+
 @pytest.mark.slow
-def test_envpool_presets_are_the_papers():
+@pytest.mark.parametrize("name", PRESETS)
+def test_envpool_presets_are_the_papers(name):
     """Would catch a setting that a preset leaves out, or CoinRun other than the study's."""
-    published = ProcGen(COINRUN, 100, 2, 201, -0.01, True, True, True, True)
-    for name, env in (
-        ("coinrun", ProcGen(COINRUN, 100, 2, 200, -0.01, True, True)),
-        ("coinrun_study", published),
-        ("procgen", ProcGen("BigfishEasy-v0", levels=200)),
-        ("atari", Atari("Pong-v5")),
-        ("montezuma", Atari("MontezumaRevenge-v5", clip_rewards=True)),
-        ("minigrid_envpool", MiniGrid("MiniGrid-DoorKey-5x5-v0")),
-        ("ant", MuJoCo(ANT)),
-    ):
-        (run,) = runs_of(f"env={name}")
-        assert run.env == env
-        require(env).check()
+    env = require(PRESETS[name])
+    (run,) = runs_of(f"env={name}")
+    assert run.env == env
+    env.check()
+
+
+def test_envpool_games_are_a_sequence():
+    require(FAMILIES["atari"])
     (games,) = runs_of("env=atari_games", "shift=sequence")
     assert games.env.name == "breakout+space_invaders+pong"
     check_run(games)
