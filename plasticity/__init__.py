@@ -9,7 +9,7 @@ pl.results.overview(frame)
 
 from typing import Any
 
-from plasticity import agents, envs, interventions, probes, results, shifts
+from plasticity import agents, envs, interventions, probes, results, shifts, triggers
 from plasticity.agents import *
 from plasticity.config import from_config
 from plasticity.envs import *
@@ -20,6 +20,7 @@ from plasticity.renamed import renamed_attribute
 from plasticity.shifts import *
 from plasticity.struct import SettingError, field, static_field
 from plasticity.training import Run, Schedule, load_params, train
+from plasticity.triggers import *
 
 __all__ = [
     "BaseNetwork",
@@ -40,6 +41,7 @@ __all__ += envs.__all__
 __all__ += interventions.__all__
 __all__ += probes.__all__
 __all__ += shifts.__all__
+__all__ += triggers.__all__
 
 _RENAMED = {
     "Learner": "TrainState",

@@ -11,10 +11,14 @@ from plasticity.envs.base import Array, Env, Levels, Task
 from plasticity.struct import Chain, Range, SettingError, Struct, field, snake_case, static_field
 
 __all__ = [
+    "ActuatorDamage",
+    "DelayedRewards",
     "Dynamics",
     "Expand",
     "Noise",
     "Offset",
+    "PartialView",
+    "Periodic",
     "Permute",
     "PermuteActions",
     "RandomDynamics",
@@ -178,6 +182,131 @@ class Offset(Shift):
         )
 
 
+class PartialView(Shift):
+    """Hides a part of the observation, another one in each round; nothing is hidden in round 1.
+
+    Hidden entries are 0 before any offset and noise. Of an image, positions are hidden with all
+    their channels. It sets the same factors as `Tint`: of the two, the last one of a chain counts.
+
+    Attributes:
+      fraction: the fraction that is hidden, rounded down to whole entries or positions.
+    """
+
+    fraction: float = field(0.5, ge=0, lt=1)
+
+    def begin(self, task: Task, env: Env, key: Array) -> Task:
+        return task._replace(gain=jnp.ones(env.observation_shape))
+
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        gain = _initialized(task.gain, self)
+        shape = gain.shape
+        positions = shape[:-1] if len(shape) == 3 else shape
+        rank = jax.random.permutation(key, math.prod(positions)).reshape(positions)
+        visible = rank >= jnp.floor(self.fraction * math.prod(positions))
+        visible = visible[..., None] if len(shape) == 3 else visible
+        return task._replace(gain=jnp.broadcast_to(visible, shape).astype(gain.dtype))
+
+
+class ActuatorDamage(Shift):
+    """Weakens some entries of continuous actions, others in each round; none in round 1.
+
+    Actions are clipped to [-1, 1] first, so that larger ones do not make up for it.
+
+    Attributes:
+      number: the number of entries that are weakened; all, if there are fewer.
+      strength: the factor that is left of them; 0 for actuators that do nothing.
+    """
+
+    number: int = field(1, kind=int, ge=1)
+    strength: float = field(0.0, ge=0, le=1)
+
+    def check(self, env: Env) -> None:
+        if not env.continuous_actions:
+            raise SettingError(
+                "shift", self.name, f"needs continuous actions; those of {env.name} are discrete"
+            )
+
+    def begin(self, task: Task, env: Env, key: Array) -> Task:
+        return task._replace(action_gain=jnp.ones(env.num_actions))
+
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        gain = _initialized(task.action_gain, self)
+        damaged = jax.random.permutation(key, len(gain)) < self.number
+        gain = jnp.where(damaged, self.strength, 1.0).astype(gain.dtype)
+        return task._replace(action_gain=gain)
+
+
+# The numbers of a task that have a name of their own, and what they may be.
+_NUMBERS = {
+    "noise": Range(float, ge=0),
+    "sticky_prob": Range(float, ge=0, le=1),
+    "reward_scale": Range(float),
+    "gain": Range(float),
+    "bias": Range(float),
+}
+
+
+class Periodic(Shift):
+    """Lets a number go up and down over the rounds, as a sine or a square wave.
+
+    A sine begins in the middle and goes up; a square wave is at `high` for the first half of its
+    period and at `low` for the second.
+
+    Attributes:
+      number: what is set: `noise`, `sticky_prob` or `reward_scale`, as the shifts of these names
+        do; `gain` or `bias`, for the factor and the constant of all entries of the observation; or
+        a parameter of the environment's dynamics.
+      wave: "sine" or "square".
+      low: the smallest value.
+      high: the largest value.
+      period: the rounds after which values repeat.
+    """
+
+    number: str = static_field("reward_scale")
+    wave: str = static_field("sine", choices=("sine", "square"))
+    low: float = field(0.5)
+    high: float = field(1.5)
+    period: float = field(8.0, gt=0)
+
+    @property
+    def changes_env(self) -> bool:  # type: ignore[override]
+        """See `Shift`."""
+        return self.number not in _NUMBERS
+
+    def check(self, env: Env) -> None:
+        known = {**_NUMBERS, **env.dynamics}
+        if self.number not in known:
+            raise SettingError(
+                f"shift.{self.name}.number", self.number, f"must be one of {', '.join(known)}"
+            )
+        for name, value in (("low", self.low), ("high", self.high)):
+            if value not in known[self.number]:
+                allowed = f"must be {known[self.number]}, for {self.number}"
+                raise SettingError(f"shift.{self.name}.{name}", value, allowed)
+        if self.low > self.high:
+            raise SettingError(f"shift.{self.name}.low", self.low, f"must be at most {self.high}")
+
+    def begin(self, task: Task, env: Env, key: Array) -> Task:
+        if self.number in ("gain", "bias"):
+            created: dict[str, Any] = {self.number: jnp.zeros(env.observation_shape)}
+            task = task._replace(**created)
+        return self(task, 0, key)
+
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        phase = jnp.asarray(round, jnp.float32) / self.period
+        if self.wave == "square":
+            level = jnp.where(phase % 1.0 < 0.5, 1.0, 0.0)
+        else:
+            level = 0.5 + 0.5 * jnp.sin(2 * math.pi * phase)
+        value = jnp.asarray(self.low + (self.high - self.low) * level, jnp.float32)
+        if self.number not in _NUMBERS:
+            return task._replace(dynamics={**task.dynamics, self.number: value})
+        if self.number in ("gain", "bias"):
+            value = jnp.full_like(_initialized(getattr(task, self.number), self), value)
+        changed: dict[str, Any] = {self.number: value}
+        return task._replace(**changed)
+
+
 class ValueSchedule(Shift):
     """Base class of shifts that set a number to the values of a list, one a round.
 
@@ -241,6 +370,23 @@ class RewardScale(ValueSchedule):
 
     def with_value(self, task: Task, value: Array) -> Task:
         return task._replace(reward_scale=value)
+
+
+class DelayedRewards(ValueSchedule):
+    """Pays every reward some steps later, and the rest at the end of the episode.
+
+    Returns stay the same. Where a shift is gradual, a part of each reward comes after the old delay
+    and the rest after the new one.
+
+    Attributes:
+      values: the steps of delay in each round; the list repeats.
+    """
+
+    values: tuple[int, ...] = static_field((0, 5), ge=0, le=10_000, least=1)
+
+    def with_value(self, task: Task, value: Array) -> Task:
+        kernel = jnp.arange(max(self.values) + 1) == value
+        return task._replace(reward_kernel=kernel.astype(jnp.float32))
 
 
 class Dynamics(ValueSchedule):
@@ -365,6 +511,8 @@ def interpolate(old: Task, new: Task, fraction: Array, key: Array) -> Task:
         ),
         sticky_prob=_interpolate_numbers(old.sticky_prob, new.sticky_prob, fraction),
         reward_scale=_interpolate_numbers(old.reward_scale, new.reward_scale, fraction),
+        action_gain=_interpolate_numbers(old.action_gain, new.action_gain, fraction),
+        reward_kernel=_interpolate_numbers(old.reward_kernel, new.reward_kernel, fraction),
     )
 
 

@@ -120,11 +120,12 @@ class Range:
         return self.choices() if callable(self.choices) else self.choices
 
 
-def field(default: float = dataclasses.MISSING, **bounds: Any) -> Any:  # type: ignore[assignment]
+def field(default: float | None = dataclasses.MISSING, **bounds: Any) -> Any:  # type: ignore[assignment]
     """Declares a number that is a pytree leaf: it is swept without a new compilation.
 
     Args:
-      default: the default value; the field must be given if there is none.
+      default: the default value; the field must be given if there is none. None if the number may
+        be left out, which is another structure: there is no leaf then.
       **bounds: `ge`, `gt`, `le`, `lt`, and `kind=int` for whole numbers.
     """
     return dataclasses.field(

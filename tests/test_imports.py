@@ -16,6 +16,7 @@ LAYERS = [
     ("envs",),
     ("agents",),
     ("shifts", "probes"),
+    ("triggers",),
     ("storage",),
     ("training", "results"),
     ("config",),

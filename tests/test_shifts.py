@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import Toy, Tug
 
 from plasticity.envs import CartPole
 from plasticity.envs.gather import Gather
@@ -14,10 +15,14 @@ from plasticity.envs.task_wrapper import TaskWrapper
 from plasticity.interventions import ResetAll, SoftShrinkPerturb, chain
 from plasticity.rng import Stream, key_for
 from plasticity.shifts import (
+    ActuatorDamage,
+    DelayedRewards,
     Dynamics,
     Expand,
     Noise,
     Offset,
+    PartialView,
+    Periodic,
     Permute,
     PermuteActions,
     RandomDynamics,
@@ -248,9 +253,114 @@ def test_reward_scale_and_dynamics_set_their_values():
     assert 0.01 <= min(drawn) < 0.1 < max(drawn) <= 0.5
 
 
+def test_partial_view_hides_other_positions_in_each_round():
+    """Would catch channels hidden one by one, a fraction of the last view, or one mask for all."""
+    first, *later = (task.gain for task in tasks(Shifts.of(PartialView(0.3))))
+    np.testing.assert_array_equal(first, np.ones((11, 11, 3)))
+    for gain in later:
+        assert gain.dtype == np.float32
+        assert np.sum(gain[..., 0] == 0) == int(0.3 * 121)
+        np.testing.assert_array_equal(gain, np.repeat(gain[..., :1], 3, axis=2))
+        assert set(np.unique(gain)) == {0, 1}
+    assert len({gain.tobytes() for gain in later}) == ROUNDS - 1
+
+
+def test_actuator_damage_weakens_clipped_actions():
+    """Would catch damage that large actions make up for, or that adds up over rounds."""
+    tug = Tug()
+    shift = ActuatorDamage(1, 0.25)
+    first = shift.begin(tug.task(0), tug, jax.random.key(0))
+    action = np.array([[3.0, -0.5], [-2.0, 0.1]])
+    np.testing.assert_allclose(first.transform_action(action, True), np.clip(action, -1, 1))
+    task, found = first, set()
+    for round_ in range(1, ROUNDS):
+        task = shift(task, round_, jax.random.key(round_))
+        gain = tuple(map(float, task.action_gain))
+        found.add(gain)
+        host = jax.device_get(task).transform_action(action, True)
+        np.testing.assert_allclose(host, np.clip(action, -1, 1) * gain, rtol=1e-6)
+        np.testing.assert_allclose(task.transform_action(jnp.asarray(action), True), host)
+    assert found == {(0.25, 1.0), (1.0, 0.25)}
+    every = ActuatorDamage(5, 0.5)(first, 1, jax.random.key(1))
+    assert every.action_gain.tolist() == [0.5, 0.5]
+    part_way = interpolate(first, every, jnp.float32(0.5), jax.random.key(0))
+    assert part_way.action_gain.tolist() == [0.75, 0.75]
+    with pytest.raises(SettingError, match="needs continuous actions"):
+        shift.check(ENV)
+
+
+def test_delayed_rewards_are_paid_later_in_the_episode():
+    """Would catch a delay of another round, or rewards that outlive a reset."""
+    toy = Toy()
+    shift = DelayedRewards((0, 2))
+    first = shift.begin(toy.task(0), toy, jax.random.key(0))
+    later = shift(first, 1, jax.random.key(1))
+    assert [task.reward_kernel.tolist() for task in (first, later)] == [[1, 0, 0], [0, 0, 1]]
+    wrapped = TaskWrapper(toy)
+
+    @jax.jit
+    def episode(task):
+        def step(state, key):
+            step = wrapped.step(task, state, jnp.int32(2), key)
+            return step.state, step.reward
+
+        state = wrapped.reset(task, jax.random.key(5))
+        return jax.lax.scan(step, state, jax.random.split(jax.random.key(6), 5))
+
+    (_, plain), (state, delayed) = episode(first), episode(later)
+    np.testing.assert_array_equal(plain, episode(toy.task(0))[1])
+    known = [0, 0, plain[0], plain[1], plain[2] + plain[3] + plain[4]]
+    np.testing.assert_allclose(delayed, known, rtol=1e-5)
+    assert not state.pending.any()
+
+
+def test_periodic_follows_its_wave():
+    """Would catch a wave that is counted in other units, or begins at an end."""
+    sine = [float(t.noise) for t in tasks(Shifts.of(Periodic("noise", "sine", 0.0, 2.0, 8.0)))]
+    known = [1 + np.sin(2 * np.pi * i / 8) for i in range(ROUNDS)]
+    np.testing.assert_allclose(sine, known, atol=1e-5)
+    square = tasks(Shifts.of(Periodic("slip", "square", 0.1, 0.3, 4.0)))
+    expected = np.where(np.arange(ROUNDS) % 4 < 2, 0.3, 0.1)
+    np.testing.assert_allclose([t.dynamics["slip"] for t in square], expected, rtol=1e-6)
+    (first, second, *_) = tasks(Shifts.of(Periodic("bias", "sine", -1.0, 3.0, 4.0)))
+    np.testing.assert_allclose(first.bias, np.full((11, 11, 3), 1.0), rtol=1e-6)
+    np.testing.assert_allclose(second.bias, np.full((11, 11, 3), 3.0), rtol=1e-6)
+    assert Periodic("slip").changes_env
+    assert not Periodic("gain").changes_env
+
+
+def test_recur_after_goes_round_the_first_tasks(tiny_run):
+    """Would catch a task drawn anew, a cycle one too long, or first rounds unlike those without."""
+    shift = Shifts.of(Permute(), Window())
+
+    def tasks_of(**schedule):
+        run = tiny_run(shift=shift)
+        run = run.replace(schedule=run.schedule.replace(rounds=8, **schedule))
+        next_task, out = jax.jit(loop.next_task), [loop.first_task(run)]
+        for round_ in range(1, 8):
+            out.append(next_task(run, out[-1], jnp.int32(round_)))
+        return jax.device_get(out)
+
+    recurring, anew = tasks_of(recur_after=3), tasks_of()
+    for i, task in enumerate(recurring):
+        jax.tree.map(np.testing.assert_array_equal, task, anew[i % 3])
+        for leaf, other in zip(*map(jax.tree.leaves, (task, anew[2])), strict=True):
+            assert np.asarray(leaf).dtype == np.asarray(other).dtype
+    # The levels of three windows are enough, however many rounds there are.
+    run = tiny_run(env=Gather(levels=3000), shift=Shifts.of(Window()))
+    long = run.schedule.replace(rounds=10)
+    check_run(run.replace(schedule=long.replace(recur_after=3)))
+    with pytest.raises(SettingError, match=r"env\.levels"):
+        check_run(run.replace(schedule=long))
+
+
 @pytest.mark.parametrize(
     ("shift", "message"),
     [
+        (Periodic("gravity"), "number='gravity': must be one of noise, .*, slip"),
+        (Periodic("noise", low=-1.0), "low=-1.0: must be a finite number >= 0, for noise"),
+        (Periodic("slip", low=0.0, high=2.0), "high=2.0: must be .* for slip"),
+        (Periodic(low=2.0), "low=2.0: must be at most 1.5"),
         (Dynamics(parameter="gravity"), "gravity': must be one of slip"),
         (Dynamics(values=(0.0, 1.5)), "must be a finite number >= 0 and <= 1"),
         (RandomDynamics(high=2.0), "high=2.0: must be a finite number >= 0 and <= 1"),

@@ -233,7 +233,8 @@ def gradient_step(
         )
         return loss + added, (output, metrics)
 
-    gradients, (output, metrics) = jax.grad(objective, has_aux=True)(train_state.params)
+    compute = interventions.gradient(jax.grad(objective, has_aux=True))
+    gradients, (output, metrics) = compute(train_state.params)
     step = GradientStep(gradients, train_state.params, output.activations)
     state, train_state = interventions.after_step(
         state,

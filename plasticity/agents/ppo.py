@@ -3,7 +3,9 @@
 Shapes: T steps of a rollout, N environments, B = T * N transitions, M transitions of a minibatch.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ import optax
 
 from plasticity.agents.base import (
     Agent,
+    Carry,
+    Input,
     IntrinsicRewards,
     Metrics,
     Trajectory,
@@ -49,10 +53,21 @@ class PPO(Agent):
       adam_eps: Adam's epsilon.
       clip_eps: clipping range of the probability ratio.
       ent_coef: weight of the entropy bonus.
-      vf_coef: weight of the squared value error, which is neither halved nor clipped.
+      vf_coef: weight of the squared value error, which is not halved.
       gamma: discount factor.
       gae_lambda: decay of generalized advantage estimation.
       max_grad_norm: global norm that gradients are clipped to.
+      target_kl: `approx_kl` of an epoch's last minibatch above which an update ends with that
+        epoch, as in CleanRL (see `scan_epochs`); all epochs are made if not given.
+      vf_clip_eps: clipping range of the value around that of the rollout; not clipped if not given.
+        CleanRL's `clip_vloss` takes that of the ratio: `'agent.vf_clip_eps=${agent.clip_eps}'`.
+      lr_schedule: how the learning rate falls to 0, "linear" or "cosine"; constant if not given.
+        It is counted in gradient steps made since the optimizer's state was last reset: since the
+        last shift, unless `reset_optimizer` is off.
+      lr_decay_updates: the updates after which the learning rate is 0, those of the warm-up
+        included: `'agent.lr_decay_updates=${schedule.updates_per_round}'`.
+      lr_warmup_updates: updates in which the learning rate rises from 0, counted likewise: from
+        each shift on.
       reset_optimizer: see `Agent`.
       normalize_observations: see `Agent`.
       normalize_rewards: see `Agent`.
@@ -73,8 +88,30 @@ class PPO(Agent):
     gamma: float = field(0.99, ge=0, le=1)
     gae_lambda: float = field(0.95, ge=0, le=1)
     max_grad_norm: float = field(0.5, gt=0)
+    target_kl: float | None = field(None, gt=0)
+    vf_clip_eps: float | None = field(None, gt=0)
+    lr_schedule: str | None = static_field(None, kind=str, choices=("linear", "cosine"))
+    lr_decay_updates: int | None = static_field(None, kind=int, ge=1)
+    lr_warmup_updates: int | None = static_field(None, kind=int, ge=1)
+
+    @property
+    def steps_per_update(self) -> int:
+        """Gradient steps of an update."""
+        return self.num_epochs * (self.batch_size // self.minibatch_size)
 
     def check(self) -> None:
+        warmup, decay = self.lr_warmup_updates, self.lr_decay_updates
+        if (self.lr_schedule is None) != (decay is None):
+            raise SettingError(
+                "agent.lr_decay_updates",
+                decay,
+                "must be the updates in which the learning rate falls to 0, such as "
+                "schedule.updates_per_round, where agent.lr_schedule is set, and not set otherwise",
+            )
+        if decay is not None and warmup is not None and warmup >= decay:
+            raise SettingError(
+                "agent.lr_warmup_updates", warmup, f"must be less than lr_decay_updates={decay}"
+            )
         if self.minibatch_size > self.batch_size:
             raise SettingError(
                 "agent.minibatch_size",
@@ -84,7 +121,13 @@ class PPO(Agent):
 
     def optimizer(self, key: Array) -> Optimizer:
         adam = Adam(self.adam_b1, self.adam_b2, self.adam_eps)
-        return clipped_adam(adam, self.learning_rate, self.max_grad_norm, key)
+        learning_rate = make_schedule(
+            self.learning_rate,
+            self.lr_schedule,
+            (self.lr_warmup_updates or 0) * self.steps_per_update,
+            (self.lr_decay_updates or 0) * self.steps_per_update,
+        )
+        return clipped_adam(adam, learning_rate, self.max_grad_norm, key)
 
     def make_batch(
         self, trajectory: Trajectory, intrinsic: IntrinsicRewards | None = None
@@ -107,7 +150,7 @@ class PPO(Agent):
         clipped = jnp.clip(ratio, 1 - self.clip_eps, 1 + self.clip_eps)
         return LossTerms(
             policy=-jnp.minimum(ratio * batch.advantage, clipped * batch.advantage),
-            value=value_loss(output, batch),
+            value=value_loss(output, batch, self.vf_clip_eps),
             entropy=output.policy.entropy(),
         )
 
@@ -155,9 +198,10 @@ class PPO(Agent):
 
         minibatches = self.minibatches(shuffle_key)
         keys = jax.random.split(steps_key, len(minibatches))
-        (state, train_state), metrics = scan_gradient_steps(
-            step, (state, train_state), (minibatches, keys)
-        )
+        scan_steps: Callable[..., Any] = scan_gradient_steps
+        if self.target_kl is not None:
+            scan_steps = partial(scan_epochs, self.num_epochs, self.target_kl)
+        (state, train_state), metrics = scan_steps(step, (state, train_state), (minibatches, keys))
         state, train_state, update_metrics = end_update(
             interventions, state, train_state, rollout, context._replace(key=end_key)
         )
@@ -176,10 +220,87 @@ class LossTerms(NamedTuple):
         return self.policy + vf_coef * self.value - ent_coef * self.entropy
 
 
+def scan_epochs(
+    num_epochs: int,
+    target_kl: Array | float,
+    step: Callable[[Carry, Input], tuple[Carry, Metrics]],
+    init: Carry,
+    inputs: Input,
+) -> tuple[Carry, Metrics]:
+    """Makes gradient steps until the policy has moved too far by the end of an epoch.
+
+    As CleanRL does: no step is made after an epoch whose last minibatch had an `approx_kl` above
+    the target. (Stable-Baselines3 compares every minibatch with 1.5 times the target, and does not
+    make that minibatch's step either.)
+
+    Args:
+      num_epochs: epochs, which have equally many steps.
+      target_kl: the target.
+      step: see `scan_gradient_steps`; its metrics have `approx_kl`.
+      init: see `scan_gradient_steps`.
+      inputs: see `scan_gradient_steps`.
+
+    Returns:
+      What the last step made has changed; and the mean of each metric over the steps made, with
+      their number as `gradient_steps`.
+    """
+    num_steps = len(jax.tree.leaves(inputs)[0])
+    ends_epoch = (jnp.arange(num_steps) + 1) % (num_steps // num_epochs) == 0
+
+    def step_unless_stopped(
+        carry: tuple[Carry, Array], inputs: tuple[Input, Array]
+    ) -> tuple[tuple[Carry, Array], Metrics]:
+        (inner, stopped), (step_inputs, is_end) = carry, inputs
+        shapes = jax.eval_shape(step, inner, step_inputs)[1]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        inner, metrics = jax.lax.cond(
+            stopped, lambda: (inner, zeros), lambda: step(inner, step_inputs)
+        )
+        exceeds = is_end & (metrics["approx_kl"]["all"] > target_kl)
+        made = {"gradient_steps": {"all": jnp.where(stopped, 0.0, 1.0)}}
+        return (inner, stopped | exceeds), {**metrics, **made}
+
+    (carry, _), means = scan_gradient_steps(
+        step_unless_stopped, (init, jnp.zeros((), bool)), (inputs, ends_epoch)
+    )
+    made = means.pop("gradient_steps")["all"]  # as a fraction
+    metrics = jax.tree.map(lambda mean: mean / made, means)
+    return carry, {**metrics, "gradient_steps": {"all": made * num_steps}}
+
+
+def make_schedule(
+    learning_rate: Array | float, shape: str | None, warmup_steps: int, decay_steps: int
+) -> Array | float | optax.Schedule:
+    """Returns the learning rate as a function of the gradient step, or as it is if it is constant.
+
+    It rises linearly from 0, and then falls to 0.
+
+    Args:
+      learning_rate: the learning rate after the warm-up.
+      shape: how it falls, "linear" or "cosine"; it stays if None.
+      warmup_steps: gradient steps of the warm-up.
+      decay_steps: gradient steps after which it is 0, those of the warm-up included.
+    """
+    if shape is None and not warmup_steps:
+        return learning_rate
+    schedules: dict[str | None, optax.Schedule] = {None: optax.constant_schedule(learning_rate)}
+    if shape is not None:
+        steps = decay_steps - warmup_steps
+        schedules["linear"] = optax.linear_schedule(learning_rate, 0.0, steps)
+        schedules["cosine"] = optax.cosine_decay_schedule(learning_rate, steps)
+    if not warmup_steps:
+        return schedules[shape]
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, schedules[shape]], [warmup_steps])
+
+
 def clipped_adam(
-    adam: Adam, learning_rate: Array | float, max_grad_norm: Array | float, key: Array
+    adam: Adam,
+    learning_rate: Array | float | optax.Schedule,
+    max_grad_norm: Array | float,
+    key: Array,
 ) -> Optimizer:
-    """Returns clipping by global norm, then Adam with a constant learning rate."""
+    """Returns clipping by global norm, then Adam."""
     return Optimizer(
         gradient=(optax.clip_by_global_norm(max_grad_norm),),
         direction=(optax.scale_by_adam(*adam),),
@@ -267,9 +388,19 @@ def normalize_advantages(batch: Batch) -> Batch:
     return batch._replace(advantage=advantage / (jnp.std(batch.advantage, ddof=1) + 1e-8))
 
 
-def value_loss(output: Output, batch: Batch) -> Array:
-    """Returns the squared error of the value of each transition, summed over value heads. [M]."""
+def value_loss(output: Output, batch: Batch, clip_eps: Array | float | None = None) -> Array:
+    """Returns the squared error of the value of each transition, summed over value heads. [M].
+
+    Args:
+      output: the network's output.
+      batch: the transitions.
+      clip_eps: if given, the error is the larger one of the value and of the value clipped to this
+        distance from that of the rollout. The intrinsic value is not clipped, as in CleanRL.
+    """
     loss = jnp.square(output.value - batch.target)
+    if clip_eps is not None:
+        clipped = batch.value + jnp.clip(output.value - batch.value, -clip_eps, clip_eps)
+        loss = jnp.maximum(loss, jnp.square(clipped - batch.target))
     if batch.intrinsic_target is not None and output.intrinsic_value is not None:
         loss += jnp.square(output.intrinsic_value - batch.intrinsic_target)
     return loss

@@ -64,6 +64,9 @@ class Task(NamedTuple):
     action_permutation: Array | None = None
     sticky_prob: Array | None = None  # float32 []: probability of repeating the last action
     reward_scale: Array | None = None  # float32 []: multiplies rewards
+    action_gain: Array | None = None  # float32 [A]: multiplies continuous actions
+    # float32 [D]: the share of a reward that is paid after 0, 1, ... steps
+    reward_kernel: Array | None = None
 
     def transform_obs(self, observation: Array, noise: Array | None = None) -> Array:
         """Returns one observation as the agent sees it, in the same shape.
@@ -82,18 +85,22 @@ class Task(NamedTuple):
             observation = permute_obs(observation, self.permutation)
         return observation
 
-    def permute_action(self, action: AnyArray, continuous: bool) -> AnyArray:
+    def transform_action(self, action: AnyArray, continuous: bool) -> AnyArray:
         """Returns the environment's action for the agent's, in the same shape.
 
         Args:
           action: int [...], or float [..., A] where actions are continuous.
           continuous: whether they are.
         """
-        if self.action_permutation is None:
-            return action
-        if continuous:
-            return action[..., self.action_permutation.argsort()]
-        return self.action_permutation[action]
+        if self.action_permutation is not None:
+            action = (
+                action[..., self.action_permutation.argsort()]
+                if continuous
+                else self.action_permutation[action]
+            )
+        if self.action_gain is not None:  # of actuators, whose range is [-1, 1]
+            action = action.clip(-1, 1) * self.action_gain
+        return action
 
     def repeat_action(self, action: AnyArray, last_action: AnyArray, uniform: AnyArray) -> AnyArray:
         """Returns the last action with probability `sticky_prob`, and the action otherwise.
@@ -112,6 +119,25 @@ class Task(NamedTuple):
     def transform_reward(self, reward: AnyArray) -> AnyArray:
         """Returns the agent's reward for the environment's, in the same shape."""
         return reward if self.reward_scale is None else reward * self.reward_scale
+
+    def delay_reward(
+        self, pending: AnyArray, reward: AnyArray, done: AnyArray
+    ) -> tuple[AnyArray, AnyArray]:
+        """Returns the reward that is paid now [...], and what is paid in the next steps [..., D].
+
+        All that is pending is paid at the end of an episode.
+
+        Args:
+          pending: what earlier rewards of the episode pay from now on, [..., D].
+          reward: the reward of this step, [...].
+          done: whether the episode ends with it, [...].
+        """
+        xp = np if isinstance(reward, np.ndarray) else jnp
+        due = pending + reward[..., None] * self.reward_kernel
+        paid = xp.where(done, due.sum(-1), due[..., 0])
+        later = xp.concatenate([due[..., 1:], xp.zeros_like(due[..., :1])], -1)
+        later = xp.where(done[..., None], 0.0, later)
+        return paid.astype(reward.dtype), later.astype(pending.dtype)
 
     def held_out(self) -> "Task":
         """Returns the same task on equally many levels that training never draws."""

@@ -16,6 +16,7 @@ class TaskWrapperState(NamedTuple):
     inner: State  # the environment's own state
     last_action: Array | None  # int32 [], or float32 [A]: the environment's last action
     noise: Array | None  # float32 [*observation_shape]: standard normal, for the observation
+    pending: Array | None = None  # float32 [D]: what earlier rewards pay from the next step on
 
 
 class TaskWrapper(CompiledEnv):
@@ -63,8 +64,9 @@ class TaskWrapper(CompiledEnv):
         if task.sticky_prob is not None:
             shape = (self.num_actions,) if self.continuous_actions else ()
             last_action = jnp.zeros(shape, float if self.continuous_actions else jnp.int32)
+        pending = None if task.reward_kernel is None else jnp.zeros_like(task.reward_kernel)
         return TaskWrapperState(
-            self.env.reset(task, key), last_action, self._draw_noise(task, noise_key)
+            self.env.reset(task, key), last_action, self._draw_noise(task, noise_key), pending
         )
 
     def observe(self, task: Task, state: TaskWrapperState) -> Array:
@@ -72,13 +74,19 @@ class TaskWrapper(CompiledEnv):
 
     def step(self, task: Task, state: TaskWrapperState, action: Array, key: Array) -> Step:
         key, sticky_key, noise_key = _split_key(task, key)
-        action, last_action = task.permute_action(action, self.continuous_actions), None
+        action, last_action = task.transform_action(action, self.continuous_actions), None
         if task.sticky_prob is not None:
             uniform = jax.random.uniform(sticky_key, dtype=task.sticky_prob.dtype)
             last_action = action = task.repeat_action(action, state.last_action, uniform)
         step = self.env.step(task, state.inner, action, key)
-        next_state = TaskWrapperState(step.state, last_action, self._draw_noise(task, noise_key))
-        return step._replace(state=next_state, reward=task.transform_reward(step.reward))
+        reward, pending = task.transform_reward(step.reward), None
+        if task.reward_kernel is not None:
+            done = step.terminated | step.truncated
+            reward, pending = task.delay_reward(state.pending, reward, done)
+        next_state = TaskWrapperState(
+            step.state, last_action, self._draw_noise(task, noise_key), pending
+        )
+        return step._replace(state=next_state, reward=reward)
 
     def _draw_noise(self, task: Task, key: Array) -> Array | None:
         return None if task.noise is None else jax.random.normal(key, self.observation_shape)

@@ -4,7 +4,7 @@ The training loop calls the hooks of one `Interventions`, which calls those of i
 order given. A hook that a method does not override costs nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -25,6 +25,7 @@ from plasticity.struct import Chain, SettingError, Struct, fields
 __all__ = [
     "Array",
     "Batch",
+    "ComputeGradient",
     "Context",
     "GradientStep",
     "Intervention",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 State = Any  # an intervention's own pytree of arrays
+ComputeGradient = Callable[[Params], tuple[Params, Any]]
 
 
 class Intervention(Struct):
@@ -55,7 +57,7 @@ class Intervention(Struct):
       needs_policy: whether hooks need the actor-critic network: its output or heads, hidden units
         as `connections` finds them, `context.apply`, or the transitions of a rollout. If not, the
         method may also act on the predictor of an intrinsic reward. Always true of a method that
-        overrides `loss`.
+        overrides `loss` or `gradient`.
       needs_units: whether the method does nothing, or fails, without hidden layers named as
         `BaseNetwork` describes.
       needs_heads: the same of the heads `policy` and `value`.
@@ -67,8 +69,11 @@ class Intervention(Struct):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.loss is not Intervention.loss:
+        if cls.loss is not Intervention.loss or cls.gradient is not Intervention.gradient:
             cls.needs_policy = True
+
+    def check(self) -> None:
+        """Raises `SettingError` if coefficients do not go together."""
 
     def network(self, network: BaseNetwork) -> BaseNetwork:
         """Changes the description of the network, before it is built."""
@@ -125,6 +130,15 @@ class Intervention(Struct):
         """
         return 0.0
 
+    def gradient(self, compute: ComputeGradient) -> ComputeGradient:
+        """Changes how the gradient of a minibatch's loss is computed.
+
+        Args:
+          compute: computes it from parameters: the gradient, and what else is known of the loss at
+            these parameters, which is to be returned as it is.
+        """
+        return compute
+
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
     ) -> tuple[State, TrainState]:
@@ -176,7 +190,12 @@ class Interventions(Chain[Intervention]):
         return "+".join(self.names) or "warm_start"
 
     def check(self) -> None:
-        """Raises `SettingError` if a method that adds parameters occurs twice."""
+        """Raises `SettingError` if a part does, or if one that adds parameters occurs twice."""
+        for name, part in zip(self.names, self.parts, strict=True):
+            try:
+                part.check()
+            except SettingError as error:
+                raise error.within(f"intervention.{name}") from error
         classes = [type(part) for part in self.parts]
         adding = [cls for cls in classes if cls.add_params is not Intervention.add_params]
         if len(set(adding)) < len(adding):
@@ -273,6 +292,12 @@ class Interventions(Chain[Intervention]):
             + part.loss(part_state, params, output, minibatch, rollout, part_context)
             for part, part_state, part_context in self._each(state, context)
         )
+
+    def gradient(self, compute: ComputeGradient) -> ComputeGradient:
+        """See `Intervention.gradient`. The last part is called first."""
+        for part in self.parts:
+            compute = part.gradient(compute)
+        return compute
 
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context

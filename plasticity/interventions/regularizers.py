@@ -1,9 +1,11 @@
-"""Interventions that penalize weights for their norm, distance to the initial ones, or spectrum.
+"""Interventions that penalize weights for their norm, distance to earlier ones, or spectrum.
 
 The terms are part of the loss, apart from `L2Norm`: their gradient is clipped and rescaled by Adam.
 """
 
-from typing import ClassVar
+import math
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +17,15 @@ from plasticity.interventions.base import (
     GradientStep,
     Intervention,
     Optimizer,
+    Rollout,
     State,
     TrainState,
 )
-from plasticity.networks import Params, at, by_layer, connections
+from plasticity.networks import Output, Params, at, by_layer, connections
 from plasticity.struct import field, static_field
 
 __all__ = [
+    "EWC",
     "L2",
     "L2Init",
     "L2Norm",
@@ -140,6 +144,77 @@ class Wasserstein(Intervention):
         return self.coefficient * optax.tree.norm(difference, squared=True)
 
 
+class EWCState(NamedTuple):
+    """The state of elastic weight consolidation, each a tree like the parameters."""
+
+    fisher: Params  # the sum over the rounds that are over
+    center: Params  # the mean of their last parameters, weighted by the Fisher information
+    latest: Params  # the Fisher information under the last update's rollout
+
+
+class EWC(Intervention):
+    """Penalizes changes of weights that policies of earlier rounds need (Kirkpatrick et al. 2017).
+
+    Elastic weight consolidation, the baseline against forgetting. Adds
+    coefficient / 2 * sum over rounds r that are over of F_r (theta - theta_r)^2 to the loss, where
+    theta_r are the parameters at the end of round r and F_r is the diagonal of the policy's Fisher
+    information there: the mean over observations of (d log pi(a | s) / d theta)^2, with actions
+    drawn from pi. There is no penalty in the first round. The terms of all rounds are kept in two
+    trees as one quadratic function, equal to their sum up to a constant.
+
+    Value heads, on which no policy depends, are free, as those of critics are in Continual World
+    (Wolczyk et al. 2021). Observations are drawn from the rollout of each update, since none knows
+    whether it is the round's last, and F is that of the last one. This costs as many backward
+    passes of one observation each.
+
+    Attributes:
+      coefficient: the weight of the penalty; 400 is the paper's on Atari, and those of Continual
+        World are from 1e1 to 1e5.
+      samples: the observations of which F is the mean.
+    """
+
+    needs_policy: ClassVar[bool] = True
+
+    coefficient: float = field(400.0, ge=0)
+    samples: int = static_field(128, ge=1)
+
+    def init(self, train_state: TrainState, context: Context) -> State:
+        zeros = jax.tree.map(jnp.zeros_like, train_state.params)
+        return EWCState(fisher=zeros, center=train_state.params, latest=zeros)
+
+    def penalty(self, state: State, params: Params, context: Context) -> Array:
+        terms = jax.tree.map(
+            lambda fisher, center, x: jnp.sum(fisher * jnp.square(x - center)),
+            state.fisher,
+            state.center,
+            params,
+        )
+        return 0.5 * self.coefficient * optax.tree.sum(terms)
+
+    def after_update(
+        self, state: State, train_state: TrainState, rollout: Rollout, context: Context
+    ) -> tuple[State, TrainState]:
+        index_key, action_key = jax.random.split(context.key)
+        observation = rollout.batch.observation
+        indices = jax.random.randint(index_key, (self.samples,), 0, len(observation))
+        latest = fisher_information(
+            train_state.params, observation[indices], action_key, context.apply
+        )
+        return state._replace(latest=latest), train_state
+
+    def on_shift(
+        self, state: State, train_state: TrainState, context: Context
+    ) -> tuple[State, TrainState]:
+        def move(fisher: Array, latest: Array, center: Array, params: Array) -> Array:
+            total = fisher + latest
+            share = latest / jnp.where(total > 0, total, 1.0)
+            return center + share * (params - center)
+
+        center = jax.tree.map(move, state.fisher, state.latest, state.center, train_state.params)
+        fisher = optax.tree.add(state.fisher, state.latest)
+        return state._replace(fisher=fisher, center=center), train_state
+
+
 class Parseval(Intervention):
     """Adds coefficient * ||W W^T - s I||^2 of each hidden layer to the loss (Chung et al. 2024).
 
@@ -249,6 +324,41 @@ class L2Norm(Intervention):
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
         decay = optax.add_decayed_weights(self.decay)
         return optimizer._replace(direction=(*optimizer.direction, decay))
+
+
+def fisher_information(
+    params: Params,
+    observation: Array,
+    key: Array,
+    apply: Callable[[Params, Array], Output],
+) -> Params:
+    """Estimates the diagonal of a policy's Fisher information, from one action an observation.
+
+    Args:
+      params: the parameters.
+      observation: [B, ...].
+      key: randomness for the actions.
+      apply: computes the network's output.
+
+    Returns:
+      The mean of the squared derivatives of log pi(a | s), a tree like the parameters.
+    """
+    policy = apply(params, observation).policy
+    action = policy.act(policy.noise(key, policy.outputs.shape))
+
+    def log_prob(params: Params, observation: Array, action: Array) -> Array:
+        return apply(params, observation[None]).policy.log_prob(action[None])[0]
+
+    def add(total: Params, inputs: tuple[Array, Array]) -> tuple[Params, None]:
+        gradients = jax.vmap(jax.grad(log_prob), in_axes=(None, 0, 0))(params, *inputs)
+        squares = jax.tree.map(lambda x: jnp.sum(jnp.square(x), axis=0), gradients)
+        return optax.tree.add(total, squares), None
+
+    # In chunks, for a gradient of all observations at once is many times the network's size.
+    chunk = math.gcd(len(observation), 16)
+    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (observation, action))
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), chunks)
+    return optax.tree.scale(1 / len(observation), total)
 
 
 def _sorted(tensor: Array) -> Array:

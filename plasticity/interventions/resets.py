@@ -1,6 +1,7 @@
 """Interventions that reset weights, in whole or in part, or the optimizer's state."""
 
-from typing import ClassVar
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,14 @@ from plasticity.networks import Params, depth_of, layer_index
 from plasticity.struct import field, static_field
 
 __all__ = [
+    "FIRE",
     "Freeze",
     "HareTortoise",
     "ResetAll",
     "ResetFinal",
     "ResetLayers",
     "ResetOptimizer",
+    "SelectiveWeightReinitialization",
     "ShrinkPerturb",
     "SoftShrinkPerturb",
 ]
@@ -150,6 +153,108 @@ class ResetOptimizer(Intervention):
         return state, train_state._replace(opt_state=context.optimizer.init(train_state.params))
 
 
+class FIRE(Intervention):
+    """Replaces every weight matrix by its nearest orthogonal one at each shift (Han et al. 2026).
+
+    Frobenius-isometry reinitialization: the polar factor of W, which is U V' where W = U S V', is
+    approximated by Newton-Schulz iterations X <- 1.5 X - 0.5 X X'X from X = W / ||W||, and scaled
+    by sqrt(outputs / inputs). A convolution is a matrix [inputs, outputs] at each position of its
+    kernel, and is divided by the number of positions. Kernels of all layers are replaced, heads
+    included; biases and norms are kept. The optimizer's state is reset.
+
+    This is the authors' code for SAC and for supervised learning. Theirs for DQN does so for
+    convolutions only, and redraws all fully connected layers. After ten iterations, singular values
+    that were less than a hundredth of ||W|| are still short of 1, as there.
+
+    Attributes:
+      iterations: the number of iterations.
+    """
+
+    iterations: int = static_field(10, ge=1, le=1000)
+
+    def on_shift(
+        self, state: State, train_state: TrainState, context: Context
+    ) -> tuple[State, TrainState]:
+        def replace(path: tuple[Any, ...], leaf: Array) -> Array:
+            if path[-1].key != "kernel":
+                return leaf
+            inputs, outputs = leaf.shape[-2:]
+            matrices = leaf.reshape(-1, inputs, outputs)
+            scale = math.sqrt(outputs / inputs) / len(matrices)
+            nearest = jax.vmap(lambda x: polar_factor(x, self.iterations))(matrices)
+            return scale * nearest.reshape(leaf.shape)
+
+        params = jax.tree.map_with_path(replace, train_state.params)
+        return state, TrainState(params, context.optimizer.init(params))
+
+
+class SelectiveWeightReinitialization(Intervention):
+    """Redraws the least useful single weights at a fixed interval (Hernandez-Garcia et al. 2025).
+
+    The utility of a weight w after a gradient step is |w g|, with g the gradient of the minibatch's
+    whole loss before clipping, or |w|; of these a running average u <- decay * u + (1 - decay) *
+    utility, without bias correction. At the interval, "proportional" pruning redraws in each tensor
+    of n entries the n * fraction with the smallest utility, a fractional weight with that
+    probability; "threshold" pruning redraws those whose utility is at most fraction times the mean
+    of the tensor. Biases and norms are tensors as well. Utilities of a tensor of which weights have
+    been redrawn begin at 0 again; the optimizer's moments are kept. All this is as in the authors'
+    code, which counts the interval in gradient steps and redraws from the distribution at the
+    beginning, as here. Their best utility is that with the gradient.
+
+    Attributes:
+      fraction: the fraction of the weights, or of the mean utility. We know of no published value
+        for PPO.
+      decay: the decay of the running utility; 0 for that of the last gradient step alone.
+      every: updates of the agent between two reinitializations.
+      utility: "gradient" for |w g|, "magnitude" for |w|.
+      pruning: "proportional" or "threshold".
+    """
+
+    fraction: float = field(0.01, ge=0, le=1)
+    decay: float = field(0.0, ge=0, lt=1)
+    every: int = field(10, kind=int, ge=1)
+    utility: str = static_field("gradient", choices=("gradient", "magnitude"))
+    pruning: str = static_field("proportional", choices=("proportional", "threshold"))
+
+    def init(self, train_state: TrainState, context: Context) -> State:
+        """Returns the utility of each weight: a tree like the parameters."""
+        return jax.tree.map(jnp.zeros_like, train_state.params)
+
+    def after_step(
+        self, state: State, train_state: TrainState, step: GradientStep, context: Context
+    ) -> tuple[State, TrainState]:
+        def update(old: Array, weight: Array, gradient: Array) -> Array:
+            new = jnp.abs(weight * gradient if self.utility == "gradient" else weight)
+            return self.decay * old + (1 - self.decay) * new
+
+        return jax.tree.map(update, state, train_state.params, step.gradients), train_state
+
+    def after_update(
+        self, state: State, train_state: TrainState, rollout: Rollout, context: Context
+    ) -> tuple[State, TrainState]:
+        due = (context.update + 1) % self.every == 0
+        fresh_key, number_key = jax.random.split(context.key)
+
+        def is_useless(utility: Array, key: Array) -> Array:
+            flat = utility.reshape(-1)
+            if self.pruning == "threshold":
+                return utility <= self.fraction * jnp.mean(flat)
+            number = jnp.floor(flat.size * self.fraction + jax.random.uniform(key))
+            rank = jnp.argsort(jnp.argsort(flat))
+            return (rank < number).reshape(utility.shape)
+
+        def reinitialize() -> tuple[State, TrainState]:
+            leaves, structure = jax.tree.flatten(state)
+            keys = jax.random.split(number_key, len(leaves))
+            mask = jax.tree.unflatten(structure, list(map(is_useless, leaves, keys)))
+            fresh = context.init_params(fresh_key)
+            params = jax.tree.map(jnp.where, mask, fresh, train_state.params)
+            utility = jax.tree.map(lambda x, redrawn: jnp.where(redrawn.any(), 0.0, x), state, mask)
+            return utility, train_state._replace(params=params)
+
+        return jax.lax.cond(due, reinitialize, lambda: (state, train_state))
+
+
 class HareTortoise(Intervention):
     """Sets the weights to their moving average at a fixed interval (Lee et al. 2024).
 
@@ -238,6 +343,24 @@ class SoftShrinkPerturb(Intervention):
             lambda old, new: old + self.rate * (new - old), train_state.params, fresh
         )
         return state, train_state._replace(params=params)
+
+
+def polar_factor(matrix: Array, iterations: int) -> Array:
+    """Approximates U V' of a matrix U S V' [m, n] by Newton-Schulz iterations. [m, n].
+
+    Singular values are divided by the Frobenius norm first. An iteration takes each nearer to 1,
+    and a small one to 1.5 times its value; 0 remains 0.
+
+    Args:
+      matrix: the matrix.
+      iterations: their number.
+    """
+    norm = jnp.linalg.norm(matrix)
+    x = matrix / jnp.where(norm > 0, norm, 1.0)
+    x = x if x.shape[0] >= x.shape[1] else x.T  # so that the products are small
+    for _ in range(iterations):
+        x = 1.5 * x - 0.5 * x @ (x.T @ x)
+    return x if x.shape == matrix.shape else x.T
 
 
 def last_layers(params: Params, last: int) -> Params:

@@ -20,7 +20,14 @@ from plasticity.interventions.base import (
 from plasticity.networks import Params, at, connections, value_heads
 from plasticity.struct import field, static_field
 
-__all__ = ["ContinualBackprop", "ReDo", "ReDoStudy", "ReGraMa", "SelfNormalizedResets"]
+__all__ = [
+    "CalibratedPartialResets",
+    "ContinualBackprop",
+    "ReDo",
+    "ReDoStudy",
+    "ReGraMa",
+    "SelfNormalizedResets",
+]
 
 
 class ReDo(Intervention):
@@ -190,7 +197,8 @@ class ContinualBackprop(Intervention):
     Attributes:
       replacement_rate: the fraction of the mature units replaced at each step.
       maturity: the gradient steps during which a new unit is not replaced.
-      decay: the decay of the running utility.
+      decay: the decay of the running utility. With 0 it is the instantaneous utility of the last
+        minibatch, the variant that the 2024 paper compares in its extended data.
     """
 
     needs_policy: ClassVar[bool] = True
@@ -348,15 +356,10 @@ class ReGraMa(Intervention):
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
     ) -> tuple[State, TrainState]:
-        def magnitudes(layer: str) -> Array:
-            kernels = [
-                _rows(at(step.gradients, path))
-                for path in connections(train_state.params)[layer].incoming
-                if path[-1] == "kernel"
-            ]
-            return jnp.mean(jnp.abs(jnp.concatenate(kernels)), axis=0)
-
-        return {layer: total + magnitudes(layer) for layer, total in state.items()}, train_state
+        return {
+            layer: total + _gradient_magnitudes(step.gradients, layer)
+            for layer, total in state.items()
+        }, train_state
 
     def after_update(
         self, state: State, train_state: TrainState, rollout: Rollout, context: Context
@@ -367,6 +370,81 @@ class ReGraMa(Intervention):
         }
         train_state = recycle(train_state, inactive, context, outgoing=self.clear_outgoing)
         return jax.tree.map(jnp.zeros_like, state), train_state
+
+
+class CalibratedPartialResets(Intervention):
+    """Moves the weights of units with little gradient partway to new ones (McCutcheon et al. 2026).
+
+    Calibrated partial resets (CPR). The score of a unit is the mean of |dL/dw| over its incoming
+    weights, divided by the mean of this quantity over its layer (plus 1e-8), and its utility is a
+    running average u <- decay * u + (1 - decay) * score, which is 1 at first. L is the whole loss
+    of a minibatch, and its gradient is taken before clipping. At a fixed interval each unit is
+    reset by the share r = rate * min(2 sigmoid(sharpness * (threshold - u)), 1): its incoming
+    weights become (1 - r) w + r w_new, with newly drawn w_new, and then its outgoing ones
+    (1 - r) w, layer by layer from the first. Utilities begin at 1 again.
+
+    As in the authors' code, biases and norms are kept, and so are all of the optimizer's moments.
+    It draws new weights from a distribution that is set apart; here they are drawn as the network's
+    are at the beginning. It acts after every 1000 gradient steps; here the interval is counted in
+    updates of the agent, of which 20 are 1020 gradient steps with the study's settings. In a torso
+    shared by policy and value, the weights into both heads are outgoing.
+
+    Attributes:
+      rate: the largest share that a unit is reset by.
+      sharpness: how sharply the share falls with the utility.
+      threshold: the utility up to which the share is the largest.
+      decay: the decay of the running utility.
+      every: updates of the agent between two resets.
+    """
+
+    needs_policy: ClassVar[bool] = True
+    needs_units: ClassVar[bool] = True
+
+    rate: float = field(0.015, ge=0, le=1)
+    sharpness: float = field(16.0, ge=0)
+    threshold: float = field(1.0, ge=0)
+    decay: float = field(0.99, ge=0, lt=1)
+    every: int = field(20, kind=int, ge=1)
+
+    def init(self, train_state: TrainState, context: Context) -> State:
+        """Returns the utility of each unit, by layer."""
+        return {
+            layer: jnp.ones(units_of(train_state.params, layer))
+            for layer in connections(train_state.params)
+        }
+
+    def after_step(
+        self, state: State, train_state: TrainState, step: GradientStep, context: Context
+    ) -> tuple[State, TrainState]:
+        utilities = {}
+        for layer, utility in state.items():
+            magnitudes = _gradient_magnitudes(step.gradients, layer)
+            score = magnitudes / (jnp.mean(magnitudes) + 1e-8)
+            utilities[layer] = self.decay * utility + (1 - self.decay) * score
+        return utilities, train_state
+
+    def after_update(
+        self, state: State, train_state: TrainState, rollout: Rollout, context: Context
+    ) -> tuple[State, TrainState]:
+        due = (context.update + 1) % self.every == 0
+
+        def reset() -> tuple[State, TrainState]:
+            fresh, params = context.init_params(context.key), train_state.params
+            for layer, (incoming, outgoing) in connections(params).items():
+                below = self.sharpness * (self.threshold - state[layer])
+                share = self.rate * jnp.minimum(2 * jax.nn.sigmoid(below), 1.0)
+                for path in incoming:
+                    if path[-1] == "kernel":
+                        kernel = at(params, path)
+                        kernel += share * (at(fresh, path) - kernel)
+                        params = _set(params, path, kernel)
+                for path in outgoing:
+                    kernel = at(params, path)
+                    rows = jnp.tile(share, kernel.shape[-2] // share.size)[:, None]
+                    params = _set(params, path, (1 - rows) * kernel)
+            return jax.tree.map(jnp.ones_like, state), train_state._replace(params=params)
+
+        return jax.lax.cond(due, reset, lambda: (state, train_state))
 
 
 def units_of(params: Params, layer: str) -> int:
@@ -432,6 +510,16 @@ def _outgoing_magnitudes(params: Params, layer: str, activations: int) -> Array:
         # A kernel on the stream of residual blocks has one row for several activations.
         total += jnp.tile(sums, -(-activations // len(sums))).reshape(-1, activations).sum(axis=0)
     return total
+
+
+def _gradient_magnitudes(gradients: Params, layer: str) -> Array:
+    """Averages |gradient| over the incoming kernels of each of a layer's units. [units]."""
+    kernels = [
+        _rows(at(gradients, path))
+        for path in connections(gradients)[layer].incoming
+        if path[-1] == "kernel"
+    ]
+    return jnp.mean(jnp.abs(jnp.concatenate(kernels)), axis=0)
 
 
 def _rows(x: Array) -> Array:

@@ -11,6 +11,7 @@ import optax
 
 from plasticity.interventions.base import (
     Array,
+    ComputeGradient,
     Context,
     Intervention,
     Optimizer,
@@ -23,7 +24,7 @@ from plasticity.networks import Params
 from plasticity.networks.linalg import sequence_after
 from plasticity.struct import SettingError, field, static_field
 
-__all__ = ["TRAC", "UPGD", "AdamRel", "EqualBetas", "Kron"]
+__all__ = ["SAM", "TRAC", "UPGD", "AdamRel", "EqualBetas", "Kron"]
 
 Factors = tuple[Array, ...]  # of one parameter: for each axis a matrix [n, n] or a diagonal [n]
 
@@ -80,6 +81,33 @@ class AdamRel(Intervention):
 
         opt_state = jax.tree.map(reset_count, train_state.opt_state, is_leaf=_is_adam)
         return state, train_state._replace(opt_state=opt_state)
+
+
+class SAM(Intervention):
+    """Takes the gradient where the loss is nearly largest within a radius (Foret et al. 2021).
+
+    Sharpness-aware minimization, as Lee et al. (2023) use it against plasticity loss: with g the
+    gradient of the minibatch's loss at the parameters theta, the step is made from theta with the
+    gradient at theta + rho * g / ||g||, of the same minibatch, where the norm is over all
+    parameters together. Terms that other methods add to the loss are part of it. Metrics and
+    activations are those at theta, `gradient_norm` apart.
+
+    An update takes about twice as long, since every gradient is computed twice.
+
+    Attributes:
+      rho: the radius, 0.05 in the paper.
+    """
+
+    rho: float = field(0.05, ge=0)
+
+    def gradient(self, compute: ComputeGradient) -> ComputeGradient:
+        def compute_within_radius(params: Params) -> tuple[Params, Any]:
+            gradient, aux = compute(params)
+            norm = optax.tree.norm(gradient)
+            step = self.rho / jnp.where(norm > 0, norm, 1.0)
+            return compute(optax.tree.add_scale(params, step, gradient))[0], aux
+
+        return compute_within_radius
 
 
 class TRACState(NamedTuple):

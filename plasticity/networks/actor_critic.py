@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 
 from plasticity.networks.activations import get_activation
-from plasticity.networks.base import BaseNetwork, Output
+from plasticity.networks.base import BaseNetwork, Output, Params
 from plasticity.networks.distributions import Categorical, Distribution, Gaussian
+from plasticity.networks.initializers import draw_orthogonal
 from plasticity.networks.torso import NORMS, Convolution, Dense, Torso, linear
 from plasticity.struct import SettingError, static_field
 
@@ -79,6 +80,8 @@ class Network(BaseNetwork):
       stride: stride of each convolution, or of all.
       padding: zeros on each side for each convolution, or for all.
       blocks: residual blocks after each convolution, as in IMPALA's network (Espeholt et al. 2018).
+      init: "orthogonal" draws weights as CleanRL does (see `draw_orthogonal`), also where a method
+        draws new ones. If not given, they are uniform, as PyTorch's default.
     """
 
     hidden: tuple[int, ...] = static_field((256, 256), ge=1, least=1, most=100)
@@ -90,6 +93,7 @@ class Network(BaseNetwork):
     stride: tuple[int, ...] = static_field((2,), ge=1, least=1)
     padding: tuple[int, ...] = static_field((1,), ge=0, least=1)
     blocks: int = static_field(0, ge=0, le=100)
+    init: str | None = static_field(None, kind=str, choices=("orthogonal",))
 
     def build(
         self,
@@ -116,6 +120,9 @@ class Network(BaseNetwork):
         return ActorCritic(
             torso, None if self.shared else value_torso, num_actions, continuous, intrinsic
         )
+
+    def initialize(self, params: Params, key: Array) -> Params:
+        return params if self.init is None else draw_orthogonal(params, key)
 
     def torso(self, observation_shape: tuple[int, ...], name: str | None = None) -> Torso:
         """Builds the module of the layers before the heads. Raises as `build` does."""

@@ -85,6 +85,15 @@ class BaseNetwork(Struct):
         """
         raise NotImplementedError
 
+    def initialize(self, params: Params, key: Array) -> Params:
+        """Changes newly drawn parameters of the module, before interventions add theirs.
+
+        Args:
+          params: the parameters, as the module draws them.
+          key: randomness.
+        """
+        return params
+
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed.
 

@@ -1,9 +1,15 @@
 """A fast initializer, for methods that draw weights at every gradient step."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
-__all__ = ["uniform"]
+from plasticity.networks.base import Params
+from plasticity.networks.linalg import sequence_after
+from plasticity.networks.param_tree import value_heads
+
+__all__ = ["draw_orthogonal", "uniform"]
 
 Array = jax.Array
 
@@ -28,3 +34,47 @@ def uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
     # The 24 highest bits, each value the middle of its cell, so that the mean is exactly 0.
     centered = (h >> 8).astype(jnp.int32) - (1 << 23)
     return ((centered.astype(float) + 0.5) * (bound * 2.0**-23)).reshape(shape)
+
+
+def draw_orthogonal(params: Params, key: Array) -> Params:
+    """Redraws all kernels as orthogonal matrices and sets their biases to 0, as CleanRL's PPO does.
+
+    The gain is 0.01 for the policy's head, 1 for the value heads and sqrt(2) for all other layers.
+    A kernel is a matrix [inputs of a unit, units], that of a convolution too: the columns are
+    orthogonal, or the rows if there are fewer of them. Parameters of other names are kept.
+
+    Args:
+      params: newly drawn parameters.
+      key: randomness.
+    """
+    gains = {"policy": 0.01} | dict.fromkeys(value_heads(params), 1.0)
+    last = jnp.zeros(())  # decompositions run one after the other
+
+    def redraw(entry: Params, gain: float, key: Array) -> Params:
+        nonlocal last
+        redrawn = {}
+        for i, (name, leaf) in enumerate(sorted(entry.items())):
+            leaf_key = jax.random.fold_in(key, i)
+            if isinstance(leaf, dict):
+                redrawn[name] = redraw(leaf, gain, leaf_key)
+            elif name == "kernel":
+                redrawn[name] = last = gain * _orthogonal(leaf_key, leaf.shape, last, leaf.dtype)
+            elif name == "bias" and "kernel" in entry:
+                redrawn[name] = jnp.zeros_like(leaf)
+            else:
+                redrawn[name] = leaf
+        return redrawn
+
+    return {
+        name: redraw(entry, gains.get(name, math.sqrt(2)), jax.random.fold_in(key, i))
+        for i, (name, entry) in enumerate(sorted(params.items()))
+    }
+
+
+def _orthogonal(key: Array, shape: tuple[int, ...], after: Array, dtype: jnp.dtype) -> Array:
+    """Draws a matrix [prod(shape[:-1]), shape[-1]] with orthonormal columns, or rows. [*shape]."""
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    normal = jax.random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
+    q, r = jnp.linalg.qr(sequence_after(normal, after))
+    q *= jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0).astype(dtype)  # so that it is uniform
+    return (q if rows >= columns else q.T).reshape(shape)

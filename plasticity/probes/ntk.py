@@ -1,4 +1,4 @@
-"""A probe of the empirical neural tangent kernel."""
+"""Probes of the empirical neural tangent kernel."""
 
 import jax.numpy as jnp
 
@@ -7,7 +7,7 @@ from plasticity.probes.base import Array, Probe, View
 from plasticity.probes.gradients import gram, spectral_rank
 from plasticity.struct import static_field
 
-__all__ = ["NTKRank"]
+__all__ = ["NTKConditionNumber", "NTKRank"]
 
 
 class NTKRank(Probe):
@@ -27,18 +27,51 @@ class NTKRank(Probe):
     size: int = static_field(64, ge=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
-        # The probe batch is in random order.
-        observations = view.observation[: self.size]
-
-        def policy(params: Params) -> Array:
-            return view.apply(params, observations).policy.centered_logits
-
-        def value(params: Params) -> Array:
-            return view.apply(params, observations).value[:, None]
-
-        kernels = {"policy": gram(policy, view.params), "value": gram(value, view.params)}
-        kernels["all"] = kernels["policy"] + kernels["value"]
         return {
-            name: spectral_rank(view.run_serialized(jnp.linalg.eigvalsh, kernel))
-            for name, kernel in kernels.items()
+            name: spectral_rank(eigenvalues)
+            for name, eigenvalues in _eigenvalues(view, self.size).items()
         }
+
+
+class NTKConditionNumber(Probe):
+    """The condition number of the empirical neural tangent kernel (Xiao et al. 2020).
+
+    The largest eigenvalue over the smallest, of the kernels of `NTKRank`. Where it is large, some
+    functions of the observations are learned far more slowly than others. Eigenvalues that rounding
+    hides count as the smallest that it does not, so that it is at most 2^23 / n for n observations;
+    it is 0 if all gradients are zero. Costs what `NTKRank` does.
+
+    Attributes:
+      size: number of observations; all, if the probe batch has fewer.
+    """
+
+    size: int = static_field(64, ge=1)
+
+    def __call__(self, view: View) -> dict[str, Array]:
+        def condition(eigenvalues: Array) -> Array:
+            largest = jnp.max(eigenvalues)
+            least = jnp.finfo(eigenvalues.dtype).eps * len(eigenvalues) * largest
+            smallest = jnp.maximum(jnp.min(eigenvalues), least)
+            return largest / jnp.where(smallest > 0, smallest, 1.0)
+
+        return {
+            name: condition(eigenvalues)
+            for name, eigenvalues in _eigenvalues(view, self.size).items()
+        }
+
+
+def _eigenvalues(view: View, size: int) -> dict[str, Array]:
+    """Returns the eigenvalues [n] of the kernels of policy, value and both, ascending."""
+    observations = view.observation[:size]  # the probe batch is in random order
+
+    def policy(params: Params) -> Array:
+        return view.apply(params, observations).policy.centered_logits
+
+    def value(params: Params) -> Array:
+        return view.apply(params, observations).value[:, None]
+
+    kernels = {"policy": gram(policy, view.params), "value": gram(value, view.params)}
+    kernels["all"] = kernels["policy"] + kernels["value"]
+    return {
+        name: view.run_serialized(jnp.linalg.eigvalsh, kernel) for name, kernel in kernels.items()
+    }

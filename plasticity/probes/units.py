@@ -17,9 +17,11 @@ from plasticity.struct import field, static_field
 
 __all__ = [
     "DeadUnits",
+    "DormantOverlap",
     "DormantUnits",
     "GradientDormantUnits",
     "InactiveFraction",
+    "LinearizedUnits",
     "RolloutInactiveFraction",
     "SaturatedFraction",
     "SaturatedUnits",
@@ -46,11 +48,63 @@ class DormantUnits(Probe):
     tau: float = field(0.025, ge=0, le=1)
 
     def __call__(self, view: View) -> dict[str, Array]:
-        def is_dormant(x: Array) -> Array:
-            activity = jnp.mean(jnp.abs(x), axis=0)
-            return activity <= self.tau * jnp.mean(activity)
+        return _map_units(view.output.activations, lambda x: _is_dormant(x, self.tau))
 
-        return _map_units(view.output.activations, is_dormant)
+
+class DormantOverlap(Probe):
+    """How many units are dormant that were so before: an overlap coefficient (Sokar et al. 2023).
+
+    With X the units that are tau-dormant now (see `DormantUnits`) and Y those that are so under
+    earlier parameters, on the same probe batch, it is |X and Y| / min(|X|, |Y|); 0 if either set is
+    empty. "all" takes the units of all layers as one set. Near 1, dormant units stay dormant. With
+    `tau=0` it is the overlap of dead units.
+
+    Attributes:
+      tau: the threshold.
+      since: the earlier parameters: "round" for those at its beginning, "run", or "update" for
+        those before the last update.
+    """
+
+    tau: float = field(0.025, ge=0, le=1)
+    since: str = static_field("round", choices=("round", "run", "update"))
+
+    def __call__(self, view: View) -> dict[str, Array]:
+        earlier = {
+            "round": view.round_params,
+            "run": view.initial_params,
+            "update": view.prev_params,
+        }[self.since]
+        before, now = (
+            {
+                name: _is_dormant(x.reshape(-1, x.shape[-1]), self.tau)
+                for name, x in activations.items()
+            }
+            for activations in (
+                view.apply(earlier, view.observation).activations,
+                view.output.activations,
+            )
+        )
+
+        def overlap(before: Array, now: Array) -> Array:
+            smaller = jnp.minimum(jnp.sum(before), jnp.sum(now))
+            return jnp.sum(before & now) / jnp.maximum(smaller, 1)
+
+        if not now:
+            return {}
+        pooled = (jnp.concatenate(list(units.values())) for units in (before, now))
+        return {name: overlap(before[name], now[name]) for name in now} | {"all": overlap(*pooled)}
+
+
+class LinearizedUnits(Probe):
+    """The fraction of units that are always on: linear on the whole batch (Lyle et al. 2024).
+
+    A unit is always on if its preactivation, the input of the activation function, is positive for
+    all observations. With ReLU and its kind it is then a linear function of its input, and of no
+    use to bend one; dead units, which are linear too, are counted by `DeadUnits`.
+    """
+
+    def __call__(self, view: View) -> dict[str, Array]:
+        return _map_units(view.output.preactivations, lambda x: jnp.all(x > 0, axis=0))
 
 
 class InactiveFraction(Probe):
@@ -152,6 +206,12 @@ class GradientDormantUnits(Probe):
         biases = {name: params[path] for name, path in paths.items()}
         gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0))(biases, view.sample(self.size))
         return _pool({name: is_dormant(x) for name, x in gradients.items()})
+
+
+def _is_dormant(x: Array, tau: Array | float) -> Array:
+    """Returns which units of a layer, [B, units], are tau-dormant. bool [units]."""
+    activity = jnp.mean(jnp.abs(x), axis=0)
+    return activity <= tau * jnp.mean(activity)
 
 
 def _is_saturated(x: Array, threshold: Array | float) -> Array:

@@ -11,7 +11,14 @@ import optax
 from plasticity.networks import by_layer, norms, root_mean_squares, singular_values
 from plasticity.probes.base import Array, Probe, View
 
-__all__ = ["DistanceFromInit", "DistanceFromRoundStart", "SpectralNorm", "WeightNorm", "WeightRMS"]
+__all__ = [
+    "DeviationFromIsometry",
+    "DistanceFromInit",
+    "DistanceFromRoundStart",
+    "SpectralNorm",
+    "WeightNorm",
+    "WeightRMS",
+]
 
 
 class WeightNorm(Probe):
@@ -54,13 +61,39 @@ class SpectralNorm(Probe):
     """
 
     def __call__(self, view: View) -> dict[str, Array]:
-        kernels = {
-            name: layer["kernel"]
-            for name, layer in by_layer(view.effective_params(view.params)).items()
-            if isinstance(layer, Mapping) and "kernel" in layer
-        }
+        kernels = _kernels(view)
         layers = {
             name: view.run_serialized(singular_values, kernel.reshape(-1, kernel.shape[-1]))[0]
             for name, kernel in kernels.items()
         }
         return {**layers, "all": jnp.max(jnp.stack(list(layers.values())))} if layers else {}
+
+
+class DeviationFromIsometry(Probe):
+    """The squared Frobenius norm of W'W - I for each kernel W; "all" is the sum (Han et al. 2026).
+
+    It is 0 if all singular values are 1. Of W'W and WW', it is the smaller matrix, since the larger
+    one cannot be the identity. Kernels are those that the network computes with. A convolution has
+    a matrix [inputs, outputs] at each position of its kernel, over which the norms are summed, as
+    `FIRE` treats them; FIRE's own scale by sqrt(outputs / inputs) makes matrices that are not
+    square deviate again.
+    """
+
+    def __call__(self, view: View) -> dict[str, Array]:
+        def deviation(kernel: Array) -> Array:
+            w = kernel.reshape(-1, *kernel.shape[-2:])
+            inputs, outputs = kernel.shape[-2:]
+            products = "pio,pij->poj" if outputs <= inputs else "pio,pjo->pij"
+            return jnp.sum(jnp.square(jnp.einsum(products, w, w) - jnp.eye(min(inputs, outputs))))
+
+        layers = {name: deviation(kernel) for name, kernel in _kernels(view).items()}
+        return {**layers, "all": jnp.sum(jnp.stack(list(layers.values())))} if layers else {}
+
+
+def _kernels(view: View) -> dict[str, Array]:
+    """Returns the kernel of each layer that has one, as the network computes with it."""
+    return {
+        name: layer["kernel"]
+        for name, layer in by_layer(view.effective_params(view.params)).items()
+        if isinstance(layer, Mapping) and "kernel" in layer
+    }

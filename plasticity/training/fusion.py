@@ -28,7 +28,14 @@ from plasticity.training.run import Run
 P = TypeVar("P", bound=Struct)
 T = TypeVar("T")
 
-_TRANSFORMATIONS = ("permutation", "action_permutation", "gain", "bias", "reward_scale")
+_TRANSFORMATIONS = (
+    "permutation",
+    "action_permutation",
+    "gain",
+    "bias",
+    "reward_scale",
+    "action_gain",
+)
 _IN_UPDATES = (
     "network",
     "add_params",
@@ -37,6 +44,7 @@ _IN_UPDATES = (
     "init",
     "penalty",
     "loss",
+    "gradient",
     "after_step",
 )
 
@@ -116,6 +124,7 @@ class FusionKey(NamedTuple):
       sticky_actions: whether actions are repeated at random.
       dynamics: the parameters of the environment that shifts set.
       permutation: the number of entries, or blocks, that are permuted.
+      reward_kernel: the steps over which rewards are paid, 0 if they are not delayed.
       transformations: what a task of the run does to observations, actions and rewards, where runs
         are to be equal to the bit.
     """
@@ -126,6 +135,7 @@ class FusionKey(NamedTuple):
     sticky_actions: bool
     dynamics: tuple[str, ...]
     permutation: int
+    reward_kernel: int
     transformations: tuple[str, ...]
 
 
@@ -157,6 +167,7 @@ def fusion_key(run: Run, exact: bool | None = None) -> FusionKey:
         sticky_actions=task.sticky_prob is not None,
         dynamics=tuple(sorted(task.dynamics)),
         permutation=size if task.permutation is None else len(task.permutation),
+        reward_kernel=0 if task.reward_kernel is None else len(task.reward_kernel),
         transformations=tuple(
             name for name in _TRANSFORMATIONS if exact and getattr(task, name) is not None
         ),
@@ -233,16 +244,16 @@ def _with_fields_of(task: Task, others: Sequence[Task], env: Env) -> Task:
     """
     missing = [name for name in Task._fields if getattr(task, name) is None]
     added: dict[str, Any] = {
-        name: _neutral(name, env)
+        name: _neutral(name, env, theirs[0])
         for name in missing
-        if any(getattr(other, name) is not None for other in others)
+        if (theirs := [x for x in (getattr(other, name) for other in others) if x is not None])
     }
     dynamics = {name: value for other in others for name, value in other.dynamics.items()}
     return task._replace(**added, dynamics=dynamics | task.dynamics)
 
 
-def _neutral(name: str, env: Env) -> Array:
-    """Returns the value of a task's field that changes nothing."""
+def _neutral(name: str, env: Env, other: Array) -> Array:
+    """Returns the value of a task's field that changes nothing, for that of another task."""
     match name:
         case "permutation":
             return jnp.arange(math.prod(env.observation_shape), dtype=jnp.int32)
@@ -254,6 +265,10 @@ def _neutral(name: str, env: Env) -> Array:
             return jnp.zeros(env.observation_shape)
         case "reward_scale":
             return jnp.ones((), jnp.float32)
+        case "reward_kernel":
+            return jnp.zeros_like(other).at[0].set(1.0)
+        case "action_gain":
+            return jnp.ones(env.num_actions)
     return jnp.zeros((), jnp.float32)  # noise, sticky_prob
 
 

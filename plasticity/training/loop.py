@@ -124,8 +124,19 @@ def first_task(run: Run) -> Task:
 
 
 def next_task(run: Run, task: Task, round: Array | int) -> Task:
-    """Returns the task of `round`, which is 1 for the second, for that of the round before."""
-    return run.shift(task, round, key_for(run.seed, Stream.SHIFT, round))
+    """Returns the task of `round`, which is 1 for the second, for that of the round before.
+
+    If tasks recur, it is one of the first rounds', which are computed from the beginning.
+    """
+    if run.schedule.recur_after is None:
+        return run.shift(task, round, key_for(run.seed, Stream.SHIFT, round))
+    tasks = [first_task(run)]
+    for i in range(1, run.schedule.recur_after):
+        tasks.append(run.shift(tasks[-1], i, key_for(run.seed, Stream.SHIFT, i)))
+    phase = jnp.asarray(round) % len(tasks)
+    return jax.tree.map(
+        lambda like, *x: jnp.stack(x).astype(jnp.result_type(like))[phase], task, *tasks
+    )
 
 
 def make_context(
@@ -145,7 +156,9 @@ def make_context(
 
     def init_params(key: Array) -> Params:
         # Flax folds a hash of each parameter's path into the key, and so leaves small numbers free.
-        params = network.init(key, no_obs)["params"]
+        description = run.intervention.network(run.network)
+        drawn = network.init(key, no_obs)["params"]
+        params = description.initialize(drawn, jax.random.fold_in(key, 1))
         return run.intervention.add_params(params, jax.random.fold_in(key, 0))
 
     def apply(params: Params, observation: Array) -> Output:

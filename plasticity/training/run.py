@@ -40,6 +40,8 @@ class Schedule(Struct):
       probe_every: updates between two measurements of probes that have no interval of their own; 0
         for the ends of rounds alone.
       probe_batch_size: observations in the probe batch.
+      recur_after: rounds after which their tasks recur in order: with 2, rounds are on tasks A, B,
+        A, B, ... If not given, the task shifts anew at every boundary.
     """
 
     rounds: int = static_field(10, ge=1)
@@ -52,6 +54,7 @@ class Schedule(Struct):
     eval_past_every: int = static_field(0, ge=0)
     probe_every: int = static_field(100, ge=0)
     probe_batch_size: int = static_field(512, ge=1)
+    recur_after: int | None = static_field(None, kind=int, ge=2)
 
 
 class Run(Struct):
@@ -135,6 +138,7 @@ def check_run(run: Run) -> None:
         intrinsic=run.intrinsic.value_head,
     )
     run.intervention.check_layers(network, params)
+    run.agent.check()
     run.intervention.optimizer(run.agent.optimizer(jax.random.key(0))).build()
     run.intervention.check()
     run.intrinsic.check(run.agent, run.env.observation_shape)
@@ -146,7 +150,6 @@ def check_run(run: Run) -> None:
             getattr(agent, larger),
             f"must be less than 2^31 / agent.{other}={getattr(agent, other)}",
         )
-    agent.check()
     if schedule.rounds * schedule.updates_per_round > MAX_INT:
         key = "rounds" if schedule.rounds > schedule.updates_per_round else "updates_per_round"
         raise SettingError(
@@ -189,7 +192,8 @@ def check_run(run: Run) -> None:
         return
     task = Task(Levels(0, levels, levels), dynamics={})
     moving, any_key = [part for part in run.shift.parts if part.needs_levels], jax.random.key(0)
-    for round in range(1, schedule.rounds if moving else 1):
+    rounds = min(schedule.rounds, schedule.recur_after or schedule.rounds)
+    for round in range(1, rounds if moving else 1):
         for part in moving:
             task = part(task, round, key=any_key)
         if round > LEVELS_PER_SEED:  # a shift adds one at least, or none ever

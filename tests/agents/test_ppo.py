@@ -20,6 +20,7 @@ from plasticity.interventions import (
     chain,
 )
 from plasticity.networks import Categorical, Network, Output
+from plasticity.struct import SettingError
 
 STEPS, ENVS, ACTIONS, SEEN = 7, 3, 3, 4
 gae = jax.jit(ppo.gae)
@@ -121,6 +122,74 @@ def test_loss():
     assert 0.2 < terms["clip_fraction"] < 0.9
     assert float(total) == pytest.approx(known, rel=1e-4)
     assert {k: float(v["all"]) for k, v in metrics.items()} == pytest.approx(terms, rel=1e-4)
+
+
+def test_value_loss_is_clipped_as_in_cleanrl():
+    """Would catch the smaller of both errors, clipping around the target, or of the other head."""
+    rng = np.random.default_rng(3)
+    value, old, target, other = rng.normal(size=(4, 40))
+    batch = Batch(*[None] * 3, value=old, advantage=None, target=target, intrinsic_target=target)
+    output = Output(None, value, {}, {}, other)
+    known = [
+        max((v - t) ** 2, (o + min(max(v - o, -0.3), 0.3) - t) ** 2) + (i - t) ** 2
+        for v, o, t, i in zip(value, old, target, other, strict=True)
+    ]
+    np.testing.assert_allclose(ppo.value_loss(output, batch, 0.3), known, rtol=1e-5)
+    assert not np.allclose(ppo.value_loss(output, batch), known)
+
+
+def test_make_schedule():
+    """Would catch a decay that begins at 0, ends late, or a warm-up that starts over."""
+    rate = ppo.make_schedule(0.2, "linear", 4, 12)
+    np.testing.assert_allclose(
+        [rate(i) for i in (0, 1, 4, 8, 12, 30)], [0, 0.05, 0.2, 0.1, 0, 0], atol=1e-7
+    )
+    cosine = ppo.make_schedule(0.2, "cosine", 0, 8)
+    known = [0.1 * (1 + np.cos(np.pi * i / 8)) for i in range(9)]
+    np.testing.assert_allclose([cosine(i) for i in range(9)], known, atol=1e-7)
+    assert ppo.make_schedule(0.2, None, 4, 0)(50) == pytest.approx(0.2)
+    assert ppo.make_schedule(0.2, None, 0, 0) == 0.2  # no count in the optimizer's state
+
+
+def test_schedule_begins_anew_with_the_optimizer():
+    """Would catch steps counted for updates, or a warm-up that a shift does not repeat."""
+    spec = PPO(num_envs=2, num_steps=8, minibatch_size=4, num_epochs=2, lr_warmup_updates=3)
+    optimizer = spec.optimizer(jax.random.key(0)).build()
+    gradient, sizes = {"w": jnp.ones(1)}, []
+    for _ in range(2):  # as at a shift
+        state = optimizer.init(gradient)
+        for _ in range(30):
+            update, state = optimizer.update(gradient, state, gradient)
+            sizes.append(-float(update["w"][0]) / spec.learning_rate)
+    known = [min(i / (3 * 8), 1) for i in range(30)]  # eight steps an update
+    np.testing.assert_allclose(sizes, known * 2, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lr_schedule": "linear"}, "lr_decay_updates"),
+        ({"lr_decay_updates": 9}, "lr_decay_updates"),
+        ({"lr_schedule": "cosine", "lr_decay_updates": 3, "lr_warmup_updates": 3}, "lr_warmup"),
+    ],
+)
+def test_check_refuses_a_schedule_without_end(changes, named):
+    """Would catch a learning rate that is silently constant, or that never comes down."""
+    with pytest.raises(SettingError, match=named):
+        PPO(**changes).check()
+
+
+def test_scan_epochs_stops_at_the_end_of_an_epoch():
+    """Would catch a stop within an epoch, one too late, or means over steps that are not made."""
+    kl = jnp.array([9.0, 0.1, 0.3, 5.0, 0.2, 7.0, 0.1, 0.1])
+
+    def step(made, kl):
+        return made + 1, {"approx_kl": {"all": kl}}
+
+    made, metrics = jax.jit(lambda: ppo.scan_epochs(4, 1.0, step, jnp.int32(0), kl))()
+    assert made == 4
+    assert float(metrics["gradient_steps"]["all"]) == 4
+    assert float(metrics["approx_kl"]["all"]) == pytest.approx(np.mean([9.0, 0.1, 0.3, 5.0]))
 
 
 def test_entropy_and_log_prob():
@@ -264,11 +333,12 @@ def numpy_update(spec, params, batch):
     return params, found, terms
 
 
-@pytest.mark.parametrize("max_grad_norm", [0.05, 1e6])
-def test_a_whole_update(max_grad_norm):
+@pytest.mark.parametrize(("max_grad_norm", "target_kl"), [(0.05, None), (1e6, None), (1e6, 1e-3)])
+def test_a_whole_update(max_grad_norm, target_kl):
     """Would catch any departure from clip-then-Adam on PPO's loss, or norms taken after clipping.
 
-    A minibatch is the whole rollout, so that the order within it does not matter.
+    A minibatch is the whole rollout, so that the order within it does not matter. Its actions are
+    not the policy's, which is too far away from the first epoch on: with a target it has no other.
     """
     spec = PPO(
         num_envs=ENVS, num_steps=STEPS, minibatch_size=ENVS * STEPS, num_epochs=3,
@@ -284,7 +354,11 @@ def test_a_whole_update(max_grad_norm):
             advantage + rollout.value,
         )
     ))  # fmt: skip
-    known, found, terms = numpy_update(spec, params, batch)
+    if target_kl is not None:
+        known, found, terms = numpy_update(spec.replace(num_epochs=1), params, batch)
+        spec = spec.replace(target_kl=target_kl)
+    else:
+        known, found, terms = numpy_update(spec, params, batch)
 
     with jax.enable_x64(True):
         context = make_context(spec, Network(hidden=(5,), activation="tanh"), Interventions())

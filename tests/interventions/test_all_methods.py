@@ -216,16 +216,20 @@ def test_methods_without_needs_policy_work_on_the_predictor(name):
 def test_needs_policy_refuses_the_known_methods():
     """Would catch a change of what the predictor's configuration accepts."""
     assert {name for name, cls in METHODS.items() if cls.needs_policy} == {
+        "calibrated_partial_resets",
         "churn_reduction",
         "continual_backprop",
+        "ewc",
         "freeze",
         "infer",
+        "kl_penalty",
         "parseval",
         "plasticity_injection",
         "proximal_features",
         "redo",
         "redo_study",
         "regrama",
+        "sam",
         "self_normalized_resets",
     }
 
@@ -250,6 +254,7 @@ class UnnamedModule(nn.Module):
 
 # What each method raised, or left undone, on such a network.
 NEEDS = {
+    "calibrated_partial_resets": "hidden",
     "continual_backprop": "hidden",
     "infer": "hidden.*policy",
     "parseval": "hidden",

@@ -10,6 +10,7 @@ from intervention_helpers import batch_of, rollout_of, step_of
 from plasticity.interventions import (
     ChurnReduction,
     InFeR,
+    KLPenalty,
     ProximalFeatures,
     TrainState,
     chain,
@@ -186,3 +187,27 @@ def test_churn_reduction_draws_its_reference_from_the_rollout(tiny_run):
     assert len(np.unique(losses)) > 1000
     assert losses.mean() == pytest.approx(each.mean(), abs=5 * each.std() / np.sqrt(7 * 2000))
     assert losses.std() == pytest.approx(each.std() / np.sqrt(7), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ratio_to_target", "factor"), [(1.6, 2.0), (1.4, 1.0), (0.7, 1.0), (0.6, 0.5)]
+)
+def test_kl_penalty_follows_its_target(tiny_run, ratio_to_target, factor):
+    """Would catch KL(new || old), a bound at the target, or a beta that moves the wrong way."""
+    now, before, rollout, context = make_arguments(tiny_run, KLPenalty(), True)
+    log_now, log_before = (outputs_of(params, ELSEWHERE[None])[0] for params in (now, before))
+    kl = np.sum(np.exp(log_before) * (log_before - log_now))
+    part = KLPenalty(3.0, kl / ratio_to_target)
+    train_state = TrainState(now, None)
+    state = part.init(train_state, context)
+    new, unchanged = part.after_update(state, train_state, rollout, context)
+    assert unchanged is train_state
+    assert float(new) == 3 * factor
+    fixed = KLPenalty(3.0, kl / ratio_to_target, adaptive=False)
+    assert fixed.after_update(state, train_state, rollout, context)[0] is state
+
+    log_now, log_before = (outputs_of(params, OBS)[0] for params in (now, before))
+    known = np.mean(np.sum(np.exp(log_before) * (log_before - log_now), axis=1))
+    assert float(loss_of(part, new, now, rollout, context)) == pytest.approx(
+        3 * factor * known, rel=1e-4
+    )

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Void, same
+from intervention_helpers import rollout_of
 
 from plasticity.interventions import (
+    EWC,
     L2,
     CReLU,
     L2Init,
@@ -216,3 +218,56 @@ def test_spectral_penalties_use_effective_params(tiny_run, part):
     one, other = terms()
     assert float(one) > 0
     assert float(other) == pytest.approx(float(one), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_ewc_measures_the_fisher_information_of_the_policy(tiny_run):
+    """Would catch the square of the mean, the value's derivatives, or another policy's actions.
+
+    The derivative by the logits is 1[a] - pi, whose squares have the mean pi (1 - pi).
+    """
+    context, params = drawn(tiny_run, EWC())
+    params["policy"]["bias"] = np.array([1.0, 0.0, -0.5], np.float32)
+    observation = np.random.default_rng(0).normal(size=(1, 6)).astype(np.float32)
+    part = EWC(samples=4000)
+    train_state = TrainState(params, None)
+    state = part.init(train_state, context)
+    assert float(part.penalty(state, params, context)) == 0
+    state, unchanged = jax.jit(
+        lambda state: part.after_update(
+            state, train_state, rollout_of(jnp.tile(observation, (5, 1))), context
+        )
+    )(state)
+    same(unchanged.params, params)
+    output = context.apply(params, observation)
+    logits = np.asarray(output.policy.logits[0], float)
+    pi = np.exp(logits) / np.exp(logits).sum()
+    found = state.latest["policy"]
+    np.testing.assert_allclose(found["bias"], pi * (1 - pi), atol=0.02)
+    features = np.asarray(output.activations["hidden_1"][0])
+    known = features[:, None] ** 2 * np.asarray(found["bias"])
+    np.testing.assert_allclose(found["kernel"], known, rtol=1e-3, atol=1e-7)
+    assert np.any(state.latest["torso"]["hidden_0"]["kernel"])
+    assert not np.any(state.latest["value"]["kernel"])
+
+
+def test_ewc_adds_the_terms_of_all_rounds():
+    """Would catch a sum without its half, one center for all rounds, or NaN where F is 0."""
+    rng = np.random.default_rng(1)
+    ends, fishers = rng.normal(size=(3, 8)), rng.uniform(size=(3, 8)) ** 4
+    fishers[:, 0] = 0
+    part, zeros = EWC(3.0), {"w": jnp.zeros(8)}
+    state = part.init(TrainState({"w": jnp.ones(8)}, None), PLAIN)
+    for end, fisher in zip(ends, fishers, strict=True):
+        state = state._replace(latest={"w": jnp.asarray(fisher)})
+        state, _ = part.on_shift(state, TrainState({"w": jnp.asarray(end)}, None), PLAIN)
+
+    def known(x):
+        return 1.5 * np.sum(fishers * (x - ends) ** 2)
+
+    points = rng.normal(size=(4, 8))
+    found = [float(value_and_grad(part, state, {"w": jnp.asarray(x)})[0]) for x in points]
+    np.testing.assert_allclose(
+        np.diff(found), np.diff([known(x) for x in points]), rtol=1e-4, atol=1e-4
+    )
+    same(value_and_grad(part, state, zeros)[1]["w"], -3 * np.sum(fishers * ends, axis=0), rtol=1e-4)

@@ -9,6 +9,7 @@ from helpers import Void, same
 from intervention_helpers import rollout_of, step_of
 
 from plasticity.interventions import (
+    FIRE,
     CReLU,
     HareTortoise,
     PlasticityInjection,
@@ -17,11 +18,12 @@ from plasticity.interventions import (
     ResetFinal,
     ResetLayers,
     ResetOptimizer,
+    SelectiveWeightReinitialization,
     TrainState,
     chain,
     reset_moments,
 )
-from plasticity.interventions.resets import last_layers
+from plasticity.interventions.resets import last_layers, polar_factor
 from plasticity.interventions.unit_resets import recycle
 from plasticity.networks import Network, connections
 from plasticity.training import loop
@@ -433,3 +435,78 @@ def test_redo_recycles_injected_heads(injectable, injected):
     due, rollout = injectable._replace(update=jnp.int32(9)), rollout_of(OBS)
     _, recycled = jax.jit(lambda: ReDo(0.5).after_update((), train_state, rollout, due))()
     assert jax.tree.structure(recycled) == jax.tree.structure(train_state)
+
+
+def newton_schulz(matrix, iterations=10):
+    """The iteration of the published code, on the side that it is on there."""
+    tall = matrix if matrix.shape[1] <= matrix.shape[0] else matrix.T
+    x = tall / np.linalg.norm(tall)
+    for _ in range(iterations):
+        x = 1.5 * x - 0.5 * x @ (x.T @ x)
+    return x if matrix.shape[1] <= matrix.shape[0] else x.T
+
+
+def test_fire_is_the_published_reinitialization(context):
+    """Would catch a scale the other way round, kernels of images taken whole, or biases that go."""
+    rng = np.random.default_rng(3)
+    shapes = {"hidden_0": (3, 3, 2, 5), "hidden_1": (20, 4), "policy": (4, 9), "value": (4, 1)}
+    params = {
+        name: {"kernel": rng.normal(size=shape).astype(np.float32), "bias": np.ones(shape[-1])}
+        for name, shape in shapes.items()
+    }
+    after = jax.jit(lambda before: FIRE().on_shift((), before, context)[1])(worn(params, context))
+    for name, shape in shapes.items():
+        same(after.params[name]["bias"], params[name]["bias"])
+        kernel, found = (x[name]["kernel"].reshape(-1, *shape[-2:]) for x in (params, after.params))
+        for old, new in zip(kernel, found, strict=True):
+            known = newton_schulz(old.T).T * np.sqrt(shape[-1] / shape[-2]) / len(kernel)
+            np.testing.assert_allclose(new, known, atol=1e-5)
+    same(after.opt_state, context.optimizer.init(params))
+
+
+def test_polar_factor_is_the_nearest_orthogonal_matrix():
+    """Would catch an iteration that converges to another matrix, or NaN for a layer of zeros."""
+    matrix = np.random.default_rng(4).normal(size=(6, 4)).astype(np.float32)
+    u, _, v = np.linalg.svd(matrix, full_matrices=False)
+    for x, known in ((matrix, u @ v), (matrix.T, (u @ v).T)):
+        np.testing.assert_allclose(polar_factor(x, 30), known, atol=1e-5)
+    assert not np.any(polar_factor(jnp.zeros((3, 2)), 10))
+
+
+@pytest.mark.parametrize(
+    ("pruning", "utility"), [("proportional", "gradient"), ("threshold", "magnitude")]
+)
+def test_selective_weight_reinitialization_redraws_the_least_useful(context, old, pruning, utility):
+    """Would catch the most useful, a threshold of the whole network, or an average begun late."""
+    part = SelectiveWeightReinitialization(0.3, 0.6, every=3, utility=utility, pruning=pruning)
+    rng = np.random.default_rng(5)
+    state, before = part.init(worn(old, context), context), worn(old, context)
+    known = jax.tree.map(np.zeros_like, old)
+    for _ in range(4):
+        gradients = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), old)
+        state, _ = part.after_step(state, before, step_of(gradients), context)
+        known = jax.tree.map(
+            lambda u, w, g: 0.6 * u + 0.4 * abs(w * g if utility == "gradient" else w),
+            known,
+            jax.device_get(old),
+            gradients,
+        )
+    same(state, known, rtol=1e-5, atol=1e-7)
+    update = jax.jit(
+        lambda update: part.after_update(state, before, None, context._replace(update=update))
+    )
+    same(update(jnp.int32(1)), (state, before))
+    utilities, after = update(jnp.int32(2))
+    same(after.opt_state, before.opt_state)
+
+    def check(u, new, old, left):
+        changed = np.asarray(new != old)
+        if pruning == "threshold":
+            assert np.array_equal(changed, u <= 0.3 * u.mean())
+        else:
+            assert np.floor(0.3 * u.size) <= changed.sum() <= np.ceil(0.3 * u.size)
+            if changed.any():
+                assert u[changed].max() < u[~changed].min()
+        same(left, 0 * u if changed.any() else u)
+
+    jax.tree.map(check, jax.device_get(state), after.params, old, utilities)

@@ -9,6 +9,7 @@ from helpers import Void, same
 from intervention_helpers import step_of
 
 from plasticity.interventions import (
+    CalibratedPartialResets,
     ContinualBackprop,
     CReLU,
     LayerNorm,
@@ -428,3 +429,69 @@ def test_redo_study_leaves_other_layers_alone(tiny_run, architecture):
     state = part.init(train_state, context)
     state, _ = part.after_step(state, train_state, step_of(activations=silence), context)
     same(part.after_update(state, train_state, None, context)[1], train_state)
+
+
+def test_continual_backprop_without_decay_has_the_instantaneous_utility(context):
+    """Would catch a correction by 0, or a utility of earlier minibatches."""
+    part = ContinualBackprop(1 / 16, 0, decay=0.0)
+    train_state, step = trained(context), stepper(part, context)
+    state, rng = part.init(train_state, context), np.random.default_rng(1)
+    for _ in range(3):
+        activations = {
+            "hidden_0": rng.normal(size=(5, 16)).astype(np.float32),
+            "hidden_1": rng.normal(size=(5, 8)).astype(np.float32),
+        }
+        state, after = step(state, train_state, activations, context.key)
+        out = np.abs(train_state.params["torso"]["hidden_1"]["kernel"]).sum(axis=1)
+        useless = np.argmin(np.abs(activations["hidden_0"]).mean(axis=0) * out)
+        changed = np.any(
+            after.params["torso"]["hidden_0"]["kernel"]
+            != train_state.params["torso"]["hidden_0"]["kernel"],
+            axis=0,
+        )
+        assert np.flatnonzero(changed) == [useless]
+
+
+@pytest.mark.parametrize("kind", ["shared", "widened"])
+def test_calibrated_partial_resets_match_the_published_code(context, widened, kind):
+    """Would catch outgoing weights before incoming ones, moments reset, or utilities that go on."""
+    tools, wiring = (context, SHARED) if kind == "shared" else (widened, SEPARATE)
+    part = CalibratedPartialResets(0.4, 3.0, 0.9, 0.7, every=2)
+    before = trained(tools)
+    state, rng = part.init(before, tools), np.random.default_rng(2)
+    utilities = {
+        name: np.ones(part_of(before.params, path[:2])["bias"].size)
+        for name, path in wiring.items()
+    }
+    for _ in range(3):
+        gradients = jax.tree.map(
+            lambda x: (
+                rng.normal(size=x.shape[-1]).astype(np.float32)
+                * rng.normal(size=x.shape).astype(np.float32)
+            ),
+            before.params,
+        )
+        state, _ = part.after_step(state, before, step_of(gradients), tools)
+        for name, path in wiring.items():
+            size = np.abs(part_of(gradients, path[:2])["kernel"]).mean(axis=0)
+            utilities[name] = 0.7 * utilities[name] + 0.3 * size / (size.mean() + 1e-8)
+    same(state, utilities, rtol=1e-5)
+    after_update = jax.jit(
+        lambda update: part.after_update(state, before, None, tools._replace(update=update))
+    )
+    same(after_update(jnp.int32(2)), (state, before))
+    state, after = after_update(jnp.int32(1))
+    same(state, jax.tree.map(np.ones_like, utilities))
+    same(after.opt_state, before.opt_state)
+
+    fresh = tools.init_params(tools.key)
+    params = jax.tree.map(np.array, before.params)
+    for name, (torso, layer, following) in wiring.items():
+        share = 0.4 * np.minimum(2 / (1 + np.exp(3 * (utilities[name] - 0.9))), 1)
+        assert 0.01 < share.min() < share.max() <= 0.4
+        kernel = params[torso][layer]["kernel"]
+        kernel[:] = (1 - share) * kernel + share * np.array(fresh[torso][layer]["kernel"])
+        for path in following:
+            kernel = part_of(params, path)["kernel"]
+            kernel *= 1 - np.tile(share, len(kernel) // len(share))[:, None]
+    same(after.params, params, rtol=1e-4, atol=1e-6)

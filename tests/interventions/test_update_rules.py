@@ -10,6 +10,7 @@ from scipy import special
 
 from plasticity.agents import PPO
 from plasticity.interventions import (
+    SAM,
     TRAC,
     UPGD,
     Adam,
@@ -472,3 +473,21 @@ def test_update_rules_keep_their_types(tiny_run):
                 np.dtype(np.float64),
                 np.dtype(np.int32),
             }
+
+
+def test_sam_takes_the_gradient_at_the_edge_of_the_ball():
+    """Would catch a radius for each tensor, a step downhill, or metrics of the perturbed loss."""
+
+    def loss(params):
+        value = jnp.sum(params["kernel"] ** 4) + jnp.sum(jnp.exp(params["bias"]))
+        return value, value
+
+    found, aux = chain(SAM(0.3)).gradient(jax.grad(loss, has_aux=True))(PARAMS)
+    kernel, bias = PARAMS["kernel"].astype(float), PARAMS["bias"].astype(float)
+    slopes = 4 * kernel**3, np.exp(bias)
+    norm = np.sqrt(sum(np.sum(slope**2) for slope in slopes))
+    kernel, bias = kernel + 0.3 * slopes[0] / norm, bias + 0.3 * slopes[1] / norm
+    same(found, {"kernel": 4 * kernel**3, "bias": np.exp(bias)}, rtol=1e-5)
+    assert float(aux) == pytest.approx(float(loss(PARAMS)[0]))
+    flat = chain(SAM(0.3)).gradient(jax.grad(lambda x: (0.0 * x, ()), has_aux=True))
+    assert flat(jnp.ones(()))[0] == 0

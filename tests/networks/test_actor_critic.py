@@ -154,6 +154,38 @@ def test_uniform_entries_are_uniform_across_keys(draws):
     assert abs(steps.mean()) < 5 / 3 / np.sqrt(steps.size)
 
 
+def test_init_orthogonal_draws_as_cleanrl():
+    """Would catch gains of other layers, a convolution taken apart, or a sign that is never drawn.
+
+    Also fewer units than inputs and more, and parameters that are no weights.
+    """
+    network = Network(hidden=(24, 6), channels=(5,), norm="layer_norm", init="orthogonal")
+    module = network.build((8, 8, 2), 3, continuous=True)
+
+    @jax.vmap
+    def draw(key):
+        params = module.init(key, jnp.zeros((1, 8, 8, 2)))["params"]
+        return network.initialize(params, key), params
+
+    drawn, before = jax.device_get(jax.jit(draw)(jax.random.split(jax.random.key(0), 50)))
+    layers = by_layer(drawn)
+    assert len(layers) == 3 * 2 + 2
+    for name, layer in layers.items():
+        if "kernel" not in layer:
+            same(layer, by_layer(before)[name])
+            continue
+        gain = {"policy": 0.01, "value": 1.0}.get(name, np.sqrt(2))
+        assert not layer["bias"].any()
+        for kernel in layer["kernel"].astype(float).reshape(50, -1, layer["kernel"].shape[-1]):
+            short = kernel if kernel.shape[0] >= kernel.shape[1] else kernel.T
+            np.testing.assert_allclose(
+                short.T @ short, gain**2 * np.eye(short.shape[1]), atol=1e-5 * gain**2
+            )
+        first = layer["kernel"].reshape(50, -1)[:, 0]
+        assert 10 < np.sum(first > 0) < 40
+    same(drawn["policy"]["log_std"], before["policy"]["log_std"])
+
+
 def forward(params, observation, activation, norm):
     """Computes the network independently, in float64."""
     act = {"relu": lambda z: np.maximum(z, 0), "tanh": np.tanh}[activation]

@@ -8,13 +8,14 @@ from probe_helpers import measure, view_of
 
 from plasticity.agents import PPO
 from plasticity.interventions import Batch
-from plasticity.networks import Network
+from plasticity.networks import Categorical, Network, Output
 from plasticity.probes import (
     CriticError,
     GradientCosine,
     GradientCovarianceRank,
     GradientDormantUnits,
     HessianEigenvalue,
+    NTKConditionNumber,
     NTKRank,
     PolicyChurn,
     PolicyKL,
@@ -153,6 +154,26 @@ def test_ntk_rank_matches_numpy(view):
     kernels["all"] = kernels["policy"] + kernels["value"]
     expected = {name: rank(np.linalg.eigvalsh(kernel)) for name, kernel in kernels.items()}
     assert measure(NTKRank(size=5), view) == pytest.approx(expected, rel=1e-4)
+    # The smallest eigenvalue of each is known to a few digits only.
+    conditions = {name: np.linalg.cond(kernel) for name, kernel in kernels.items()}
+    assert max(conditions.values()) < 1e5
+    assert measure(NTKConditionNumber(size=5), view) == pytest.approx(conditions, rel=0.02)
+
+
+def test_ntk_condition_number_is_bounded():
+    """Would catch infinity, or a number below 0, of a kernel that is singular, and 0 / 0."""
+
+    def view_at(observation):
+        def apply(params, observation):
+            logits = jnp.zeros((len(observation), 2))
+            return Output(Categorical(logits), observation @ params["w"], {}, {})
+
+        return view_of({"w": jnp.ones(2)}, apply, observation=jnp.asarray(observation, float))
+
+    found = measure(NTKConditionNumber(), view_at([[3.0, 0], [0, 1]]))
+    assert found == pytest.approx({"policy": 0, "value": 9, "all": 9})
+    found = measure(NTKConditionNumber(), view_at([[1.0, 0], [1, 0], [1, 0], [1, 0]]))
+    assert found["value"] == pytest.approx(2**23 / 4, rel=1e-3)
 
 
 def quadratic(hessian):

@@ -15,14 +15,17 @@ from plasticity.networks import Categorical, Output
 from plasticity.probes import (
     ApproximateRank,
     DeadUnits,
+    DeviationFromIsometry,
     DistanceFromInit,
     DistanceFromRoundStart,
+    DormantOverlap,
     DormantUnits,
     EffectiveRank,
     FeatureCosine,
     FeatureNorm,
     FeatureRank,
     InactiveFraction,
+    LinearizedUnits,
     Probe,
     Probes,
     RolloutInactiveFraction,
@@ -135,6 +138,50 @@ def test_dormant_units_match_the_definition(tau):
     expected = {"hidden_0": np.mean(dormant[0]), "hidden_1": np.mean(dormant[1])}
     expected["all"] = np.mean(dormant[0] + dormant[1])
     assert measure(DormantUnits(tau), signed, LAST) == pytest.approx(expected)
+
+
+def test_linearized_units_are_on_for_all_observations():
+    """Would catch activations, of which none is below 0, or positions of a channel."""
+    rows = np.array([[1.0, -1, 0, 2], [2, -2, 1, 3], [3, -3, 1, -1]])
+    image = np.ones((2, 1, 3, 2))
+    image[1, 0, 2, 0] = -1
+    output = Output(None, None, {}, {"hidden_0": jnp.asarray(image), "hidden_1": jnp.asarray(rows)})
+    result = LinearizedUnits()(view_of({}, lambda params, _: output))
+    assert {name: float(x) for name, x in result.items()} == pytest.approx(
+        {"hidden_0": 1 / 2, "hidden_1": 1 / 4, "all": 2 / 6}
+    )
+
+
+def test_dormant_overlap_compares_with_the_parameters_named():
+    """Would catch a fraction of all units, of the larger set, or of the wrong moment."""
+    # Units that are on: X now, Y earlier, for two layers of four and three.
+    on = {
+        "now": ([1, 0, 0, 0], [1, 1, 1]),
+        "round": ([0, 1, 0, 0], [0, 1, 1]),
+        "run": ([1, 1, 1, 0], [1, 1, 1]),
+        "update": ([1, 0, 0, 0], [1, 1, 1]),
+    }
+    params = {
+        moment: {f"hidden_{i}": jnp.asarray(units, float) for i, units in enumerate(layers)}
+        for moment, layers in on.items()
+    }
+    moments = {"round_params": "round", "initial_params": "run", "prev_params": "update"}
+    made = view_of(
+        params["now"],
+        lambda params, obs: Output(
+            None, None, {k: obs[:, None] * x for k, x in params.items()}, {}
+        ),
+        observation=jnp.array([1.0, 2.0]),
+        **{name: params[moment] for name, moment in moments.items()},
+    )
+    known = {
+        "round": {"hidden_0": 2 / 3, "hidden_1": 0, "all": 2 / 3},
+        "run": {"hidden_0": 1, "hidden_1": 0, "all": 1},
+        "update": {"hidden_0": 1, "hidden_1": 0, "all": 1},
+    }
+    for since, expected in known.items():
+        result = DormantOverlap(0.0, since)(dataclasses.replace(made))
+        assert {name: float(x) for name, x in result.items()} == pytest.approx(expected)
 
 
 def test_dormant_units_include_the_threshold():
@@ -332,6 +379,40 @@ def test_spectral_norm_of_kernels():
     }
     assert measure(SpectralNorm(), params=params) == pytest.approx(
         {"hidden_0": np.sqrt(20), "hidden_1": 3.0, "policy": 5.0, "value": 0.0, "all": 5.0}
+    )
+
+
+def test_deviation_from_isometry_is_0_for_orthogonal_kernels():
+    """Would catch the larger of both products, a root, or a convolution taken as one matrix."""
+    rng = np.random.default_rng(0)
+    tall, wide, image = (
+        rng.normal(size=(5, 3)),
+        rng.normal(size=(2, 4)),
+        rng.normal(size=(2, 2, 3, 2)),
+    )
+    params = {
+        "torso": {
+            "hidden_0": {"kernel": image, "bias": np.ones(2)},
+            "hidden_1": {"kernel": tall},
+            "hidden_2": {"kernel": np.linalg.qr(tall)[0]},
+        },
+        "policy": {"kernel": wide},
+        "value": {"kernel": np.linalg.qr(wide.T)[0].T},
+    }
+
+    def deviation(w):
+        return sum((s**2 - 1) ** 2 for s in np.linalg.svd(w, compute_uv=False))
+
+    known = {
+        "hidden_0": sum(deviation(w) for w in image.reshape(-1, 3, 2)),
+        "hidden_1": deviation(tall),
+        "hidden_2": 0,
+        "policy": deviation(wide),
+        "value": 0,
+    }
+    known["all"] = sum(known.values())
+    assert measure(DeviationFromIsometry(), params=params) == pytest.approx(
+        known, rel=1e-4, abs=1e-6
     )
 
 

@@ -16,6 +16,7 @@ from plasticity.probes import (
     PolicyKL,
     Probe,
     Probes,
+    RatioBeyondClip,
     Trainability,
     ValueChurn,
 )
@@ -42,6 +43,21 @@ def test_churn_probes_compare_before_and_after_the_update():
     assert measure(PolicyKL(), view) == pytest.approx({"all": kl}, rel=1e-5)
     assert measure(PolicyChurn(), view) == pytest.approx({"all": 1 / 3})
     assert measure(ValueChurn(), view) == pytest.approx({"all": np.sqrt(5 / 3)})
+
+
+def test_ratio_beyond_clip_is_that_of_the_earlier_policys_actions():
+    """Would catch actions of the policy afterwards, the inverse ratio, or 0 / 0 within the clip."""
+    before, after = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.33, 0.47])
+    count = 20_000
+    view = view_of(
+        output_params(np.log(np.tile(after, (count, 1))), np.zeros(count)),
+        lambda params, _: Output(**params, activations={}, preactivations={}),
+        prev_params=output_params(np.log(np.tile(before, (count, 1))), np.zeros(count)),
+    )
+    known = {"all": 0.7, "above": 0.47 / 0.2, "below": 0.2 / 0.5}
+    assert measure(RatioBeyondClip(), view) == pytest.approx(known, rel=0.02)
+    within = {"all": 0.0, "above": 4.0, "below": -2.0}
+    assert measure(RatioBeyondClip(3.0), view) == pytest.approx(within)
 
 
 def test_policy_kl_of_a_deterministic_policy_is_finite():
@@ -107,6 +123,7 @@ def test_probes_run_on_stacked_runs_with_two_torsos(tiny_run):
         "Trainability": {"steps": 2},
         "HessianEigenvalue": {"iterations": 3},
         "NTKRank": {"size": 4},
+        "NTKConditionNumber": {"size": 4},
         "GradientCovarianceRank": {"size": 4},
     }
     all_probes = [

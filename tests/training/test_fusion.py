@@ -105,7 +105,8 @@ def test_all_shifts_in_one_program_equal_each_alone_up_to_rounding():
         [pl.Permute(), pl.PermuteActions()],
         [pl.Window(), pl.RewardScale()],
         [pl.Offset()],
-        [pl.Expand()],
+        [pl.Expand(), pl.Periodic("reward_scale", "square")],
+        [pl.PartialView()],
     ]
     with jax.enable_x64():
         runs = [TOY.replace(shift=pl.Shifts.of(*parts)) for parts in shifts]

@@ -137,7 +137,9 @@ class RND(IntrinsicModule):
         predictor = self._predictor(observation_shape)
 
         def init_params(key: Array) -> Params:
-            params = predictor.init(key, jnp.zeros((1, *shape)))["params"]
+            params = self.network.initialize(
+                predictor.init(key, jnp.zeros((1, *shape)))["params"], jax.random.fold_in(key, 1)
+            )
             return self.intervention.add_params(params, jax.random.fold_in(key, 0))
 
         def apply(params: Params, observation: Array) -> Output:
@@ -155,12 +157,11 @@ class RND(IntrinsicModule):
         shape = self.input_shape(observation_shape)
         params = context.init_params(predictor_key)
         predictor = TrainState(params, context.optimizer.init(params))
+        target = self._target(observation_shape).init(target_key, jnp.zeros((1, *shape)))["params"]
         return RNDState(
             predictor=predictor,
             intervention=self.intervention.init(predictor, context._replace(key=key)),
-            target=self._target(observation_shape).init(target_key, jnp.zeros((1, *shape)))[
-                "params"
-            ],
+            target=self.network.initialize(target, jax.random.fold_in(target_key, 1)),
             obs_stats=RunningMeanStd.init(shape),
             reward_stats=RewardScaler.init(agent.num_envs),
         )

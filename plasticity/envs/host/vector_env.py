@@ -105,6 +105,11 @@ class HostVecEnv:
         self._rngs = rngs
         self._last_actions = [self._no_action] * len(self._envs)
         self.set_task(task)
+        kernels = [task.reward_kernel for task in self._tasks]
+        self._pending = [
+            np.zeros((self._num_envs, 0 if kernel is None else len(kernel)), np.float32)
+            for kernel in kernels
+        ]
         self._episode_steps[:] = 0
         mask = np.ones(self._num_envs, bool)
         observations = [envs.reset(mask, rng) for envs, rng in zip(self._envs, rngs, strict=True)]
@@ -142,7 +147,7 @@ class HostVecEnv:
     def _step_run(self, s: int, action: np.ndarray) -> HostStep:
         """Makes one step of the environments of run `s`, under its task."""
         task = self._tasks[s]
-        action = task.permute_action(action, self._continuous)
+        action = task.transform_action(action, self._continuous)
         if task.sticky_prob is not None:
             uniform = self._rngs[s].random(self._num_envs)
             action = task.repeat_action(action, self._last_actions[s], uniform)
@@ -151,8 +156,11 @@ class HostVecEnv:
         self._episode_steps[s] += 1
         self._check_finite(s, "a reward", step.reward)
         self._check_finite(s, "an observation", step.observation)
+        reward = task.transform_reward(step.reward)
+        if task.reward_kernel is not None:
+            reward, self._pending[s] = task.delay_reward(self._pending[s], reward, step.done)
         return step._replace(
-            reward=task.transform_reward(step.reward),
+            reward=reward,
             score=None if step.score is None else task.transform_reward(step.score),
         )
 

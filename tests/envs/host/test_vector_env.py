@@ -63,6 +63,22 @@ def test_host_vec_env_applies_each_runs_task(monkeypatch):
     vec_env.close()
 
 
+def test_host_vec_env_delays_each_runs_rewards(monkeypatch):
+    """Would catch rewards of one run paid to another, or carried over the end of an episode."""
+    monkeypatch.setattr(Gymnasium, "make", lambda self, num_envs: RecordingEnvs(num_envs))
+    runs = stack([host_run(0), host_run(1)])
+    task = jax.device_get(jax.vmap(lambda seed: host_run().env.task(seed))(jnp.array([0, 1])))
+    task = task._replace(reward_kernel=np.array([[0, 1, 0], [1, 0, 0]], np.float32))
+    vec_env = HostVecEnv(runs.env, 2, 4)
+    for _ in range(2):
+        vec_env.reset(task, make_rngs(runs, Stream.ENVS))
+        rewards = np.stack([vec_env.step(np.zeros((2, 4), int))[0].reward for _ in range(6)])
+        assert rewards.dtype == np.float32
+        assert (rewards[:, 0] == np.array([[0], [1], [2]] * 2)).all()
+        assert (rewards[:, 1] == 1).all()
+    vec_env.close()
+
+
 def test_host_vec_env_closes_all_where_one_cannot_be_closed(monkeypatch):
     """Would catch an error of `close` that hides the one which ended the training."""
     closed = []
