@@ -33,10 +33,13 @@ nitpick_ignore_regex = [
     (r"py:.*", r".*\s.*|ArrayTree"),  # prose before a colon in a Returns section
     (r"py:.*", r"(jax|jaxlib|jnp|flax|nn|optax|numpy|np|pandas|pd|matplotlib|omegaconf)\b.*"),
     (r"py:.*", r"(collections|pathlib|typing|rich|plt|Axes|Figure|Path|Mapping|Callable)\b.*"),
-    (r"py:.*", r"(.*\.)?(Array|Params|State|Batch|Metrics|Policy|Any|P|S|T|optional)"),
     (
         r"py:.*",
-        r"plasticity\.(networks|training|storage|envs|interventions|agents|struct|shifts)\b.*",
+        r"(.*\.)?(Array|Params|State|Batch|Metrics|Policy|Any|P|S|T|optional|Dyadic|Operator|FloatOperator|Scales)",
+    ),
+    (
+        r"py:.*",
+        r"plasticity\.(networks|integer|training|storage|envs|interventions|agents|struct|shifts)\b.*",
     ),
 ]
 

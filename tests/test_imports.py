@@ -11,6 +11,7 @@ from helpers import ROOT
 LAYERS = [
     ("struct", "rng", "renamed", "scan"),
     ("networks",),
+    ("integer",),
     ("interventions",),
     ("envs",),
     ("agents",),

@@ -1,4 +1,4 @@
-"""The console command: `plasticity train`, `plasticity report`, `plasticity methods`."""
+"""The console command: `plasticity train`, `plasticity report` and others."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ from importlib.metadata import version
 _COMMANDS = {
     "train": "trains a run, or the runs of a sweep (-m); --help lists what can be set",
     "report": "compares the runs in folders of results: a table and a figure",
+    "integer": "converts a finished run's policy to integers, and compares both",
     "methods": "lists interventions, probes, agents and what else there is, with coefficients",
 }
 _USAGE = "usage: plasticity COMMAND ...\n\n" + "\n".join(

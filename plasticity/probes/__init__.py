@@ -8,6 +8,7 @@ from plasticity.probes import (
     gradients,
     ntk,
     policy,
+    quantization,
     ranks,
     trainability,
     units,
@@ -20,6 +21,7 @@ from plasticity.probes.features import *
 from plasticity.probes.gradients import *
 from plasticity.probes.ntk import *
 from plasticity.probes.policy import *
+from plasticity.probes.quantization import *
 from plasticity.probes.ranks import *
 from plasticity.probes.trainability import *
 from plasticity.probes.units import *
@@ -33,6 +35,7 @@ __all__ += features.__all__
 __all__ += gradients.__all__
 __all__ += ntk.__all__
 __all__ += policy.__all__
+__all__ += quantization.__all__
 __all__ += ranks.__all__
 __all__ += trainability.__all__
 __all__ += units.__all__

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from plasticity.renamed import rename_config, rename_key
 from plasticity.results.arguments import checked, frame_with
-from plasticity.storage.run_dir import CHECKPOINTS, FIGURES, PARAMS
+from plasticity.storage.run_dir import CHECKPOINTS, FIGURES, INTEGER, PARAMS
 from plasticity.storage.table import (
     CONFIG,
     DTYPES,
@@ -256,7 +256,7 @@ def _search(path: Path, found: _Found, visited: set[str]) -> None:
     before = len(found.sources) + len(found.without_table)
     # Links are followed last, so that runs are named after the folders that they are in.
     for child in sorted(_children(path), key=Path.is_symlink):
-        if has_table and child.name in (CHECKPOINTS, PARAMS, FIGURES):
+        if has_table and child.name in (CHECKPOINTS, PARAMS, FIGURES, INTEGER):
             continue
         if child.is_symlink() and not child.exists():
             found.passed_over[child] = "is a link to nothing"

@@ -126,6 +126,8 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
         "trainability": "Loss on random targets",
         "feature_norm": "Feature norm (L2)",
         "feature_cosine": "Feature cosine",
+        "quantization_error": "Quantization error, 8 bits",
+        "quantization_error_4bit": "Quantization error, 4 bits",
     }
 )
 

@@ -29,6 +29,7 @@ from plasticity.struct import SettingError
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
 FIGURES = "figures"
+INTEGER = "integer"
 ROUNDS = "schedule.rounds"
 _PACKAGES = (
     *("plasticity-rl", "jax", "jaxlib", "flax", "optax", "numpy"),
