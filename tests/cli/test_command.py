@@ -228,7 +228,7 @@ def test_train_knows_the_keys_of_a_user_option(shell, tmp_path, capsys, where):
     for line, expected in {
         "env=room env.nope=1": "env.nope=1: no such key; env has _target_, size",
         "env=rom": "env=rom: must be one of ant, atari,",
-        "shift=[permute,foo] env=room": "shift=foo: must be one of dynamics, expand",
+        "shift=[permute,foo] env=room": "shift=foo: must be one of actuator_damage,",
     }.items():
         assert shell(f"{where} {line} out=new") == 2
         error = capsys.readouterr().err
@@ -256,7 +256,7 @@ def test_sweep_composes_each_job_once(shell, monkeypatch):
     ("line", "said"),
     [
         ("intervention=foo", "intervention=foo: must be one of"),
-        ("shift=[permute,foo]", "shift=foo: must be one of dynamics, expand"),
+        ("shift=[permute,foo]", "shift=foo: must be one of actuator_damage,"),
         ("agent.lr=3", "agent.lr=3: no such key; agent has _target_, num_envs"),
         ("-m sead=1,2", "sead=1: no such key; there are seed"),
         ("intervention=l2_norm intervention.l2_norm.decay=-1", "decay=-1.0: must be a finite"),

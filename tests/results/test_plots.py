@@ -118,11 +118,12 @@ def test_a_legend_of_long_names_stays_within_the_figure() -> None:
 
 def test_every_metric_of_training_has_a_name() -> None:
     learning = "policy_loss value_loss policy_entropy approx_kl clip_fraction explained_variance"
-    sizes = "gradient_norm update_size"
+    sizes = "gradient_norm update_size gradient_steps"
     returns = "train_return eval_train_return eval_test_return eval_past_return episodes"
     expected = " ".join((learning, sizes, returns)).split()
     probes = [method.name for method in methods("probes")]
-    assert set(results.METRIC_NAMES) == {*expected, *probes}
+    presets = ["quantization_error_4bit"]
+    assert set(results.METRIC_NAMES) == {*expected, *probes, *presets}
 
 
 def test_styles_are_stable_and_distinct() -> None:
