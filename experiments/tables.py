@@ -1,8 +1,13 @@
-"""Tables on the terminal that can be pasted into Markdown."""
+"""Tables on the terminal that can be pasted into Markdown, and in CSV files."""
 
+from pathlib import Path
+
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from plasticity.storage.table import replacing
 
 
 def markdown_table(*columns: str, title: str) -> Table:
@@ -18,3 +23,9 @@ def print_table(table: Table) -> None:
     """Prints a table, whole where the terminal is too narrow for it."""
     whole = Console(width=1000).measure(table).maximum
     Console(width=max(Console().width, whole)).print(table)
+
+
+def write_csv(data: pd.DataFrame, path: Path) -> None:
+    """Writes a data frame without its index, as a whole or not at all."""
+    with replacing(path) as temporary:
+        data.to_csv(temporary, index=False)

@@ -163,6 +163,10 @@ class Struct:
 
     Fields declared by `field` and fields that are pytrees themselves are children; fields declared
     by `static_field` are structure.
+
+    Subclasses mark by `abc.abstractmethod` what their own subclasses must define. No `ABCMeta`
+    refuses an object without it: a configuration that names such a class is refused (see
+    `abstract_methods`), and in Python the body of the method raises NotImplementedError.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

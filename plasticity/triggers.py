@@ -19,7 +19,7 @@ from plasticity.interventions import (
     Rollout,
     TrainState,
 )
-from plasticity.interventions.base import State
+from plasticity.interventions.base import GRADIENT_STEP_HOOKS, State, overrides
 from plasticity.networks import Params
 from plasticity.probes import Probe, View
 from plasticity.struct import SettingError, Struct, field, static_field
@@ -27,17 +27,6 @@ from plasticity.struct import SettingError, Struct, field, static_field
 __all__ = ["AtShifts", "EveryUpdates", "ProbeThreshold", "Trigger", "Triggered"]
 
 Array = jax.Array
-
-# Hooks through which a method acts at every moment, and not at some.
-_ALWAYS = (
-    "network",
-    "add_params",
-    "effective_params",
-    "optimizer",
-    "penalty",
-    "loss",
-    "gradient",
-)
 
 
 class Trigger(Struct):
@@ -218,8 +207,8 @@ class Triggered(Intervention):
         return self.method.needs_heads
 
     def check(self) -> None:
-        always = [hook for hook in _ALWAYS if _overrides(self.method, hook)]
-        acts = any(_overrides(self.method, hook) for hook in ("after_update", "on_shift"))
+        always = [hook for hook in GRADIENT_STEP_HOOKS if overrides(self.method, hook)]
+        acts = any(overrides(self.method, hook) for hook in ("after_update", "on_shift"))
         if always or not acts:
             raise SettingError(
                 "method",
@@ -228,7 +217,7 @@ class Triggered(Intervention):
                 + (f"; this one overrides {', '.join(always)}" if always else ""),
             )
         interval = getattr(self.method, "every", 1)
-        if interval != 1 and _overrides(self.method, "after_update"):
+        if interval != 1 and overrides(self.method, "after_update"):
             raise SettingError("method.every", interval, "must be 1, for the trigger says when")
 
     def init(self, train_state: TrainState, context: Context) -> State:
@@ -287,7 +276,3 @@ def _split(context: Context) -> tuple[Context, Context]:
     """Returns two contexts with different keys."""
     first, second = jax.random.split(context.key)
     return context._replace(key=first), context._replace(key=second)
-
-
-def _overrides(method: Intervention, hook: str) -> bool:
-    return getattr(type(method), hook) is not getattr(Intervention, hook)

@@ -38,13 +38,13 @@ from experiments.juliani_ash_2024.packed import (
     warn_of_origins,
 )
 from experiments.juliani_ash_2024.parts import env_name, split_by_part
+from experiments.tables import write_csv
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import CONFIGS, checked_jobs, command, exit_with
 from plasticity.cli.train import job
 from plasticity.envs import Gather, Level
 from plasticity.envs.gather import SIZE, START
-from plasticity.storage import table
 from plasticity.struct import SettingError
 from plasticity.training import Job
 
@@ -76,11 +76,11 @@ def reproduce(
         prefix = f"{env_name(rows)}/" if len(envs) > 1 else ""
         written |= {f"{prefix}{name}": data for name, data in study.tables(rows).items()}
     for name, data in written.items():
-        _write(data, target / "tables" / f"{name}.csv")
+        write_csv(data, target / "tables" / f"{name}.csv")
     levels = [_example_levels(range(4))] if "gather" in map(env_name, envs.values()) else []
     for drawn in itertools.chain(levels, study.figures(frame)):
         results.save(drawn.figure, target / "figures" / drawn.name)
-        _write(drawn.data, target / "figures" / f"{drawn.name}.csv")
+        write_csv(drawn.data, target / "figures" / f"{drawn.name}.csv")
     _print_claims(verdicts, console or Console())
     print(f"every effect in {target / 'tables/claims_parts.csv'}")
     print(f"figures in {target / 'figures'}, tables in {target / 'tables'}")
@@ -151,11 +151,6 @@ def _example_levels(numbers: Sequence[int]) -> study.StudyFigure:
 
 def _to_numpy(level: Level) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(level.walls), np.asarray(level.objects)
-
-
-def _write(data: pd.DataFrame, path: Path) -> None:
-    with table.replacing(path) as temporary:
-        data.to_csv(temporary, index=False)
 
 
 def _print_claims(verdicts: pd.DataFrame, console: Console) -> None:

@@ -21,11 +21,11 @@ from rich.table import Table
 
 from experiments.juliani_ash_2024.claims import LAST, TRAIN
 from experiments.juliani_ash_2024.parts import BASELINE, CONTROL
+from experiments.tables import write_csv
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import command
 from plasticity.results.plots import new_figure
-from plasticity.storage.table import replacing
 
 LEVELS, UPDATES = "env.levels", "schedule.updates_per_round"
 SIZE = [LEVELS, UPDATES]
@@ -145,8 +145,7 @@ def write_sizes(folder: Path) -> None:
     returns = read_returns(folder)
     table = evaluate_sizes(returns)
     for name, data in (("returns", returns), ("sizes", table)):
-        with replacing(folder / f"{name}.csv") as temporary:
-            data.to_csv(temporary, index=False)
+        write_csv(data, folder / f"{name}.csv")
     results.save(sizes_figure(returns), folder / "sizes")
     grid = Table("shift", "levels", "updates", "reset_all kept", "decides")
     for row in table.to_dict("records"):

@@ -16,10 +16,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from experiments.tables import write_csv
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import command
-from plasticity.storage.table import replacing
 
 CHOICE = "choice.csv"
 RETURN = "train_return"
@@ -73,8 +73,7 @@ def write_choice(folder: Path) -> None:
       ResultsError: as `rank_settings`.
     """
     table = rank_settings(folder)
-    with replacing(folder / CHOICE) as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(table, folder / CHOICE)
     keys = list(table.columns[:-4])
     grid = Table(*keys, "train return at ends of rounds [95 %]", "seeds")
     for row in table.to_dict("records"):

@@ -19,6 +19,7 @@ __all__ = [
     "integer_sqrt",
     "quantize",
     "quantized_max",
+    "relative_error",
     "requantize",
     "rounding_shift",
 ]
@@ -67,6 +68,12 @@ def quantize(x: Array, scale: Array | float, bits: int) -> Array:
 def dequantize(q: Array, scale: Array | float) -> Array:
     """Returns the real numbers that quantized ones stand for, q * scale. float32."""
     return q.astype(jnp.float32) * scale
+
+
+def relative_error(x: Array, reference: Array) -> Array:
+    """Computes ||x - reference|| / ||reference||, and ||x|| where the reference is 0. []."""
+    norm = jnp.linalg.norm(reference.ravel())
+    return jnp.linalg.norm((x - reference).ravel()) / jnp.where(norm == 0, 1.0, norm)
 
 
 def dyadic(value: np.ndarray | float) -> Dyadic:

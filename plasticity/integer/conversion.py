@@ -22,6 +22,7 @@ from plasticity.integer.arithmetic import (
     dyadic,
     quantize,
     quantized_max,
+    relative_error,
 )
 from plasticity.integer.policy import (
     GELU,
@@ -236,7 +237,7 @@ def _errors(conversion: Conversion, observation: Array) -> list[tuple[Array, Arr
     """Computes the added and the total error of each operator, those of the value at the end."""
     policy, scales = conversion.policy, conversion.scales
     q = conversion.quantize(observation)
-    error = _relative_error(dequantize(q, scales.observation), observation)
+    error = relative_error(dequantize(q, scales.observation), observation)
     errors = [(error, error)]
 
     def follow(
@@ -250,7 +251,7 @@ def _errors(conversion: Conversion, observation: Array) -> list[tuple[Array, Arr
             alone = operator.apply(dequantize(q, scale))
             x, q, scale = operator.apply(x), integer(q), output_scale
             result = dequantize(q, scale)
-            errors.append((_relative_error(result, alone), _relative_error(result, x)))
+            errors.append((relative_error(result, alone), relative_error(result, x)))
         return x, q, scale
 
     inputs = observation, q, scales.observation
@@ -262,11 +263,6 @@ def _errors(conversion: Conversion, observation: Array) -> list[tuple[Array, Arr
         )
     follow(conversion.heads[1:], [policy.value], [scales.value], value_features)
     return errors
-
-
-def _relative_error(x: Array, reference: Array) -> Array:
-    norm = jnp.linalg.norm(reference.ravel())
-    return jnp.linalg.norm((x - reference).ravel()) / jnp.where(norm == 0, 1.0, norm)
 
 
 def _check_params(network: Network, params: Params, observation_shape: tuple[int, ...]) -> None:

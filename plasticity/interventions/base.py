@@ -23,6 +23,7 @@ from plasticity.networks import BaseNetwork, Output, Params
 from plasticity.struct import Chain, SettingError, Struct, fields
 
 __all__ = [
+    "GRADIENT_STEP_HOOKS",
     "Array",
     "Batch",
     "ComputeGradient",
@@ -35,10 +36,21 @@ __all__ = [
     "State",
     "TrainState",
     "chain",
+    "overrides",
     "reset_moments",
 ]
 
 State = Any  # an intervention's own pytree of arrays
+# The hooks through which a method takes part in every gradient step.
+GRADIENT_STEP_HOOKS = (
+    "network",
+    "add_params",
+    "effective_params",
+    "optimizer",
+    "penalty",
+    "loss",
+    "gradient",
+)
 ComputeGradient = Callable[[Params], tuple[Params, Any]]
 
 
@@ -173,6 +185,11 @@ class Intervention(Struct):
         The optimizer's state is reset right after, unless `agent.reset_optimizer` is off.
         """
         return state, train_state
+
+
+def overrides(intervention: Intervention, hook: str) -> bool:
+    """Returns whether a method has a hook of its own."""
+    return getattr(type(intervention), hook) is not getattr(Intervention, hook)
 
 
 class Interventions(Chain[Intervention]):

@@ -1,7 +1,7 @@
 """Interventions that reset single units: those that are dormant, useless or without gradient."""
 
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ __all__ = [
     "ReGraMa",
     "SelfNormalizedResets",
 ]
+
+T = TypeVar("T")
 
 
 class ReDo(Intervention):
@@ -103,10 +105,7 @@ class ReDoStudy(Intervention):
 
     def init(self, train_state: TrainState, context: Context) -> State:
         """Returns the scores of each unit on the last minibatch; before it none is dormant."""
-        return {
-            layer: jnp.full(units_of(train_state.params, layer), jnp.inf)
-            for layer in connections(train_state.params)
-        }
+        return for_each_layer(train_state.params, lambda units: jnp.full(units, jnp.inf))
 
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
@@ -212,10 +211,7 @@ class ContinualBackprop(Intervention):
         def new(units: int) -> UnitUtility:
             return UnitUtility(jnp.zeros(units, jnp.int32), jnp.zeros(units), jnp.zeros(()))
 
-        return {
-            layer: new(units_of(train_state.params, layer))
-            for layer in connections(train_state.params)
-        }
+        return for_each_layer(train_state.params, new)
 
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
@@ -294,10 +290,7 @@ class SelfNormalizedResets(Intervention):
             counts = jnp.zeros((units, len(_BIN_START)), jnp.int32)
             return FiringHistory(jnp.zeros(units, jnp.int32), counts)
 
-        return {
-            layer: new(units_of(train_state.params, layer))
-            for layer in connections(train_state.params)
-        }
+        return for_each_layer(train_state.params, new)
 
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
@@ -348,10 +341,7 @@ class ReGraMa(Intervention):
 
     def init(self, train_state: TrainState, context: Context) -> State:
         """Returns zeros: |dL/dw| of each unit, summed over minibatches; the ratio needs no mean."""
-        return {
-            layer: jnp.zeros(units_of(train_state.params, layer))
-            for layer in connections(train_state.params)
-        }
+        return for_each_layer(train_state.params, jnp.zeros)
 
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
@@ -408,10 +398,7 @@ class CalibratedPartialResets(Intervention):
 
     def init(self, train_state: TrainState, context: Context) -> State:
         """Returns the utility of each unit, by layer."""
-        return {
-            layer: jnp.ones(units_of(train_state.params, layer))
-            for layer in connections(train_state.params)
-        }
+        return for_each_layer(train_state.params, jnp.ones)
 
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
@@ -450,6 +437,11 @@ class CalibratedPartialResets(Intervention):
 def units_of(params: Params, layer: str) -> int:
     """Returns the number of units of a hidden layer: the outputs of its linear part."""
     return int(at(params, connections(params)[layer].incoming[0]).shape[-1])
+
+
+def for_each_layer(params: Params, new: Callable[[int], T]) -> dict[str, T]:
+    """Returns `new(units)` for the number of units of each hidden layer, by its name."""
+    return {layer: new(units_of(params, layer)) for layer in connections(params)}
 
 
 def recycle(

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from plasticity.integer import compute_scale, dequantize, quantize
+from plasticity.integer import compute_scale, dequantize, quantize, relative_error
 from plasticity.probes.base import Array, Probe, View
 from plasticity.struct import static_field
 
@@ -38,7 +38,7 @@ class QuantizationError(Probe):
         }
         pairs["policy"] = quantized.policy.centered_logits, view.output.policy.centered_logits
         pairs["value"] = quantized.value, view.output.value
-        errors = {name: _relative_error(*pair) for name, pair in pairs.items()}
+        errors = {name: relative_error(*pair) for name, pair in pairs.items()}
         return {**errors, "all": jnp.mean(jnp.stack(list(errors.values())))}
 
     def _quantize_linear(
@@ -64,8 +64,3 @@ class QuantizationError(Probe):
     def _round(self, x: Array, axis: tuple[int, ...] | None = None) -> Array:
         scale = compute_scale(x, self.bits, axis)
         return dequantize(quantize(x, scale, self.bits), scale)
-
-
-def _relative_error(x: Array, reference: Array) -> Array:
-    norm = jnp.linalg.norm(reference.ravel())
-    return jnp.linalg.norm((x - reference).ravel()) / jnp.where(norm == 0, 1.0, norm)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from plasticity.envs.base import Array, Env, Task
 from plasticity.interventions import Context, Intervention, Interventions, Rollout, TrainState
-from plasticity.interventions.base import State
+from plasticity.interventions.base import GRADIENT_STEP_HOOKS, State, overrides
 from plasticity.shifts import Shift, Shifts, num_permuted
 from plasticity.struct import Struct, field
 from plasticity.training.run import Run
@@ -36,17 +36,7 @@ _TRANSFORMATIONS = (
     "action_gain",
     "feature_permutation",
 )
-_IN_UPDATES = (
-    "network",
-    "add_params",
-    "effective_params",
-    "optimizer",
-    "init",
-    "penalty",
-    "loss",
-    "gradient",
-    "after_step",
-)
+_IN_UPDATES = (*GRADIENT_STEP_HOOKS, "init", "after_step")
 
 
 class Unchanged(Shift):
@@ -91,7 +81,7 @@ class OneOfInterventions(Intervention):
     def after_update(
         self, state: State, train_state: TrainState, rollout: Rollout, context: Context
     ) -> tuple[State, TrainState]:
-        if not any(_overrides(option, "after_update") for option in self.options):
+        if not any(overrides(option, "after_update") for option in self.options):
             return state, train_state
         branches = [
             partial(option.after_update, (), train_state, rollout, context)
@@ -109,7 +99,7 @@ class OneOfInterventions(Intervention):
 def acts_between_updates(intervention: Intervention) -> bool:
     """Returns whether a method has no part in an update: no state, and hooks at its end alone."""
     return not (
-        intervention.needs_policy or any(_overrides(intervention, hook) for hook in _IN_UPDATES)
+        intervention.needs_policy or any(overrides(intervention, hook) for hook in _IN_UPDATES)
     )
 
 
@@ -272,10 +262,6 @@ def _neutral(name: str, env: Env, other: Array) -> Array:
         case "action_gain":
             return jnp.ones(env.num_actions)
     return jnp.zeros((), jnp.float32)  # noise, sticky_prob
-
-
-def _overrides(intervention: Intervention, hook: str) -> bool:
-    return getattr(type(intervention), hook) is not getattr(Intervention, hook)
 
 
 def _numbers(parts: tuple[Any, ...]) -> tuple[str, ...]:
