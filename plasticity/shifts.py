@@ -16,6 +16,7 @@ __all__ = [
     "DelayedRewards",
     "Dynamics",
     "Expand",
+    "FlipBits",
     "Noise",
     "Offset",
     "PartialView",
@@ -497,6 +498,34 @@ class RandomDynamics(Shift):
         low, high = jnp.log(self.low), jnp.log(self.high)
         value = jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
         return task._replace(dynamics={**task.dynamics, self.parameter: value})
+
+
+class FlipBits(Shift):
+    """Changes the slow bits of the inputs of a regression (Dohare et al. 2024).
+
+    Attributes:
+      redraw: whether all slow bits are drawn anew, as in the published configuration that made the
+        figure of the published code; or one of them is flipped, as the paper describes it.
+    """
+
+    changes_env: ClassVar[bool] = True
+
+    redraw: bool = static_field(True)
+
+    def check(self, env: Env) -> None:
+        if "slow_bits" not in jax.eval_shape(env.task, 0).dynamics:
+            raise SettingError(
+                "shift", self.name, f"needs env=regression; {env.name} has no slow bits"
+            )
+
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        bits = _initialized(task.dynamics.get("slow_bits"), self)
+        if self.redraw:
+            bits = jax.random.bernoulli(key, shape=bits.shape).astype(bits.dtype)
+        else:
+            flipped = jax.random.randint(key, (), 0, len(bits))
+            bits = bits.at[flipped].set(1 - bits[flipped])
+        return task._replace(dynamics={**task.dynamics, "slow_bits": bits})
 
 
 class Shifts(Chain[Shift]):

@@ -15,6 +15,7 @@ from plasticity.networks import (
     mosaic,
     param_tree,
     precision,
+    regressor,
     tokens,
     torso,
 )
@@ -29,6 +30,7 @@ from plasticity.networks.linalg import *
 from plasticity.networks.mosaic import *
 from plasticity.networks.param_tree import *
 from plasticity.networks.precision import *
+from plasticity.networks.regressor import *
 from plasticity.networks.tokens import *
 from plasticity.networks.torso import *
 
@@ -44,5 +46,6 @@ __all__ += linalg.__all__
 __all__ += mosaic.__all__
 __all__ += param_tree.__all__
 __all__ += precision.__all__
+__all__ += regressor.__all__
 __all__ += tokens.__all__
 __all__ += torso.__all__
