@@ -193,15 +193,18 @@ class Tint(Shift):
 
 
 class Offset(Shift):
-    """Adds a new constant to each entry of the observation each round, uniform; 0 in round 1.
+    """Adds a new constant to each entry of the observation each round; 0 in round 1.
 
     As in the drifting control tasks of Muppidi et al. (2024).
 
     Attributes:
-      max_offset: constants lie between -max_offset and max_offset.
+      max_offset: constants lie between -max_offset and max_offset; or it is their standard
+        deviation.
+      distribution: "uniform", or "normal", as in the code of C-CHAIN (Tang et al. 2025).
     """
 
     max_offset: float = field(2.0, gt=0)
+    distribution: str = static_field("uniform", choices=("uniform", "normal"))
 
     def check(self, env: Env) -> None:
         _refuse_tokens(self, env)
@@ -211,6 +214,8 @@ class Offset(Shift):
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         shape, max_offset = _initialized(task.bias, self).shape, self.max_offset
+        if self.distribution == "normal":
+            return task._replace(bias=max_offset * jax.random.normal(key, shape))
         return task._replace(
             bias=jax.random.uniform(key, shape, minval=-max_offset, maxval=max_offset)
         )
