@@ -25,6 +25,7 @@ from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import command
 from plasticity.cli.train import job
 from plasticity.results.plots import STYLE, finish, new_figure
+from plasticity.results.statistics import over_seeds
 from plasticity.storage import table
 
 ERROR = "squared_error"
@@ -94,7 +95,7 @@ def errors_by_method(frame: pd.DataFrame) -> pd.DataFrame:
     everything = pd.concat(by_round)
     number = min(_AVERAGED, int(everything["round"].max()))
     for (name, step_size), rounds in everything.groupby(["intervention", "step_size"]):
-        errors = results.over_seeds(rounds)
+        errors = over_seeds(rounds)
         first = errors.iloc[:, :number].mean(axis=1, skipna=False)
         last = errors.iloc[:, -number:].mean(axis=1, skipna=False)
         rise = results.bootstrap_mean(last - first)
