@@ -68,7 +68,9 @@ class Regressor(BaseNetwork):
         """
         for refused, key in ((continuous, "env"), (intrinsic, "intrinsic")):
             if refused:
-                raise SettingError(key, key, "must be regression" if key == "env" else "must be none")
+                raise SettingError(
+                    key, key, "must be regression" if key == "env" else "must be none"
+                )
         activation = get_activation(self.activation)
         if any(units % activation.widening for units in self.hidden):
             raise SettingError(

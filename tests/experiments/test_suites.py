@@ -31,7 +31,8 @@ def test_each_suite_can_be_composed_and_is_documented(name):
         raise
     full = runs_of(f"experiment=suites/{name.removesuffix('_full')}_full")
     assert not runs[0].agent.reset_optimizer  # none of the sources resets it
-    assert steps(runs[0])[0] <= steps(full[0])[0] and len(runs) <= len(full)
+    assert steps(runs[0])[0] <= steps(full[0])[0]
+    assert len(runs) <= len(full)
 
 
 @pytest.mark.parametrize(

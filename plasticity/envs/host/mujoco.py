@@ -1,4 +1,4 @@
-"""MuJoCo's robots by EnvPool, with the friction that the task sets; and DeepMind's control tasks."""
+"""MuJoCo's robots by EnvPool, with the friction that the task sets, and DeepMind's tasks."""
 
 import math
 import tempfile
