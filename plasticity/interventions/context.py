@@ -4,7 +4,7 @@ Shapes: B transitions of a rollout, M transitions of a minibatch.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,8 @@ class Context(NamedTuple):
       round: the current round, 0 for the first; int32 [].
       update: agent updates completed before this one; int32 [].
       init_params: draws parameters from their initial distribution, with a key.
-      apply: computes the network's output from trained parameters and observations [M, ...].
+      apply: computes the network's output from trained parameters and observations [M, ...]; of an
+        encoder also from `Tokens`, see `Output.tokens`.
       effective_params: computes the parameters that the network uses from the trained ones.
       optimizer: the update rule, with the changes of all interventions.
       precision: that of the run. `apply` computes at it; networks of your own do so by
@@ -71,7 +72,7 @@ class Context(NamedTuple):
     round: Array
     update: Array
     init_params: Callable[[Array], Params]
-    apply: Callable[[Params, Array], Output]
+    apply: Callable[[Params, Any], Output]
     effective_params: Callable[[Params], Params]
     optimizer: optax.GradientTransformation
     precision: str = "float32"

@@ -37,7 +37,8 @@ class ActorCritic(nn.Module):
         if self.value_torso is not None:
             value_features, value_layers = self.value_torso(observation)
             for outputs, value_outputs in zip(layers, value_layers, strict=True):
-                outputs |= {f"value_{name}": x for name, x in value_outputs.items()}
+                if isinstance(outputs, dict):  # layers by name
+                    outputs |= {f"value_{name}": x for name, x in value_outputs.items()}
         intrinsic = Dense(1, name="intrinsic_value") if self.intrinsic else None
         return Output(
             policy=Head(self.num_actions, self.continuous, name="policy")(features),

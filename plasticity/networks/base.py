@@ -11,12 +11,20 @@ import jax.numpy as jnp
 
 from plasticity.networks.attention import AttentionLayer
 from plasticity.networks.distributions import Distribution, distribution_class
+from plasticity.networks.tokens import Tokens
 from plasticity.struct import TARGET, SettingError, Struct, fields
 
 __all__ = ["BaseNetwork", "Output", "Params", "check_network"]
 
 Array = jax.Array
 Params = Any  # a parameter tree: {"torso": {layer: ...}, "policy": ..., "value": ...}
+
+
+class TokenPrediction(NamedTuple):
+    """The tokens that an encoder reads, and what it predicts of each: for masked modeling."""
+
+    tokens: Tokens  # [B, T, ...]
+    features: Array  # [B, T, F]: the prediction of `tokens.features`
 
 
 class Output(NamedTuple):
@@ -28,6 +36,7 @@ class Output(NamedTuple):
     preactivations: dict[str, Array]  # inputs of the activation functions, after norms
     intrinsic_value: Array | None = None  # [B]: of intrinsic rewards, if asked for
     attention: dict[str, AttentionLayer] | None = None  # of attention layers by name, if any
+    tokens: TokenPrediction | None = None  # where the network predicts the features of its tokens
 
 
 class BaseNetwork(Struct):
@@ -60,6 +69,9 @@ class BaseNetwork(Struct):
       - Probes of parameters take the top entries of the tree for layers. Methods that treat all
         parameters alike (`L2Init`, `ShrinkPerturb`, `ResetAll`, ...) and update rules need no
         names.
+
+    An encoder of tokens may have a field `masked_modeling`. If true, its module takes `Tokens` in
+    place of observations, and returns `Output.tokens`.
 
     Interventions that change the architecture set a field of the description, `norm` or
     `activation`: see `replace`. `check_run` refuses them for a network without that field.

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,8 @@ class View:
       observation: the probe batch, [B, ...]: observations under random actions, fixed during a
         round.
       key: randomness for this measurement.
-      apply: computes the network's output from trained parameters and observations [B, ...].
+      apply: computes the network's output from trained parameters and observations [B, ...]; of an
+        encoder also from `Tokens`, see `Output.tokens`.
       effective_params: computes the parameters that the network uses from the trained ones.
       init_params: draws parameters from their initial distribution, with a key.
       per_sample_loss: computes the agent's loss of each transition, from parameters and a batch.
@@ -45,7 +46,7 @@ class View:
     initial_params: Params
     observation: Array
     key: Array
-    apply: Callable[[Params, Array], Output]
+    apply: Callable[[Params, Any], Output]
     effective_params: Callable[[Params], Params]
     init_params: Callable[[Array], Params]
     per_sample_loss: Callable[[Params, Batch], Array]

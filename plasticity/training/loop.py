@@ -22,7 +22,7 @@ from plasticity.agents.normalization import RewardScaler, RunningMeanStd
 from plasticity.envs.base import CompiledEnv, Env, Task
 from plasticity.envs.task_wrapper import TaskWrapper
 from plasticity.interventions import Batch, Context, Rollout, TrainState
-from plasticity.networks import Output, Params, at_precision
+from plasticity.networks import Output, Params, Tokens, at_precision
 from plasticity.probes import View
 from plasticity.rng import Stream, key_for, past_evaluation_stream
 from plasticity.shifts import interpolate
@@ -161,8 +161,9 @@ def make_context(
         params = description.initialize(drawn, jax.random.fold_in(key, 1))
         return run.intervention.add_params(params, jax.random.fold_in(key, 0))
 
-    def apply(params: Params, observation: Array) -> Output:
-        if obs_stats is not None:
+    def apply(params: Params, observation: Array | Tokens) -> Output:
+        # Tokens are of observations that have been normalized.
+        if obs_stats is not None and not isinstance(observation, Tokens):
             observation = obs_stats.normalize(observation)
         return compute({"params": run.intervention.effective_params(params)}, observation)
 
