@@ -32,7 +32,7 @@ def padded(features=2):
 def test_unpad_keeps_every_valid_token_in_order(size):
     """Would catch a token that is lost or moved elsewhere: pad(unpad(x)) = x * mask."""
     tokens = padded()
-    kept = unpad(Tokens(*map(jnp.asarray, tokens)), size)
+    kept = unpad(jax.tree.map(jnp.asarray, tokens), size)
     again = np.zeros(tokens.features.shape)
     for row, valid in enumerate(VALID):
         count = valid.sum()
