@@ -220,7 +220,13 @@ def make_recorder(runs: Sequence[Run], names: Sequence[str]) -> Recorder:
       runs: the runs, [S].
       names: the table's `run` column, for each run.
     """
-    labels: list[dict[str, str | int]] = [
+    schedule, batch_size = runs[0].schedule, runs[0].agent.batch_size
+    return Recorder(run_labels(runs, names), schedule.updates_per_round, batch_size)
+
+
+def run_labels(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, str | int]]:
+    """Returns the columns of a results table that identify each run, [S]."""
+    return [
         {
             "run": name,
             "env": run.env.name,
@@ -230,7 +236,6 @@ def make_recorder(runs: Sequence[Run], names: Sequence[str]) -> Recorder:
         }
         for name, run in zip(names, runs, strict=True)
     ]
-    return Recorder(labels, runs[0].schedule.updates_per_round, runs[0].agent.batch_size)
 
 
 def make_progress(runs: Run, title: str = "", shown: bool = True) -> Progress:
