@@ -38,6 +38,7 @@ class Stream(enum.IntEnum):
     INTRINSIC_OPTIMIZER = 17
     PAST_EVALUATION = 18
     PRETRAINING = 19
+    PRETRAINING_OBSERVATIONS = 20
 
 
 def past_evaluation_stream(round: Array | int) -> Array | int:

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from plasticity.cli.command import CONFIGS, build_job, command
+from plasticity.cli.command import CONFIGS, build_job, command, exit_with
 from plasticity.cli.integer import load_finished_runs
 from plasticity.config import pretraining_from
 from plasticity.networks import Params
@@ -42,15 +42,24 @@ _SETTINGS = "pretraining"
 @hydra.main(config_path=str(CONFIGS), config_name=_CONFIG, version_base="1.3")
 def job(config: DictConfig) -> None:
     """Pretrains encoders, of all seeds in one program."""
+    try:
+        pretrain_to_folder(*_read(config))
+    except Exception as error:  # to which Hydra would add a line
+        exit_with(error)
+
+
+def _read(config: DictConfig) -> tuple[Job, Pretraining]:
+    """Builds the job and the settings that a configuration defines."""
     run_dir.check_folder(config.out, "out")
     folder = Path(config.out).expanduser()
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         folder = Path(HydraConfig.get().runtime.output_dir)
-    node: Any = OmegaConf.to_container(config[_SETTINGS], resolve=True)
-    settings = pretraining_from(node)
-    own = [str(key) for key in config if key != _SETTINGS]
-    this = build_job(OmegaConf.masked_copy(config, own), folder)
-    pretrain_to_folder(this, settings)
+    node: Any = config[_SETTINGS]
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    others = [str(key) for key in config if key != _SETTINGS]
+    job = build_job(OmegaConf.masked_copy(config, others), folder)
+    return job, pretraining_from(node)
 
 
 def pretrain_to_folder(job: Job, settings: Pretraining, progress: bool = True) -> None:
@@ -78,7 +87,7 @@ def pretrain_to_folder(job: Job, settings: Pretraining, progress: bool = True) -
     recorder = Recorder(labels, settings.steps, settings.batch_size)
     info = job.info._replace(updates=settings.steps, batch_size=settings.batch_size)
     title = f"pretraining {job.runs[0].env.name}"
-    display = Progress(title, 1, settings.steps, settings.batch_size * len(job.runs), progress)
+    display = Progress(title, 1, settings.steps, 1, progress)
 
     def log(evaluation: Evaluation) -> None:
         losses = {
@@ -88,9 +97,10 @@ def pretrain_to_folder(job: Job, settings: Pretraining, progress: bool = True) -
         metrics: dict[str, Any] = {name: {"all": values} for name, values in losses.items()}
         if evaluation.step:
             recorder.add(evaluation.step, metrics, jnp.zeros(len(job.runs)))
-        loss, variance = np.mean(evaluation.loss), np.mean(evaluation.variance)
-        status = f"step {evaluation.step}  held-out loss {loss:.4f} (of the mean {variance:.4f})"
-        display.update(evaluation.step, status, prints=True)
+        means = (np.mean(x) for x in (evaluation.train_loss, evaluation.loss, evaluation.variance))
+        loss, held_out, variance = means
+        status = f"step {evaluation.step}  loss {loss:.4f}  held out {held_out:.4f}"
+        display.update(evaluation.step, f"{status} (of the mean {variance:.4f})", prints=True)
 
     with RunDir(info, len(job.runs)) as folder, display:
         params = pretrain(job.runs, settings, policies, log)

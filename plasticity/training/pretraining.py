@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from plasticity.agents.intrinsic.base import Policy
-from plasticity.envs.base import CompiledEnv
+from plasticity.envs.base import CompiledEnv, Task
 from plasticity.interventions import TrainState
 from plasticity.networks import Params, Tokens, masked_modeling_loss, with_masked_modeling
 from plasticity.rng import Stream, key_for
@@ -31,16 +31,18 @@ _TRAIN_RATE, _EVAL_RATE = 0.3, 0.15  # of the valid tokens, as in MosaicBERT
 class Pretraining(Struct):
     """How an encoder is pretrained by masked modeling (Devlin et al. 2019; Portes et al. 2023).
 
-    Adam takes steps on minibatches, which are drawn with replacement from observations of the first
-    round's task. In training 30 % of the valid tokens are chosen, and 15 % in evaluation, on
-    observations of held-out levels, or of other episodes in an environment without levels. See
-    `plasticity.networks.masked_modeling_loss`. Gradients are not clipped.
+    Observations of the first round's task are collected at intervals, and Adam takes steps on
+    minibatches drawn from the last collection with replacement. In training 30 % of the valid
+    tokens are chosen, and 15 % in evaluation, on observations of held-out levels, or of other
+    episodes in an environment without levels. See `plasticity.networks.masked_modeling_loss`.
+    Gradients are not clipped.
 
     Attributes:
       steps: gradient steps.
       batch_size: observations of a step.
       learning_rate: Adam's, constant. MosaicBERT's decays, after a warmup.
-      num_observations: observations to learn from.
+      num_observations: observations of a collection.
+      collect_every: steps on a collection.
       num_held_out: observations to evaluate on.
       log_every: steps between two evaluations; the end is always evaluated.
       policy: the folder of a finished run whose policy of the same seed meets the observations; if
@@ -50,17 +52,11 @@ class Pretraining(Struct):
     steps: int = static_field(2_000, ge=1)
     batch_size: int = static_field(256, ge=1)
     learning_rate: float = field(1e-3, gt=0)
-    num_observations: int = static_field(16_384, ge=1)
+    num_observations: int = static_field(8_192, ge=1)
+    collect_every: int = static_field(100, ge=1)
     num_held_out: int = static_field(1_024, ge=1)
     log_every: int = static_field(100, ge=1)
     policy: str | None = static_field(None, kind=str)
-
-
-class Observations(NamedTuple):
-    """What an encoder is pretrained on."""
-
-    train: Array  # [num_observations, *shape]
-    held_out: Array  # [num_held_out, *shape]
 
 
 class Evaluation(NamedTuple):
@@ -142,7 +138,8 @@ def pretrain(
     """
     encoders = [run.replace(network=with_masked_modeling(run.network)) for run in runs]
     placement = Placement.of(len(runs))
-    compiled = partial(placement.map_runs, shared=1)
+    collect = placement.map_runs(_collect, shared=2)
+    train = placement.map_runs(_train, shared=3, donate=1)
     stacked = placement.put(stack(encoders))
 
     def on_host(tree: Any) -> Any:
@@ -153,38 +150,55 @@ def pretrain(
         if policies is not None:
             acting_runs, params = zip(*policies, strict=True)
             acting = [stack(acting_runs), jax.tree.map(lambda *x: np.stack(x), *params)]
-        observations = compiled(_collect)(stacked, *placement.put(acting), settings)
-        state = compiled(_init)(stacked, settings)
-        step, train_loss = 0, np.full(len(runs), np.nan)
+            acting = placement.put(acting)
+        held_out = placement.map_runs(_collect_held_out, shared=1)(stacked, *acting, settings)
+        state = placement.map_runs(_init, shared=1)(stacked, settings)
+        step, since, total = 0, 0, np.zeros(len(runs))
         while True:
-            loss, variance = on_host(compiled(_evaluate)(stacked, state, observations, settings))
-            on_evaluation(Evaluation(step, train_loss, loss, variance))
+            if step == settings.steps or step % settings.log_every == 0:
+                loss, variance = on_host(placement.map_runs(_evaluate)(stacked, state, held_out))
+                train_loss = total / since if since else np.full(len(runs), np.nan)
+                on_evaluation(Evaluation(step, train_loss, loss, variance))
+                since, total = 0, np.zeros(len(runs))
             signals.check()
             if step == settings.steps:
                 break
-            num_steps = min(settings.log_every, settings.steps - step)
-            state, total = placement.map_runs(_train, shared=3, donate=1)(
-                stacked, state, observations, settings, step, num_steps
-            )
-            step, train_loss = step + num_steps, on_host(total) / num_steps
+            if step % settings.collect_every == 0:
+                observation = collect(stacked, *acting, settings, step // settings.collect_every)
+            intervals = (settings.log_every, settings.collect_every)
+            stop = min(settings.steps, *(every * (step // every + 1) for every in intervals))
+            state, losses = train(stacked, state, observation, settings, step, stop - step)
+            since, total = since + stop - step, total + on_host(losses)
+            step = stop
         template = jax.eval_shape(jax.vmap(_init_params), stack(runs))
         return _like(template, on_host(state.params))
 
 
-def _collect(run: Run, *acting_and_settings: Any) -> Observations:
-    """Collects observations under a policy, if a run and its parameters are given, or at random."""
-    *acting, settings = acting_and_settings
-    env, task = loop.wrap_task(run.env), loop.first_task(run)
+def _collect(run: Run, *acting_settings_number: Any) -> Array:
+    """Collects observations to learn from, for the `number`-th time. [num_observations, *shape].
+
+    They are met under a policy, if a run and its parameters are given, or else at random.
+    """
+    *acting, settings, number = acting_settings_number
+    key = key_for(run.seed, Stream.PRETRAINING_OBSERVATIONS, 1 + number)
+    return _sample(run, acting, loop.first_task(run), settings.num_observations, key)
+
+
+def _collect_held_out(run: Run, *acting_settings: Any) -> Array:
+    """Collects held-out observations. [num_held_out, *shape]. See `_collect`."""
+    *acting, settings = acting_settings
+    task = loop.first_task(run)
+    task = task if run.env.num_levels is None else task.held_out()
+    key = key_for(run.seed, Stream.PRETRAINING_OBSERVATIONS)
+    return _sample(run, acting, task, settings.num_held_out, key)
+
+
+def _sample(run: Run, acting: Sequence[Any], task: Task, size: int, key: Array) -> Array:
     policy: Policy | None = None
     if acting:
-        apply, params = _context(acting[0]).apply, acting[1]
-        policy = partial(apply, params)
-    train_key, held_out_key, _ = _split_first_key(run)
-    held_out = task if run.env.num_levels is None else task.held_out()
-    return Observations(
-        rollouts.sample(env, task, settings.num_observations, train_key, policy),
-        rollouts.sample(env, held_out, settings.num_held_out, held_out_key, policy),
-    )
+        acting_run, params = acting
+        policy = partial(_context(acting_run).apply, params)
+    return rollouts.sample(loop.wrap_task(run.env), task, size, key, policy)
 
 
 def _init(run: Run, settings: Pretraining) -> TrainState:
@@ -200,25 +214,25 @@ def _init_params(run: Run) -> Params:
 def _train(
     run: Run,
     state: TrainState,
-    observations: Observations,
+    observation: Array,
     settings: Pretraining,
     first: Array,
     num_steps: Array,
 ) -> tuple[TrainState, Array]:
     """Makes gradient steps, from the number `first` on. Returns the sum of their losses as well."""
-    context = _context(run)
+    apply = _context(run).apply
 
     def step(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, total = carry
-        # The first key is that of observations.
-        key, choice_key = jax.random.split(key_for(run.seed, Stream.PRETRAINING, first + i + 1))
-        number = len(observations.train)
-        chosen = jax.random.randint(choice_key, (settings.batch_size,), 0, number)
-        batch = observations.train[chosen]
+        choice_key, loss_key = jax.random.split(
+            key_for(run.seed, Stream.PRETRAINING, 1 + first + i)
+        )
+        chosen = jax.random.randint(choice_key, (settings.batch_size,), 0, len(observation))
+        minibatch = observation[chosen]
 
         def loss(params: Params) -> Array:
-            tokens = _tokens(run, params, batch)
-            return masked_modeling_loss(context.apply, params, tokens, _TRAIN_RATE, key)
+            tokens = _tokens(run, params, minibatch)
+            return masked_modeling_loss(apply, params, tokens, _TRAIN_RATE, loss_key)
 
         value, gradients = jax.value_and_grad(loss)(state.params)
         updates, opt_state = _optimizer(settings).update(gradients, state.opt_state, state.params)
@@ -228,25 +242,17 @@ def _train(
     return jax.lax.fori_loop(0, num_steps, step, (state, jnp.zeros(())))
 
 
-def _evaluate(
-    run: Run, state: TrainState, observations: Observations, settings: Pretraining
-) -> tuple[Array, Array]:
+def _evaluate(run: Run, state: TrainState, held_out: Array) -> tuple[Array, Array]:
     """Returns the loss on held-out observations, and the variance of their features.
 
-    Tokens are the same at each evaluation.
+    The same tokens are chosen at each evaluation.
     """
     run = loop.at_full_precision(run)
-    tokens = _tokens(run, state.params, observations.held_out)
-    _, _, key = _split_first_key(run)
+    tokens = _tokens(run, state.params, held_out)
+    key = key_for(run.seed, Stream.PRETRAINING)
     loss = masked_modeling_loss(_context(run).apply, state.params, tokens, _EVAL_RATE, key)
-    valid = tokens.valid[..., None]
-    variance = jnp.mean(jnp.var(tokens.features, axis=(0, 1), where=valid))
-    return loss, variance
-
-
-def _split_first_key(run: Run) -> Array:
-    """Returns the keys of observations to learn from, of held-out ones, and of evaluation."""
-    return jax.random.split(key_for(run.seed, Stream.PRETRAINING), 3)
+    variance = jnp.var(tokens.features, axis=(0, 1), where=tokens.valid[..., None])
+    return loss, jnp.mean(variance)
 
 
 def _tokens(run: Run, params: Params, observation: Array) -> Tokens:
