@@ -1,8 +1,9 @@
 """Pretrains an encoder by masked modeling: `python -m plasticity.cli.pretrain --help`.
 
 Settings are those of the runs that will begin with the encoder, by `init_from=FOLDER`, and
-`pretraining.*`. Prints the loss on held-out observations as it goes, and writes a folder like that
-of a run:
+`pretraining.*`. As it goes it prints the mean squared error of the features of masked tokens in
+held-out observations, of what predicting their mean would leave, and that in training. Writes a
+folder like that of a run:
 
 - `params/`: parameters of all seeds, as those of finished runs;
 - `metrics.parquet`: the metrics `masked_modeling_loss`, on held-out observations, and
@@ -90,17 +91,17 @@ def pretrain_to_folder(job: Job, settings: Pretraining, progress: bool = True) -
     display = Progress(title, 1, settings.steps, 1, progress)
 
     def log(evaluation: Evaluation) -> None:
-        losses = {
-            "masked_modeling_loss": evaluation.loss,
-            "pretraining_loss": evaluation.train_loss,
-        }
-        metrics: dict[str, Any] = {name: {"all": values} for name, values in losses.items()}
-        if evaluation.step:
-            recorder.add(evaluation.step, metrics, jnp.zeros(len(job.runs)))
-        means = (np.mean(x) for x in (evaluation.train_loss, evaluation.loss, evaluation.variance))
-        loss, held_out, variance = means
-        status = f"step {evaluation.step}  loss {loss:.4f}  held out {held_out:.4f}"
-        display.update(evaluation.step, f"{status} (of the mean {variance:.4f})", prints=True)
+        step, held_out = evaluation.step, np.mean(evaluation.loss)
+        status = f"step {step}  held out {held_out:.4f} of {np.mean(evaluation.variance):.4f}"
+        if step:
+            losses = {
+                "masked_modeling_loss": evaluation.loss,
+                "pretraining_loss": evaluation.train_loss,
+            }
+            metrics: dict[str, Any] = {name: {"all": values} for name, values in losses.items()}
+            recorder.add(step, metrics, jnp.zeros(len(job.runs)))
+            status += f"  training {np.mean(evaluation.train_loss):.4f}"
+        display.update(step, status, prints=True)
 
     with RunDir(info, len(job.runs)) as folder, display:
         params = pretrain(job.runs, settings, policies, log)
