@@ -1,5 +1,6 @@
 """Pretrains encoders by masked modeling on observations, as the start of runs by `init_from`."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from plasticity.storage.signals import SignalGuard
 from plasticity.struct import TARGET, SettingError, Struct, check, field, static_field
 from plasticity.training import loop
 from plasticity.training import rollout as rollouts
+from plasticity.training.memory_estimate import check_bytes
 from plasticity.training.placement import Placement
 from plasticity.training.run import Run, stack
 
@@ -99,6 +101,10 @@ def check_pretraining(
             True,
             "must be false: an encoder is pretrained on observations as they are",
         )
+    for name in ("num_observations", "num_held_out", "batch_size"):
+        number = getattr(settings, name)
+        need = len(runs) * number * 4 * math.prod(run.env.observation_shape)
+        check_bytes(f"pretraining.{name}", number, need)
     if policies is None:
         return
     other, key = policies[0][0], "pretraining.policy"

@@ -63,6 +63,7 @@ def test_pretrain_makes_the_start_of_runs(shell, tmp_path, capsys):
     ("change", "message"),
     [
         ("pretraining.steps=0", "pretraining.steps=0: must be a whole number >= 1"),
+        ("pretraining.batch_size=2000000000", "pretraining.batch_size=2000000000: must be smaller"),
         ("pretraining.stps=1", "pretraining.stps=1: no such key; pretraining has steps, "),
         ("pretraining.policy=nowhere", "pretraining.policy='nowhere': must be the folder of a"),
         ("agent.normalize_observations=true", "agent.normalize_observations=True: must be false"),
