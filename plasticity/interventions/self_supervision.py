@@ -28,8 +28,7 @@ class MaskedModeling(Intervention):
     encoder each, it is the policy's that learns. The probe `masked_modeling_loss` evaluates it, and
     `python -m experiments.pretrain` trains an encoder by this loss alone.
 
-    Costs a forward and a backward pass of the encoder at every gradient step: an update takes about
-    twice as long.
+    Costs a second forward and backward pass of the encoder at every gradient step.
 
     Attributes:
       coefficient: the weight of the term. We know of no published value for PPO.
