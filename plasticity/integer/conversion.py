@@ -68,6 +68,7 @@ __all__ = [
     "Quantizer",
     "check_convertible",
     "convert",
+    "make_output",
     "operator_errors",
 ]
 
@@ -91,11 +92,16 @@ class Quantizer(struct.PyTreeNode):
     normalized, the offset is their mean, and the scale has the standard deviation as a factor.
     """
 
-    offset: Array
-    scale: Array
-    bound: Array
+    offset: Any
+    scale: Any
+    bound: Any
+
+    def of_normalized(self, mean: Array, std: Array) -> "Quantizer":
+        """Returns the quantizer of x for which this is the quantizer of (x - mean) / std."""
+        return self.replace(offset=mean + std * self.offset, scale=std * self.scale)
 
     def __call__(self, x: Array) -> Array:
+        """Computes int8 from float32, of equal shape."""
         q = jnp.round((x - self.offset) / self.scale)
         return jnp.clip(q, -self.bound, self.bound).astype(jnp.int8)
 
@@ -137,10 +143,28 @@ class Conversion(NamedTuple):
 
     def output(self, head: Array, value: Array) -> Output:
         """Returns the distribution and value that integer outputs stand for."""
-        outputs = dequantize(head, self.policy_scale)
-        is_discrete = self.log_std is None
-        distribution: Any = Categorical(outputs) if is_discrete else Gaussian(outputs, self.log_std)
-        return Output(distribution, dequantize(value, self.value_scale), {}, {})
+        return make_output(head, value, self.policy_scale, self.value_scale, self.log_std)
+
+
+def make_output(
+    head: Array,
+    value: Array,
+    policy_scale: Array | float,
+    value_scale: Array | float,
+    log_std: Any = None,
+) -> Output:
+    """Returns the distribution and value that the outputs of an integer policy stand for.
+
+    Args:
+      head: the logits, or the means of continuous actions, int32 [B, A].
+      value: int32 [B].
+      policy_scale: the scale of `head`.
+      value_scale: the scale of `value`.
+      log_std: the logarithms of standard deviations [A]; None if actions are discrete.
+    """
+    outputs = dequantize(head, policy_scale)
+    policy = Categorical(outputs) if log_std is None else Gaussian(outputs, jnp.asarray(log_std))
+    return Output(policy, dequantize(value, value_scale), {}, {})
 
 
 def check_convertible(

@@ -6,6 +6,7 @@ or a product reads, int8 (`quantized_max` of the policy's bits). Tokens are int8
 flag, 1 for a token and 0 for padding; row and column; and features.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -323,7 +324,7 @@ def _split_heads(x: Array, heads: int) -> Array:
 
 
 def run_operators(
-    operators: tuple[Any, ...], inputs: tuple[tuple[int, ...], ...], observation: Array
+    operators: Sequence[Callable[..., Array]], inputs: Sequence[Sequence[int]], observation: Array
 ) -> list[Array]:
     """Applies operators in turn. Returns the observation, and the result of each.
 
