@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers import RUN
+from helpers import RUN, Tug
 
 import plasticity as pl
 from plasticity import results
@@ -73,6 +73,33 @@ def test_integer_reports_and_exports_every_seed(params, shell, tmp_path, capsys)
     assert "greedy actions that agree" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_integer_of_continuous_actions_and_normalized_observations(shell, tmp_path):
+    """Would catch statistics that are not kept, or are not those that the policy acts with."""
+    run = pl.Run(
+        env=Tug(),
+        network=pl.Network(hidden=(8,), activation="tanh"),
+        agent=PPO(num_envs=4, num_steps=20, minibatch_size=20, normalize_observations=True),
+        schedule=pl.Schedule(rounds=1, updates_per_round=3, probe_batch_size=64),
+    )
+    pl.train([run, run.replace(seed=1)], tmp_path / "run")
+    stats = pl.load_obs_stats(tmp_path / "run")
+    np.testing.assert_allclose(stats.mean, np.full((2, 2), 100), atol=2)
+    assert shell("run --episodes 20 --out out", _main) == 0
+    frame = results.read(tmp_path / "out" / "integer.parquet")
+    assert "action_agreement" not in set(frame["metric"])
+    assert (frame.loc[frame["metric"] == "action_error", "value"] < 0.02).all()
+    greedy = frame[(frame["metric"] == "eval_train_return") & (frame["actions"] == "greedy")]
+    by_policy = greedy.pivot(index="seed", columns="policy", values="value")
+    np.testing.assert_allclose(by_policy["integer"], by_policy["float"], rtol=0.02)
+    observation = np.asarray(calibration_batch(run)[1])
+    reader = numpy_reader.load(tmp_path / "out/policy_0.npz")
+    mean = numpy_reader.act(reader, observation) * reader["policy_scale"]
+    own = jax.tree.map(lambda x: np.asarray(x)[0], (pl.load_params(tmp_path / "run"), stats))
+    policy = loop.make_context(run, 0, 0, own[1]).apply(own[0], observation).policy
+    np.testing.assert_allclose(mean, policy.mean, atol=0.05)
+
+
 def nan(params):
     return {**params, "value": {**params["value"], "bias": np.full((2, 1), np.nan, np.float32)}}
 
@@ -94,7 +121,7 @@ def nan(params):
         (
             {"run": RUN.replace(agent=PPO(normalize_observations=True))},
             "run",
-            "normalize_observations",
+            "obs_stats.npz: does not exist",
         ),
     ],
 )
