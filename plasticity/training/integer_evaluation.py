@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +21,11 @@ from plasticity.integer import (
     operator_errors,
 )
 from plasticity.integer.policy import IntegerPolicy, count_bytes
-from plasticity.networks import Categorical, Gaussian, Output, Params
+from plasticity.networks import Categorical, Distribution, Gaussian, Output, Params
 from plasticity.rng import Stream, key_for
-from plasticity.struct import TARGET, SettingError
 from plasticity.training import loop
 from plasticity.training import rollout as rollouts
+from plasticity.training.host_evaluation import host_episode_returns, host_probe_batch
 from plasticity.training.run import Run
 
 __all__ = ["IntegerEvaluation", "calibration_batch", "check_integer_run", "evaluate_in_integers"]
@@ -68,15 +68,14 @@ class IntegerEvaluation(NamedTuple):
 
 
 def check_integer_run(run: Run) -> None:
-    """Raises `SettingError` if the policy of a run has no integer form, or cannot be evaluated."""
-    if not isinstance(run.env, CompiledEnv):
-        kind = f"{type(run.env).__module__}.{type(run.env).__qualname__}"
-        raise SettingError(f"env.{TARGET}", kind, "must be a JAX environment, not one on the host")
+    """Raises `SettingError` if the policy of a run has no integer form."""
     check_convertible(run.intervention.network(run.network), run.env.observation_shape)
 
 
 def calibration_batch(run: Run) -> tuple[Task, Array]:
     """Returns the task of the last round, and its probe batch [B, *observation_shape]."""
+    if not isinstance(run.env, CompiledEnv):
+        return host_probe_batch(run)
     task = jax.jit(loop.first_task)(run)
     next_task = jax.jit(loop.next_task)
     for round in range(1, run.schedule.rounds):
@@ -142,16 +141,8 @@ def evaluate_in_integers(
     for (metric, eval_task), key in zip(loop.eval_tasks(run, task).items(), keys, strict=False):
         for actions in ("greedy", "sampled"):
             for name, (make_policy, arguments) in policies.items():
-                returns[metric, actions, name] = np.asarray(
-                    _episode_returns(
-                        make_policy,
-                        actions == "greedy",
-                        num_episodes,
-                        run,
-                        arguments,
-                        eval_task,
-                        key,
-                    )
+                returns[metric, actions, name] = _returns(
+                    make_policy, actions == "greedy", num_episodes, run, arguments, eval_task, key
                 )
     q = conversion.quantize(observation)
     continuous = run.env.continuous_actions
@@ -233,6 +224,34 @@ def _output(make_policy: _MakePolicy, run: Run, arguments: Any, observation: Arr
     return output._replace(activations={}, preactivations={}, attention=None)
 
 
+def _returns(
+    make_policy: _MakePolicy,
+    greedy: bool,
+    num_episodes: int,
+    run: Run,
+    arguments: Any,
+    task: Task,
+    key: Array,
+) -> np.ndarray:
+    """Computes the return of each of N episodes. [N]."""
+    if not isinstance(run.env, CompiledEnv):
+        distribution = _distribution(make_policy, greedy)
+        return host_episode_returns(distribution, num_episodes, run, arguments, task, key)
+    jax_returns = _episode_returns(make_policy, greedy, num_episodes, run, arguments, task, key)
+    return np.asarray(jax_returns)
+
+
+@cache  # for one function has one program
+def _distribution(
+    make_policy: _MakePolicy, greedy: bool
+) -> Callable[[Run, Any, Array], Distribution]:
+    def distribution(run: Run, arguments: Any, observation: Array) -> Distribution:
+        policy = make_policy(run, arguments)
+        return (_greedy(policy) if greedy else policy)(observation).policy
+
+    return distribution
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _episode_returns(
     make_policy: _MakePolicy,
@@ -243,7 +262,7 @@ def _episode_returns(
     task: Task,
     key: Array,
 ) -> Array:
-    """Computes the return of each of N episodes. [N]."""
+    """Computes the return of each of N episodes in a JAX environment. [N]."""
     env, policy = loop.wrap_task(run.env), make_policy(run, arguments)
     start = rollouts.start_evaluation(env, task, num_episodes, key)
     return rollouts.continue_evaluation(
