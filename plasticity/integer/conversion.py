@@ -224,25 +224,24 @@ def convert(
     _check_params(network, params, shape)
     separated = separate_operators(network, params, shape)
     quantizer = _make_quantizer(network, shape, observation, bits)
-    results = {0: jnp.asarray(observation, jnp.float32)}
+    x = jnp.asarray(observation, jnp.float32)
+    largest, shapes = _calibrate(separated.operators, x)
+    smallest = _smallest_scales(separated.operators, shapes)
     integers: list[Operator] = []
     scales: list[Any] = [quantizer.scale]
-    last_reader = {i: n for n, x in enumerate(separated.operators, start=1) for i in x.inputs}
-    smallest = _smallest_scales(separated.operators, results[0])
     for number, operator in enumerate(separated.operators, start=1):
-        arguments = [results[i] for i in operator.inputs]
-        input_scales = [scales[i] for i in operator.inputs]
-        result = operator.apply(*arguments)
-        scale = _output_scale(operator, input_scales, arguments[0], result, bits)
+        site = _Site(
+            operator,
+            input_scales=[scales[i] for i in operator.inputs],
+            input_shapes=[shapes[i] for i in operator.inputs],
+            bits=bits,
+        )
+        largest_of_all = max(largest[i] for i in (number, *operator.inputs))
+        scale = _output_scale(site, shapes[number], largest[number], largest_of_all)
         if operator.kind not in _SAME_SCALE:
             scale = np.maximum(scale, smallest[number])
-        convert_one = _CONVERTERS[operator.kind]
-        integers.append(convert_one(_Site(operator, input_scales, scale, arguments, bits)))
+        integers.append(_CONVERTERS[operator.kind](site._replace(output_scale=scale)))
         scales.append(scale)
-        results[number] = result
-        for i in operator.inputs:  # which may be large
-            if last_reader[i] == number:
-                results.pop(i, None)
     policy = IntegerPolicy(
         operators=tuple(integers),
         inputs=tuple(operator.inputs for operator in separated.operators),
@@ -349,15 +348,28 @@ def _make_quantizer(
     return Quantizer(*(np.asarray(x, np.float32) for x in (np.zeros(()), scales, bounds)))
 
 
-def _smallest_scales(floats: Sequence[FloatOperator], x: Array) -> dict[int, float]:
-    """Returns the smallest scale that the result of each operator may have.
+def _calibrate(
+    floats: Sequence[FloatOperator], x: Array
+) -> tuple[list[float], list[tuple[int, ...]]]:
+    """Returns the largest magnitude of the observation and of each operator's result, and shapes.
 
-    A norm needs one (see `min_norm_scale`) of its input. Other scales may be of any size.
+    Shapes are those of one observation, without an axis of the batch.
     """
     apply, inputs = (
         tuple(getattr(operator, name) for operator in floats) for name in ("apply", "inputs")
     )
-    shapes = jax.eval_shape(partial(run_operators, apply, inputs), x)
+    run = partial(run_operators, apply, inputs)
+    largest = jax.jit(lambda x: [jnp.max(jnp.abs(result)) for result in run(x)])(x)
+    return [float(one) for one in largest], [x.shape[1:] for x in jax.eval_shape(run, x)]
+
+
+def _smallest_scales(
+    floats: Sequence[FloatOperator], shapes: Sequence[tuple[int, ...]]
+) -> dict[int, float]:
+    """Returns the smallest scale that the result of each operator may have.
+
+    A norm needs one (see `min_norm_scale`) of its input. Other scales may be of any size.
+    """
     smallest = dict.fromkeys(range(len(floats) + 1), 0.0)
     for number, operator in reversed(list(enumerate(floats, start=1))):
         first = operator.inputs[0]
@@ -369,36 +381,35 @@ def _smallest_scales(floats: Sequence[FloatOperator], x: Array) -> dict[int, flo
     return smallest
 
 
-def _norm_size(operator: FloatOperator, x: Any) -> int:
-    return math.prod(x.shape[-operator.settings["num_axes"] :])
+def _norm_size(operator: FloatOperator, shape: tuple[int, ...]) -> int:
+    return math.prod(shape[-operator.settings["num_axes"] :])
 
 
 def _output_scale(
-    operator: FloatOperator, input_scales: Sequence[Any], x: Array, result: Array, bits: int
+    site: "_Site", shape: tuple[int, ...], largest: float, largest_of_all: float
 ) -> Any:
-    """Returns the scale of an operator's result, from that in the trained network.
+    """Returns the scale of an operator's result.
 
     Args:
-      operator: the operator.
-      input_scales: the scales of its inputs.
-      x: the first of its inputs.
-      result: its result.
-      bits: of activations.
+      site: the operator, without that scale.
+      shape: the shape of the result.
+      largest: the largest magnitude of the result in the trained network.
+      largest_of_all: that of its inputs as well.
     """
-    kind = operator.kind
+    kind = site.operator.kind
     if kind in _SAME_SCALE:
-        return input_scales[0]
+        return site.input_scales[0]
     if kind in ("object_tokens", "select_tokens"):
-        scale = np.full(result.shape[-1], input_scales[0][-1])
+        scale = np.full(shape[-1], site.input_scale)
         scale[:3] = 1.0
         return scale
     if kind == "softmax":
         return 2.0**-operators.SOFTMAX_FRACTION_BITS
     if kind in _FEW_BITS:
-        return _scale(result, bits)
+        return _scale(largest, site.bits)
     if kind == "residual_sum":  # whose terms must fit as well
-        result = jnp.stack([result, x])
-    return HEADROOM * _scale(result, MAX_BITS)
+        largest = largest_of_all
+    return HEADROOM * _scale(largest, MAX_BITS)
 
 
 class _Site(NamedTuple):
@@ -407,16 +418,16 @@ class _Site(NamedTuple):
     Attributes:
       operator: the operator.
       input_scales: the scales of its inputs.
-      output_scale: that of its result.
-      arguments: its inputs in the trained network, on the calibration batch.
+      input_shapes: their shapes, of one observation.
       bits: of weights and activations.
+      output_scale: the scale of its result.
     """
 
     operator: FloatOperator
     input_scales: Sequence[Any]
-    output_scale: Any
-    arguments: Sequence[Array]
+    input_shapes: Sequence[tuple[int, ...]]
     bits: int
+    output_scale: Any = None
 
     @property
     def input_scale(self) -> float:
@@ -441,7 +452,7 @@ def _convolution(site: _Site) -> IntegerConv:
 
 def _norm(site: _Site) -> IntegerNorm:
     operator, params = site.operator, site.operator.params
-    size, center = _norm_size(operator, site.arguments[0]), operator.kind == "layer_norm"
+    size, center = _norm_size(operator, site.input_shapes[0]), operator.kind == "layer_norm"
     _check_size(operator.layer, size, operators.MAX_NORM_SIZE)
     unit = math.sqrt(size) * 2.0**-operators.NORM_FRACTION_BITS
     gain = np.asarray(params["scale"], np.float64)
@@ -500,7 +511,7 @@ def _select_tokens(site: _Site) -> SelectTokens:
     A token's entry is one of the observation's, or a constant: the number of the entry is found by
     looking at an observation of numbers.
     """
-    shape = site.arguments[0].shape[1:]
+    shape = site.input_shapes[0]
     numbers = 1 + jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(1, *shape)
     constant, numbered = (
         np.asarray(site.operator.apply(x))[0] for x in (jnp.zeros_like(numbers), numbers)
@@ -527,7 +538,7 @@ def _prepend_summary(site: _Site) -> PrependSummary:
 
 def _attention_scores(site: _Site) -> AttentionScores:
     heads = site.settings["heads"]
-    size = site.arguments[0].shape[-1] // heads
+    size = site.input_shapes[0][-1] // heads
     product_scale = math.prod(site.input_scales[:2]) / math.sqrt(size)
     slopes = site.operator.params.get("slopes")
     return AttentionScores(

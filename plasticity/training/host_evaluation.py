@@ -59,7 +59,8 @@ def host_episode_returns(
     update = schedule.rounds * schedule.updates_per_round
     returns: list[np.ndarray] = []
     runs, tasks = stack([run]), jax.tree.map(lambda x: np.asarray(x)[None], task)
-    with contextlib.closing(HostVecEnv(runs.env, 1, num_envs)) as envs:
+    env: Any = runs.env
+    with contextlib.closing(HostVecEnv(env, 1, num_envs)) as envs:
         for batch in range(-(-num_episodes // num_envs)):
             # After the streams of the evaluations during training.
             rngs = make_rngs(runs, Stream.EVALUATION, 2 * (update + 1) + batch)

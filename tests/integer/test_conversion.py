@@ -45,8 +45,7 @@ NETWORKS = {
         unpadding=False,
         norm_order="pre",
         pooling="mean",
-        norm="layer_norm",
-        shared=False,
+        norm="rms_norm",
     ),
 }
 FLOAT = re.compile(r"\b(?:f64|f32|f16|bf16|tf32|f8\w*)\b")
@@ -73,9 +72,20 @@ def network_with_params(name):
     is_encoder = isinstance(network, Mosaic)
     shape, x = (TOKENS, OBJECTS) if is_encoder else (SHAPE, OBSERVATION)
     module = network.build(shape, 3)
-    params = jax.jit(module.init)(jax.random.key(0), x[:1])["params"]
-    params = jax.tree.map(lambda x: 2 * np.asarray(x) + 0.05, params)
+    params = random_params(module, x)
     return network, params, shape, x, jax.jit(module.apply)({"params": params}, x)
+
+
+def random_params(module, x):
+    """Parameters about as large as initial ones, without compiling a program that draws them."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    rng = np.random.default_rng(1)
+
+    def draw(leaf):
+        drawn = rng.normal(size=leaf.shape) * 1.5 / np.sqrt(np.prod(leaf.shape[:-1]) or 1)
+        return (drawn if leaf.ndim > 1 else 0.3 * drawn + 0.5).astype(np.float32)
+
+    return jax.tree.map(draw, shapes)
 
 
 @jax.jit
@@ -176,9 +186,9 @@ def test_tokens_are_selected_from_other_observations(shape, patch):
     """Would catch entries of another patch, or coordinates and one-hot indices left out."""
     network = MOSAIC.replace(patch=patch)
     x = RNG.normal(size=(8, *shape)).astype(np.float32)
-    params = jax.jit(network.build(shape, 3).init)(jax.random.key(0), x)["params"]
+    params = random_params(network.build(shape, 3), x)
     conversion = convert(network, params, x)
-    q = conversion.policy.operators[0](conversion.quantize(x)) * conversion.scales[1]
+    q = jax.jit(conversion.policy.operators[0])(conversion.quantize(x)) * conversion.scales[1]
     tokens = Tokenizer(shape, patch)(x)
     np.testing.assert_allclose(q[..., 3:], tokens.features, atol=float(conversion.scales[0][-1]))
     np.testing.assert_array_equal(q[..., 1:3], tokens.position)
