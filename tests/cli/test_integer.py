@@ -8,12 +8,12 @@ from helpers import RUN, Tug
 import plasticity as pl
 from plasticity import results
 from plasticity.agents import PPO
-from plasticity.cli.integer import _main
+from plasticity.cli.integer import _main, load_finished_runs
 from plasticity.integer import convert, numpy_reader
 from plasticity.storage.run_dir import RunDir
 from plasticity.struct import TARGET, to_config
 from plasticity.training import loop
-from plasticity.training.integer_evaluation import calibration_batch
+from plasticity.training.integer_evaluation import calibration_batch, evaluate_in_integers
 from plasticity.training.run import stack
 from plasticity.training.train import Job
 
@@ -74,7 +74,7 @@ def test_integer_reports_and_exports_every_seed(params, shell, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_integer_of_continuous_actions_and_normalized_observations(shell, tmp_path):
+def test_continuous_actions_and_normalized_observations(tmp_path):
     """Would catch statistics that are not kept, or are not those that the policy acts with."""
     run = pl.Run(
         env=Tug(),
@@ -82,22 +82,18 @@ def test_integer_of_continuous_actions_and_normalized_observations(shell, tmp_pa
         agent=PPO(num_envs=4, num_steps=20, minibatch_size=20, normalize_observations=True),
         schedule=pl.Schedule(rounds=1, updates_per_round=3, probe_batch_size=64),
     )
-    pl.train([run, run.replace(seed=1)], tmp_path / "run")
-    stats = pl.load_obs_stats(tmp_path / "run")
-    np.testing.assert_allclose(stats.mean, np.full((2, 2), 100), atol=2)
-    assert shell("run --episodes 20 --out out", _main) == 0
-    frame = results.read(tmp_path / "out" / "integer.parquet")
-    assert "action_agreement" not in set(frame["metric"])
-    assert (frame.loc[frame["metric"] == "action_error", "value"] < 0.02).all()
-    greedy = frame[(frame["metric"] == "eval_train_return") & (frame["actions"] == "greedy")]
-    by_policy = greedy.pivot(index="seed", columns="policy", values="value")
-    np.testing.assert_allclose(by_policy["integer"], by_policy["float"], rtol=0.02)
+    pl.train(run, tmp_path, progress=False)
+    ((run, params, stats),) = load_finished_runs(tmp_path)
+    np.testing.assert_allclose(stats.mean, [100, 100], atol=2)
+    evaluation = evaluate_in_integers(run, params, 8, 20, stats)
+    assert evaluation.action_agreement is None
+    assert evaluation.action_error < 0.02
+    returns = [evaluation.returns["eval_train_return", "greedy", p] for p in ("float", "integer")]
+    np.testing.assert_allclose(*returns, rtol=0.03)
     observation = np.asarray(calibration_batch(run)[1])
-    reader = numpy_reader.load(tmp_path / "out/policy_0.npz")
-    mean = numpy_reader.act(reader, observation) * reader["policy_scale"]
-    own = jax.tree.map(lambda x: np.asarray(x)[0], (pl.load_params(tmp_path / "run"), stats))
-    policy = loop.make_context(run, 0, 0, own[1]).apply(own[0], observation).policy
-    np.testing.assert_allclose(mean, policy.mean, atol=0.05)
+    mean = evaluation.conversion.policy.act(evaluation.conversion.quantize(observation))
+    policy = loop.make_context(run, 0, 0, stats).apply(params, observation).policy
+    np.testing.assert_allclose(mean * evaluation.conversion.policy_scale, policy.mean, atol=0.05)
 
 
 def nan(params):
