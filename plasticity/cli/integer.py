@@ -243,12 +243,12 @@ def _print(frame: pd.DataFrame, pairs: Sequence[tuple[Run, IntegerEvaluation]], 
 def _figure(frame: pd.DataFrame, bits: int) -> Figure:
     """Draws the errors of operators, and the returns of both policies."""
     with plt.rc_context(STYLE):
-        figure = new_figure((10, 3.6))
-        left, right = figure.subplots(1, 2)
         parts = frame[frame["metric"].isin(["added_error", "total_error"])]
         errors = parts.pivot_table(
             index=["layer", "operator"], columns="metric", values="value", sort=False
         )
+        figure = new_figure((10, max(3.6, 0.18 * len(errors))))
+        left, right = figure.subplots(1, 2)
         labels = [f"{layer} {operator}" for layer, operator in errors.index]
         for shift, (metric, label) in enumerate(
             (("added_error", "of the operator alone"), ("total_error", "of all so far"))
