@@ -244,9 +244,9 @@ def _figure(frame: pd.DataFrame, bits: int) -> Figure:
     """Draws the errors of operators, and the returns of both policies."""
     with plt.rc_context(STYLE):
         parts = frame[frame["metric"].isin(["added_error", "total_error"])]
-        errors = parts.pivot_table(
-            index=["layer", "operator"], columns="metric", values="value", sort=False
-        )
+        keys = ["layer", "operator"]
+        errors = parts.pivot_table(index=keys, columns="metric", values="value")
+        errors = errors.loc[list(parts[keys].drop_duplicates().itertuples(index=False, name=None))]
         figure = new_figure((10, max(3.6, 0.18 * len(errors))))
         left, right = figure.subplots(1, 2)
         labels = [f"{layer} {operator}" for layer, operator in errors.index]
