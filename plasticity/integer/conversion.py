@@ -272,7 +272,9 @@ def operator_errors(conversion: Conversion, observation: Array) -> list[dict[str
       with the trained operator on the same quantized input; `total_error` is that of all so far.
     """
     names = [("observation", "quantize"), *((x.layer, x.kind) for x in conversion.operators)]
-    errors = jax.jit(partial(_errors, conversion))(jnp.asarray(observation, jnp.float32))
+    x = jnp.asarray(observation, jnp.float32)
+    measure = jax.jit(partial(_errors, conversion.operators, conversion.scales))
+    errors = measure(conversion.policy, conversion.quantize(x), x)
     return [
         {
             "layer": layer,
@@ -284,18 +286,20 @@ def operator_errors(conversion: Conversion, observation: Array) -> list[dict[str
     ]
 
 
-def _errors(conversion: Conversion, observation: Array) -> list[tuple[Array, Array]]:
-    """Computes the added and the total error of each operator, those of the value at the end."""
-    policy, scales = conversion.policy, conversion.scales
-    q = conversion.quantize(observation)
-    integers = run_operators(policy.operators, policy.inputs, q)
-    floats = run_operators(
-        [operator.apply for operator in conversion.operators], policy.inputs, observation
-    )
-    results = [dequantize(q, scale) for q, scale in zip(integers, scales, strict=True)]
-    error = relative_error(results[0], observation)
+def _errors(
+    floats: Sequence[FloatOperator],
+    scales: Sequence[Any],
+    policy: IntegerPolicy,
+    q: Array,
+    x: Array,
+) -> list[tuple[Array, Array]]:
+    """Computes the added and the total error of each operator on observations x, quantized q."""
+    integer_results = run_operators(policy.operators, policy.inputs, q)
+    float_results = run_operators([operator.apply for operator in floats], policy.inputs, x)
+    results = [dequantize(q, scale) for q, scale in zip(integer_results, scales, strict=True)]
+    error = relative_error(results[0], x)
     errors = [(error, error)]
-    for operator, result, exact in zip(conversion.operators, results[1:], floats[1:], strict=True):
+    for operator, result, exact in zip(floats, results[1:], float_results[1:], strict=True):
         alone = operator.apply(*(results[i] for i in operator.inputs))
         errors.append((relative_error(result, alone), relative_error(result, exact)))
     return errors
