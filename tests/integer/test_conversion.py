@@ -204,7 +204,7 @@ def test_dead_layers_and_large_biases_are_converted():
 @pytest.mark.parametrize(
     ("shape", "patch"),
     [((4,), 1), ((4, 6, 2), 2)],
-    ids=["vector", "sequence", "image"],
+    ids=["vector", "image"],
 )
 def test_tokens_are_selected_from_other_observations(shape, patch):
     """Would catch entries of another patch, or coordinates and one-hot indices left out."""
