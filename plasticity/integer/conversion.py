@@ -340,15 +340,15 @@ def _make_quantizer(
     The flags and positions of object tokens are whole numbers, which stay as they are. The features
     of tokens share their scale with what the tokenizer adds to them, which is at most 1.
     """
-    features, least, own_scale = np.asarray(observation), 0.0, slice(0)
+    features, least, whole_numbers = np.asarray(observation), 0.0, slice(0)
     if isinstance(network, Mosaic):
         if isinstance(shape, TokenShape):
-            features, own_scale = features[..., 3:], slice(3)
+            features, whole_numbers = features[..., 3:], slice(3)
         if len(shape) != 2 or isinstance(shape, TokenShape):
             least = 1.0
-    scale = max(_scale(features, bits), least / quantized_max(bits))
+    scale = _scale(max(np.abs(features).max(), least), bits)
     scales, bounds = np.full(shape[-1:], scale), np.full(shape[-1:], quantized_max(bits))
-    scales[own_scale], bounds[own_scale] = 1.0, quantized_max(8)
+    scales[whole_numbers], bounds[whole_numbers] = 1.0, quantized_max(8)
     return Quantizer(*(np.asarray(x, np.float32) for x in (np.zeros(()), scales, bounds)))
 
 
