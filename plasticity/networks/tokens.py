@@ -146,6 +146,11 @@ class Tokenizer:
         """The largest number of tokens of an observation."""
         return self.shape.max_tokens if isinstance(self.shape, TokenShape) else math.prod(self.grid)
 
+    @property
+    def capacity(self) -> int:
+        """The number of tokens of an observation, padding included."""
+        return self.shape[0] if isinstance(self.shape, TokenShape) else math.prod(self.grid)
+
     def __call__(self, observation: Array) -> Tokens:
         """Returns the tokens of observations, [B, *shape].
 
