@@ -34,7 +34,7 @@ from plasticity.networks import Mosaic
 from plasticity.results import ResultsError
 from plasticity.storage import run_dir, table
 from plasticity.storage.table import replacing
-from plasticity.struct import SettingError
+from plasticity.struct import TARGET, SettingError
 
 COMMON = "pieces"  # a configuration that all sizes share
 SIZES = sorted({path.stem for path in (CONFIGS / "experiment/pareto").glob("*.yaml")} - {COMMON})
@@ -57,7 +57,11 @@ class ParetoSweep(SweepCallback):
         super().on_multirun_start(config, **kwargs)
         if config.hydra.launcher.get("inner") is not None:
             allowed = "must be null: variants are timed one after another, on this machine"
-            exit_with(SettingError("hydra.launcher.inner", "a launcher", allowed))
+            exit_with(
+                SettingError(
+                    "hydra.launcher.inner", config.hydra.launcher.inner.get(TARGET), allowed
+                )
+            )
 
     def conclude(self, folder: Path) -> None:
         pareto(folder)
