@@ -55,13 +55,10 @@ class ParetoSweep(SweepCallback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         super().on_multirun_start(config, **kwargs)
-        if config.hydra.launcher.get("inner") is not None:
+        inner = config.hydra.launcher.get("inner")
+        if inner is not None:
             allowed = "must be null: variants are timed one after another, on this machine"
-            exit_with(
-                SettingError(
-                    "hydra.launcher.inner", config.hydra.launcher.inner.get(TARGET), allowed
-                )
-            )
+            exit_with(SettingError("hydra.launcher.inner", inner.get(TARGET), allowed))
 
     def conclude(self, folder: Path) -> None:
         pareto(folder)
