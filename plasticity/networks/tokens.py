@@ -72,17 +72,18 @@ class Tokens(NamedTuple):
     valid: Array  # bool [B, T]
 
 
-def join_tokens(valid: Array, position: Any, features: Array) -> Array:
-    """Returns tokens as one array of a `TokenShape`. float32 [T, 3 + F].
+def join_tokens(valid: Any, position: Any, features: Any) -> Any:
+    """Returns tokens as one array of a `TokenShape`, of JAX or of NumPy. float32 [T, 3 + F].
 
     Args:
       valid: which are no padding, bool [T].
       position: row and column, [T, 2], of padding too.
       features: [T, F].
     """
-    features = jnp.where(valid[:, None], features, 0)
-    columns = (valid[:, None], jnp.asarray(position), features)
-    return jnp.concatenate([column.astype(jnp.float32) for column in columns], axis=1)
+    xp = valid.__array_namespace__()
+    features = xp.where(valid[:, None], features, 0)
+    columns = (valid[:, None], xp.asarray(position), features)
+    return xp.concatenate([column.astype(xp.float32) for column in columns], axis=1)
 
 
 def permute_positions(observation: Array, permutation: Array) -> Array:
