@@ -18,6 +18,7 @@ records, times their number. The first interval, which compiles, does not count.
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,9 @@ def _collect(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Reads the finished variants in an output folder, and their returns at the ends of rounds."""
     folders = sorted(path.parent for path in folder.glob(f"*/{table.META}"))
     finished = [path for path in folders if run_dir.read_meta(path).get("status") == "finished"]
+    for path in folders:
+        if path not in finished:
+            warnings.warn(f"{path}: left out, for it is not finished", stacklevel=2)
     if not finished:
         raise ResultsError(f"{folder}: holds no finished run; expected a sweep over variants")
     rows = pd.DataFrame([_describe(path) for path in finished])
@@ -177,7 +181,7 @@ def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     frames = []
     for name in (VARIANTS, RETURNS):
         try:
-            frames.append(pd.read_csv(folder / name, keep_default_na=True))
+            frames.append(pd.read_csv(folder / name))
         except (OSError, ValueError) as error:
             raise ResultsError(f"{folder / name}: cannot be read; expected a CSV file") from error
     variants, returns = frames

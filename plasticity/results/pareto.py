@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 
 from plasticity.results.arguments import checked, frame_with
 from plasticity.results.comparisons import scores
-from plasticity.results.plots import STYLE, finish, line_styles, marker_face, new_figure, readable
+from plasticity.results.plots import (
+    STYLE,
+    count_seeds,
+    finish,
+    line_styles,
+    marker_face,
+    new_figure,
+    readable,
+)
 from plasticity.results.statistics import RETURN, Interval, single_condition, t_interval
 from plasticity.storage.table import ResultsError
 
@@ -145,13 +153,13 @@ def pareto_figure(
             _label_seconds(axes)
             finish(axes)
         handles, labels = axes.get_legend_handles_labels()
-        seeds = values.groupby("variant")["seed"].nunique().max()
+        seeds = count_seeds(values.rename(columns={"variant": "intervention"}))
         figure.legend(
             handles,
             labels,
             loc="outside lower center",
             ncols=4,
-            title=f"Mean over {seeds} seeds, with {100 * confidence:g} % t-interval, and each seed",
+            title=f"Mean over {seeds}, with {100 * confidence:g} % t-interval, and each seed",
         )
     return figure
 
