@@ -13,7 +13,8 @@ ones are not trained again. Overrides follow the size: `seed=[0,1]`, `variant=be
   same command needs to draw everything again: `python -m plasticity.cli.pareto FOLDER`.
 
 The wall clock of training is the time of the updates alone, the median over intervals between two
-records, times their number. The first interval, which compiles, does not count.
+records, times their number. The first interval, which compiles, does not count. `CPU` is the time
+that the process had on all cores in an update: on a machine that is shared, compare that.
 """
 
 import argparse
@@ -49,6 +50,12 @@ PIECES = {
     "unpadding": True,
     "low_precision_norm": True,
 }
+# Of variants.csv, those that are shown.
+_COLUMNS = (
+    *("variant", "pieces", "attention", "precision", "device", "seeds", "env_steps"),
+    *("update_seconds", "update_cpu_seconds", "training_seconds", "steps_per_second"),
+    *("compilation_seconds", "probes_seconds"),
+)
 
 
 class ParetoSweep(SweepCallback):
@@ -153,6 +160,7 @@ def _describe(folder: Path) -> dict[str, Any]:
         "updates": updates,
         "env_steps": meta["env_steps"],
         "update_seconds": per_update,
+        "update_cpu_seconds": session["seconds"]["update_cpu_seconds"],
         "training_seconds": per_update * updates,
         "steps_per_second": seeds * run.agent.batch_size / per_update,
         **totals,
@@ -185,8 +193,7 @@ def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         except (OSError, ValueError) as error:
             raise ResultsError(f"{folder / name}: cannot be read; expected a CSV file") from error
     variants, returns = frames
-    needed = {"variant", "pieces", *PIECES, "training_seconds", "steps_per_second", "device"}
-    if missing := sorted(needed - set(variants.columns)):
+    if missing := sorted({*_COLUMNS, *PIECES} - set(variants.columns)):
         raise ResultsError(f"{folder / VARIANTS}: lacks columns {', '.join(missing)}")
     return variants, results.validate(returns, folder / RETURNS)
 
@@ -199,9 +206,9 @@ def _write_csv(data: pd.DataFrame, path: Path) -> None:
 def _markdown(rows: pd.DataFrame) -> str:
     """Formats the table of variants."""
     lines = [
-        "| variant | attention | update, ms | steps/s | speed | training, s | compilation, s | "
-        "probes, s | end return [95 %] | loss [95 %] |",
-        "| --- | --- |" + " ---: |" * 8,
+        "| variant | attention | update, ms | CPU, ms | steps/s | speed | training, s | "
+        "compilation, s | probes, s | end return [95 %] | loss [95 %] |",
+        "| --- | --- |" + " ---: |" * 9,
     ]
     for row in rows.itertuples():
         intervals = (
@@ -215,6 +222,7 @@ def _markdown(rows: pd.DataFrame) -> str:
             f"`{row.variant}`",
             row.attention,
             f"{1000 * row.update_seconds:,.1f}",
+            f"{1000 * row.update_cpu_seconds:,.1f}",
             f"{row.steps_per_second:,.0f}",
             f"{row.speedup:.2f}",
             f"{row.training_seconds:,.1f}",

@@ -29,7 +29,8 @@ def write_variant(folder, name, seconds):
     config = {**to_config(run), "seed": [0, 1, 2]}
     del config["_target_"]
     info = RunInfo(folder / name, config, (0, 1, 2), updates=30, batch_size=1600)
-    with RunDir(info, 3, timing=lambda: {"update_seconds": seconds, "timed_updates": 20}) as rows:
+    timing = {"update_seconds": seconds, "update_cpu_seconds": 0.6, "timed_updates": 20}
+    with RunDir(info, 3, timing=lambda: timing) as rows:
         rows.write_table(fabricate(("warm_start",)).assign(run=name))
 
 
@@ -43,7 +44,9 @@ def test_pareto_is_drawn_again_from_what_it_wrote(tmp_path):
     assert list(table["steps_per_second"]) == pytest.approx([3 * 1600 / 0.5, 3 * 1600 / 0.2])
     assert list(table["attention"]) == ["plain", "xla"]
     written = tmp_path / "pareto"
-    assert "| `mosaic` | xla | 200.0 | 24,000 | 2.50 |" in (written / "table.md").read_text()
+    assert (
+        "| `mosaic` | xla | 200.0 | 600.0 | 24,000 | 2.50 |" in (written / "table.md").read_text()
+    )
 
     packed = tmp_path / "packed"
     packed.mkdir()
