@@ -393,7 +393,7 @@ def _train_rounds(
                         metrics |= jax.device_get(trainer.run_probes(probes))
                 update = (round - 1) * end_of_round + stop
                 state = trainer.state
-                recorder.add(update, metrics, state.diverged)
+                recorder.add(update, jax.device_get(metrics), state.diverged)
                 warn_of_simulators(runs, np.asarray(state.env_not_finite), reported)
                 on_record()
                 progress.show(round, update, metrics.get("train_return"), stop == end_of_round)
