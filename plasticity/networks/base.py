@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from plasticity.networks.attention import AttentionLayer
 from plasticity.networks.distributions import Distribution, distribution_class
+from plasticity.networks.memory import Memory
 from plasticity.struct import TARGET, SettingError, Struct, fields
 
 __all__ = ["BaseNetwork", "Output", "Params", "check_network"]
@@ -20,7 +21,11 @@ Params = Any  # a parameter tree: {"torso": {layer: ...}, "policy": ..., "value"
 
 
 class Output(NamedTuple):
-    """The output of a network on a batch of B observations."""
+    """The output of a network on a batch of B observations.
+
+    If a network with memory computes n sequences of T steps, what is [B] is [n, T], and activations
+    have n * T rows.
+    """
 
     policy: Distribution  # [B]
     value: Array  # [B]
@@ -28,6 +33,7 @@ class Output(NamedTuple):
     preactivations: dict[str, Array]  # inputs of the activation functions, after norms
     intrinsic_value: Array | None = None  # [B]: of intrinsic rewards, if asked for
     attention: dict[str, AttentionLayer] | None = None  # of attention layers by name, if any
+    memory: Memory = ()  # after the step, or the last one of a sequence; () without memory
 
 
 class BaseNetwork(Struct):
@@ -60,6 +66,11 @@ class BaseNetwork(Struct):
       - Probes of parameters take the top entries of the tree for layers. Methods that treat all
         parameters alike (`L2Init`, `ShrinkPerturb`, `ResetAll`, ...) and update rules need no
         names.
+
+    A network with memory overrides `initial_memory` as well, and its module also reads `Steps` and
+    `Sequences`. If it has a recurrent layer "memory" between torso and heads, as `RecurrentLayer`
+    is, and "value_memory" for a torso of the value's own, `Output.activations` has its outputs
+    under these names, and probes of features measure them.
 
     Interventions that change the architecture set a field of the description, `norm` or
     `activation`: see `replace`. `check_run` refuses them for a network without that field.
@@ -95,6 +106,10 @@ class BaseNetwork(Struct):
           key: randomness.
         """
         return params
+
+    def initial_memory(self, batch_size: int) -> Memory:
+        """Returns the memory at the beginning of an episode: zeros [batch_size, ...], or ()."""
+        return ()
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed.
@@ -178,6 +193,11 @@ def check_network(
         require(
             shape == (batch_size,), f"the {name} of its output must be of shape [B], not {shape}"
         )
+    memory = jax.eval_shape(lambda: network.initial_memory(batch_size))
+    require(
+        jax.tree.map(jnp.shape, output.memory) == jax.tree.map(jnp.shape, memory),
+        "the memory of its output must be shaped as that of its initial_memory",
+    )
     return variables["params"]
 
 
