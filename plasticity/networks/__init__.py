@@ -12,9 +12,11 @@ from plasticity.networks import (
     distributions,
     initializers,
     linalg,
+    memory,
     mosaic,
     param_tree,
     precision,
+    recurrent,
     tokens,
     torso,
 )

@@ -10,6 +10,7 @@ from typing import Any, Self
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 __all__ = [
     "Inputs",
@@ -76,7 +77,7 @@ def map_observation(function: Callable[[Array], Array], inputs: Inputs) -> Input
     return function(inputs)
 
 
-def reset_memory(memory: Memory, done: Array) -> Memory:
+def reset_memory(memory: Memory, done: Array | np.ndarray) -> Memory:
     """Empties the memory of the environments whose episode is over.
 
     Args:

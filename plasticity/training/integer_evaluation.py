@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from plasticity.agents.intrinsic.base import Policy
 from plasticity.envs.base import CompiledEnv, Task
 from plasticity.integer import Conversion, check_convertible, convert, operator_errors
 from plasticity.integer.arithmetic import dequantize, quantize
@@ -20,11 +19,12 @@ from plasticity.rng import Stream, key_for
 from plasticity.struct import TARGET, SettingError
 from plasticity.training import loop
 from plasticity.training import rollout as rollouts
-from plasticity.training.run import Run
+from plasticity.training.run import Run, initial_memory
 
 __all__ = ["IntegerEvaluation", "calibration_batch", "check_integer_run", "evaluate_in_integers"]
 
 Array = jax.Array
+Policy = Callable[[Array], Output]
 _MakePolicy = Callable[[Run, Any], Policy]
 
 _TIMED_CALLS = 50
@@ -68,6 +68,9 @@ def check_integer_run(run: Run) -> None:
             True,
             "must be false: a finished run holds no statistics of observations",
         )
+    if jax.tree.leaves(initial_memory(run, 1)):
+        memory = getattr(run.network, "memory", None)
+        raise SettingError("network.memory", memory, "must not be set: memory has no integer form")
     check_convertible(run.intervention.network(run.network), run.env.continuous_actions)
 
 
@@ -212,9 +215,11 @@ def _episode_returns(
 ) -> Array:
     """Computes the return of each of N episodes. [N]."""
     env, policy = loop.wrap_task(run.env), make_policy(run, arguments)
+    policy = _greedy(policy) if greedy else policy
     start = rollouts.start_evaluation(env, task, num_episodes, key)
+    max_steps = run.schedule.eval_max_steps
     return rollouts.continue_evaluation(
-        env, task, _greedy(policy) if greedy else policy, start, run.schedule.eval_max_steps, key
+        env, task, lambda observation, _: policy(observation), start, max_steps, key
     ).episode_return
 
 

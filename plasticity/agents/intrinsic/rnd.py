@@ -201,7 +201,8 @@ class RND(IntrinsicModule):
         self, state: RNDState, trajectory: Trajectory, bonus: Array, policy: Policy
     ) -> IntrinsicRewards:
         value: Any = trajectory.intrinsic_value
-        last_value: Any = policy(trajectory.last_obs).intrinsic_value
+        last_output = policy(trajectory.last_obs, trajectory.last_memory)
+        last_value: Any = last_output.intrinsic_value
         return IntrinsicRewards(
             reward=bonus / state.reward_stats.scale,
             value=value,
