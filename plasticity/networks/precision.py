@@ -25,7 +25,8 @@ def at_precision(apply: Callable[..., Any], precision: str) -> Callable[[Any, An
         `dtype=bfloat16` and `param_dtype=float32`. Products are summed in float32.
 
     Args:
-      apply: a function of a tree with parameters and of a tree of inputs, as the `apply` of a Flax module.
+      apply: a function of a tree with parameters and of a tree of inputs, as the `apply` of a
+        Flax module.
       precision: a name in `PRECISIONS`.
     """
     # JAX's "tensorfloat32" is no more than a request: XLA's products for an H100 are then float32.

@@ -106,6 +106,10 @@ class RND(IntrinsicModule):
             )
         if not self.network.shared:
             raise SettingError("intrinsic.network.shared", False, "must be true: it has one torso")
+        if self.network.memory is not None:
+            raise SettingError(
+                "intrinsic.network.memory", self.network.memory, "must not be set: it has none"
+            )
         if len(hidden) < (2 if self.network.channels else 3):
             raise SettingError(
                 "intrinsic.network.hidden",
