@@ -74,7 +74,7 @@ def test_update_recomputes_what_the_rollouts_computed():
             same(ours, theirs, atol=1e-6)
         assert last_memory.keys() == {"memory"}
     assert not first.not_done.all(axis=0).any()
-    assert second.not_done[2].all()  # in which the third step is no episode's last
+    assert first.not_done[-1].all()  # the second one goes on with the same episodes
     assert second.memory["memory"].hidden.any()
     same(second.memory, first.last_memory)
     same(recomputed[2][1], memory, atol=1e-6)
@@ -111,13 +111,13 @@ def test_minibatches_that_cut_sequences_are_refused(size):
 def test_what_has_no_memory_is_refused():
     """Would catch a predictor, integers or a user's agent that ignore memory without a word."""
     predictor = RND(network=Network(hidden=(8, 8, 8), memory="gru"))
-    with pytest.raises(SettingError, match=r"intrinsic.network.memory=gru must not be set"):
+    with pytest.raises(SettingError, match=r"intrinsic.network.memory='gru': must not be set"):
         check_run(RUN.replace(intrinsic=predictor))
-    with pytest.raises(SettingError, match=r"network.memory=lstm must not be set"):
+    with pytest.raises(SettingError, match=r"network.memory='lstm': must not be set"):
         check_integer_run(RUN)
     agent = Flattening(**{f.name: getattr(RUN.agent, f.name) for f in dataclasses.fields(PPO)})
     state = jax.eval_shape(loop.init, RUN)
-    with pytest.raises(SettingError, match="agent=Flattening must make its batch by Trajectory"):
+    with pytest.raises(SettingError, match="agent='Flattening': must make its batch by Trajectory"):
         jax.eval_shape(loop.train_updates, RUN.replace(agent=agent), state, 1)
 
 
