@@ -91,9 +91,10 @@ class Agent(Struct):
     with all hooks of the interventions. `plasticity/agents/a2c.py` is a short example.
 
     A batch is of B samples: of transitions, or of N sequences of T steps if the network has a
-    memory. An array of M samples is then [M, T, ...]. A subclass
-    of an agent that has a `loss` of its own may not override `per_sample_loss` alone, for probes
-    would then differentiate another loss than the one that is trained.
+    memory. An array of M samples is then [M, T, ...].
+
+    A subclass of an agent that has a `loss` of its own may not override `per_sample_loss` alone,
+    for probes would then differentiate another loss than the one that is trained.
     The training loop collects rollouts, normalizes observations and rewards, and resets the
     optimizer and the statistics at shifts.
 

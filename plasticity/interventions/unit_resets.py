@@ -494,7 +494,8 @@ def recycle(
 
 def _hidden(activations: dict[str, Array], params: Params) -> dict[str, Array]:
     """Returns the activations of hidden layers alone: those of recurrent layers are left out."""
-    return {layer: activations[layer] for layer in activations if layer in connections(params)}
+    hidden = connections(params)
+    return {layer: x for layer, x in activations.items() if layer in hidden}
 
 
 def _by_unit(x: Array, params: Params, layer: str) -> Array:

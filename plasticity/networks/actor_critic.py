@@ -43,6 +43,7 @@ class ActorCritic(nn.Module):
         """
         observation = without_memory(inputs)
         features, layers = self.torso(observation)
+        # By the name of the recurrent layer that follows, if the network has a memory.
         torsos = {"memory": features}
         if self.value_torso is not None:
             value_features, value_layers = self.value_torso(observation)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from plasticity.networks.attention import AttentionLayer
 from plasticity.networks.distributions import Distribution, distribution_class
-from plasticity.networks.memory import Memory
+from plasticity.networks.memory import Memory, Sequences
 from plasticity.struct import TARGET, SettingError, Struct, fields
 
 __all__ = ["BaseNetwork", "Output", "Params", "check_network"]
@@ -198,6 +198,15 @@ def check_network(
         jax.tree.map(jnp.shape, output.memory) == jax.tree.map(jnp.shape, memory),
         "the memory of its output must be shaped as that of its initial_memory",
     )
+    if jax.tree.leaves(memory):
+        steps = jax.ShapeDtypeStruct((batch_size, 3, *observation_shape), jnp.float32)
+        sequences = Sequences(steps, memory, jax.ShapeDtypeStruct((batch_size, 3), jnp.bool))
+        apply: Callable[..., Any] = module.apply
+        shape = jax.eval_shape(apply, variables, sequences).value.shape
+        require(
+            shape == (batch_size, 3),
+            f"the value of its output must be of shape [n, T] for sequences, not {shape}",
+        )
     return variables["params"]
 
 

@@ -40,9 +40,9 @@ def draw_orthogonal(params: Params, key: Array) -> Params:
     """Redraws all kernels as orthogonal matrices and sets their biases to 0, as CleanRL's PPO does.
 
     The gain is 0.01 for the policy's head, 1 for the value heads and recurrent layers, and sqrt(2)
-    for all other layers.
-    A kernel is a matrix [inputs of a unit, units], that of a convolution too: the columns are
-    orthogonal, or the rows if there are fewer of them. Parameters of other names are kept.
+    for all other layers. A kernel is a matrix [inputs of a unit, units], that of a convolution too:
+    the columns are orthogonal, or the rows if there are fewer of them. Parameters of other names
+    are kept.
 
     Args:
       params: newly drawn parameters.
