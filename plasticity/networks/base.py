@@ -199,10 +199,14 @@ def check_network(
         "the memory of its output must be shaped as that of its initial_memory",
     )
     if jax.tree.leaves(memory):
-        steps = jax.ShapeDtypeStruct((batch_size, 3, *observation_shape), jnp.float32)
-        sequences = Sequences(steps, memory, jax.ShapeDtypeStruct((batch_size, 3), jnp.bool))
         apply: Callable[..., Any] = module.apply
-        shape = jax.eval_shape(apply, variables, sequences).value.shape
+
+        def compute(params: Params, memory: Memory) -> Any:
+            steps = jnp.zeros((batch_size, 3, *observation_shape))
+            not_done = jnp.ones((batch_size, 3), bool)
+            return apply(params, Sequences(steps, memory, not_done)).value
+
+        shape = jax.eval_shape(compute, variables, memory).shape
         require(
             shape == (batch_size, 3),
             f"the value of its output must be of shape [n, T] for sequences, not {shape}",
