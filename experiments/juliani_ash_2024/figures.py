@@ -147,7 +147,7 @@ def _over_time(frame: pd.DataFrame) -> Makers[tuple[Figure, pd.DataFrame]]:
 
 def _by_round(frame: pd.DataFrame, numbers: Numbers) -> Makers[tuple[Figure, pd.DataFrame]]:
     """Returns the makers of the figures of an env with shifts."""
-    metrics, shifts = metrics_of(frame), _order_shifts(frame)
+    metrics, shifts = metrics_of(frame), order_shifts(frame)
     pair = frame["intervention"].isin([BASELINE, CONTROL])
     returned = frame["metric"].isin([*RETURNS, "episodes"]) & (frame["layer"] == "all")
 
@@ -308,7 +308,7 @@ def final(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     return scores(frame, metric, rounds=[int(frame["round"].max())])
 
 
-def _order_shifts(frame: pd.DataFrame) -> list[str]:
+def order_shifts(frame: pd.DataFrame) -> list[str]:
     """Returns the shifts of a table: the study's in the paper's order, then any others."""
     known = set(frame["shift"].unique())
     return [*(shift for shift in SHIFTS if shift in known), *sorted(known.difference(SHIFTS))]

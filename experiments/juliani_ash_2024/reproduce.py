@@ -17,7 +17,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def _by_env(verdicts: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def markdown(frame: pd.DataFrame) -> list[str]:
-    """Formats the tables of docs/study.md: claims, train returns, the effects of the claims.
+    """Formats the tables of docs/study.md: claims, train returns, transfer, effects of the claims.
 
     Args:
       frame: a results table of the study. With several envs, each has its tables under its name.
@@ -188,7 +188,8 @@ def markdown(frame: pd.DataFrame) -> list[str]:
         texts += [f"### {title}"] * bool(title)
         texts.append(_claims(group))
         if len(rows := frame[frame["env"].isin(group["env"])]):
-            texts += [_returns(rows), _effects(effects[effects["env"].isin(group["env"])])]
+            texts += [_returns(rows), _transfer(rows)]
+            texts.append(_effects(effects[effects["env"].isin(group["env"])]))
     return texts
 
 
@@ -201,18 +202,36 @@ def _claims(verdicts: pd.DataFrame) -> str:
 
 
 def _returns(frame: pd.DataFrame) -> str:
-    table = study.returns(frame)
-    shifts = list(table["shift"].unique())
+    def cell(row: Any) -> str:
+        gain = f" ({_interval(row.gain, row.gain_low, row.gain_high)})"
+        return f"{row.value:.2f}" + gain * bool(np.isfinite(row.gain))
+
+    return _by_shift(study.returns(frame), cell)
+
+
+def _transfer(frame: pd.DataFrame) -> str:
+    table = results.transfer_metrics(frame)
+    table = table[table["forward_transfer"].notna()]
+    return _by_shift(
+        table,
+        lambda row: _interval(
+            row.forward_transfer, row.forward_transfer_low, row.forward_transfer_high
+        ),
+    )
+
+
+def _by_shift(table: pd.DataFrame, cell: Callable[[Any], str]) -> str:
+    """Formats a table with a row for each intervention and a column for each shift."""
+    shifts = study.order_shifts(table)
     lines = [f"| | {' | '.join(shifts)} |", "| --- " * (len(shifts) + 1) + "|"]
     for name, rows in table.groupby("intervention", sort=False):
-        cells = {
-            row.shift: f"{row.value:.2f}"
-            + f" ({row.gain:+.2f} [{row.gain_low:+.2f}, {row.gain_high:+.2f}])"
-            * bool(np.isfinite(row.gain))
-            for row in rows.itertuples()
-        }
+        cells = {row.shift: cell(row) for row in rows.itertuples()}
         lines.append(f"| `{name}` | {' | '.join(cells.get(s, '') for s in shifts)} |")
     return "\n".join(lines)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _by_value(judged: Any, before: str) -> str:
@@ -226,9 +245,7 @@ def _effects(effects: pd.DataFrame) -> str:
         "| --- " * 8 + "|",
     ]
     for effect in effects.itertuples():
-        interval = (
-            f"{effect.effect:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]" if effect.seeds else ""
-        )
+        interval = _interval(effect.effect, effect.low, effect.high) if effect.seeds else ""
         p = min(effect.p_holds, effect.p_fails)
         p_value = "" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
         cells = (effect.claim, effect.shift, _code(effect.what), interval, p_value)

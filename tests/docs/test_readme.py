@@ -116,15 +116,21 @@ def test_forgetting_and_transfer_are_those_of_the_shipped_tables():
 
 
 @pytest.mark.slow
-def test_the_verdicts_are_those_of_the_shipped_study():
+@pytest.mark.parametrize(("size", "column", "seeds"), [("small", 2, 12), ("medium", 3, 6)])
+def test_the_verdicts_are_those_of_the_shipped_study(size, column, seeds):
     """Would catch docs that rules or results have moved away from, and results shipped in part."""
-    frame = results.load(ROOT / "docs/study/small")
-    claims, returns, effects = markdown(frame)
-    study = (ROOT / "docs/study.md").read_text()
-    assert claims in README
-    assert all(part in study for part in (claims, returns, effects))
+    frame = results.load(ROOT / "docs/study" / size)
+    claims, returns, transfer, effects = markdown(frame)
+    assert all(part in PAGES["docs/study.md"] for part in (claims, returns, transfer))
+    assert effects in PAGES["docs/study_effects.md"]
+    for line in claims.splitlines()[2:]:
+        name, text, here = (cell.strip() for cell in line.strip("|").split("|"))
+        (row,) = re.findall(rf"^\| {name} \|.*\|$", README, flags=re.MULTILINE)
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1] == text
+        assert here.startswith(f"**{cells[column]}**")
     runs = frame[["shift", "intervention", "seed"]].drop_duplicates()
-    assert len(runs) == 3 * 13 * 12
+    assert len(runs) == 3 * 13 * seeds
 
 
 def test_the_sizes_are_those_that_were_searched():
@@ -133,17 +139,18 @@ def test_the_sizes_are_those_that_were_searched():
     assert sizes_markdown(table) in (ROOT / "docs/study.md").read_text()
 
 
-def test_the_coefficients_are_those_that_were_chosen():
+@pytest.mark.parametrize(("size", "prefix"), [("small", ""), ("medium", "medium_")])
+def test_the_coefficients_are_those_that_were_chosen(size, prefix):
     """Would catch a table, or a configuration, that a later search has moved away from."""
-    study = (ROOT / "docs/study.md").read_text()
-    for path in sorted((ROOT / "docs/study/tune").glob("*.csv")):
-        found = pd.read_csv(path)
+    tables = PAGES["docs/study.md"].split(f"chosen for `{size}`")[1]
+    for name in ("l2_norm", "regenerative_l2", "soft_shrink_perturb"):
+        found = pd.read_csv(ROOT / f"docs/study/tune/{prefix}{name}.csv")
         key = found.columns[0].rpartition(".")[2]
-        (line,) = re.findall(rf"^\| `{path.stem}` {key} \|(.*?)\|(.*?)\|", study, re.MULTILINE)
-        told = dict(re.findall(r"(\S+) \*\*(\S+)\*\*", line[0]))
+        line = re.search(rf"^\| `{name}` {key} \|(.*?)\|(.*?)\|", tables, re.MULTILINE)
+        told = dict(re.findall(r"(\S+) \*\*(\S+)\*\*", line[1]))
         assert {float(x): y for x, y in told.items()} == {
             row[0]: f"{row[1]:.2f}" for row in found.itertuples(index=False)
         }
-        chosen = OmegaConf.load(ROOT / f"configs/intervention/small/{path.stem}.yaml")
-        assert float(line[1]) == found.iloc[0, 0]
-        assert chosen[path.stem][key] == found.iloc[0, 0]
+        chosen = OmegaConf.load(ROOT / f"configs/intervention/{size}/{name}.yaml")
+        assert float(line[2]) == found.iloc[0, 0]
+        assert chosen[name][key] == found.iloc[0, 0]
