@@ -124,6 +124,7 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
         "hessian_eigenvalue": "Top Hessian eigenvalue",
         "ntk_rank": "NTK rank",
         "trainability": "Loss on random targets",
+        "capacity": "Loss on a random policy, or value",
         "feature_norm": "Feature norm (L2)",
         "feature_cosine": "Feature cosine",
         "linearized_units": "Linearized units (fraction)",
