@@ -37,7 +37,9 @@ class Stream(enum.IntEnum):
     INTRINSIC_UPDATE = 16
     INTRINSIC_OPTIMIZER = 17
     PAST_EVALUATION = 18
-    TARGET = 19
+    PRETRAINING = 19
+    PRETRAINING_OBSERVATIONS = 20
+    TARGET = 21
 
 
 def past_evaluation_stream(round: Array | int) -> Array | int:

@@ -12,9 +12,12 @@ from plasticity.networks import (
     distributions,
     initializers,
     linalg,
+    masked_modeling,
+    memory,
     mosaic,
     param_tree,
     precision,
+    recurrent,
     regressor,
     tokens,
     torso,
@@ -27,9 +30,12 @@ from plasticity.networks.convolution import *
 from plasticity.networks.distributions import *
 from plasticity.networks.initializers import *
 from plasticity.networks.linalg import *
+from plasticity.networks.masked_modeling import *
+from plasticity.networks.memory import *
 from plasticity.networks.mosaic import *
 from plasticity.networks.param_tree import *
 from plasticity.networks.precision import *
+from plasticity.networks.recurrent import *
 from plasticity.networks.regressor import *
 from plasticity.networks.tokens import *
 from plasticity.networks.torso import *
@@ -43,9 +49,12 @@ __all__ += convolution.__all__
 __all__ += distributions.__all__
 __all__ += initializers.__all__
 __all__ += linalg.__all__
+__all__ += masked_modeling.__all__
+__all__ += memory.__all__
 __all__ += mosaic.__all__
 __all__ += param_tree.__all__
 __all__ += precision.__all__
+__all__ += recurrent.__all__
 __all__ += regressor.__all__
 __all__ += tokens.__all__
 __all__ += torso.__all__

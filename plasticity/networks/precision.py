@@ -13,7 +13,7 @@ Array = jax.Array
 PRECISIONS = ("float32", "tf32", "bf16")
 
 
-def at_precision(apply: Callable[..., Any], precision: str) -> Callable[[Any, Array], Any]:
+def at_precision(apply: Callable[..., Any], precision: str) -> Callable[[Any, Any], Any]:
     """Returns `apply`, computed at a precision together with its derivatives.
 
     Parameters, their gradients and outputs are float32 at every precision.
@@ -25,13 +25,14 @@ def at_precision(apply: Callable[..., Any], precision: str) -> Callable[[Any, Ar
         `dtype=bfloat16` and `param_dtype=float32`. Products are summed in float32.
 
     Args:
-      apply: a function of a tree with parameters and of inputs, as the `apply` of a Flax module.
+      apply: a function of a tree with parameters and of a tree of inputs, as the `apply` of a
+        Flax module.
       precision: a name in `PRECISIONS`.
     """
     # JAX's "tensorfloat32" is no more than a request: XLA's products for an H100 are then float32.
     products = "default" if precision == "tf32" else "float32"
 
-    def apply_at_precision(params: Any, x: Array) -> Any:
+    def apply_at_precision(params: Any, x: Any) -> Any:
         with jax.default_matmul_precision(products):
             if precision != "bf16":
                 return apply(params, x)
