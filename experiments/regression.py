@@ -11,15 +11,15 @@ docs/suites.md, and writes to the folder:
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from rich.table import Table
 
-from experiments.tables import markdown_table, print_table, write_csv
+from experiments.tables import write_csv
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import command
@@ -27,6 +27,7 @@ from plasticity.cli.train import job
 from plasticity.results.plots import STYLE, finish, new_figure
 from plasticity.results.statistics import over_seeds
 from plasticity.storage import table
+from plasticity.storage.run_dir import read_meta
 
 ERROR = "squared_error"
 STEP_SIZE = "agent.learning_rate"
@@ -74,7 +75,8 @@ def evaluate(frame: pd.DataFrame, target: Path) -> None:
     errors = errors_by_method(frame)
     write_csv(errors, target / "tables" / f"{ERROR}.csv")
     results.save(figure(frame), target / "figures" / ERROR)
-    print_table(error_table(errors))
+    print(f"Squared error: first {_AVERAGED} rounds → last {_AVERAGED} (rise [95 %])\n")
+    print(markdown(errors), end="\n\n")
     print(f"figure in {target / 'figures'}, table in {target / 'tables'}")
 
 
@@ -110,19 +112,19 @@ def errors_by_method(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def error_table(errors: pd.DataFrame) -> Table:
-    """Formats the errors of `errors_by_method` in Markdown: a row for each method."""
+def markdown(errors: pd.DataFrame) -> str:
+    """Formats the errors of `errors_by_method` as a Markdown table with a row for each method."""
     step_sizes = list(dict.fromkeys(errors["step_size"]))
-    title = f"Squared error, first {_AVERAGED} rounds → last {_AVERAGED} (rise [95 %])"
-    shown = markdown_table("", *(f"step size {size:g}" for size in step_sizes), title=title)
+    header = "".join(f" | step size {size:g}" for size in step_sizes)
+    lines = [f"| {header} |", "| ---" * (len(step_sizes) + 1) + " |"]
     for name, rows in errors.groupby("intervention", sort=False):
         cells = {
             row.step_size: f"{row.first:.2f} → {row.last:.2f} "
             f"({row.rise:+.2f} [{row.low:+.2f}, {row.high:+.2f}])"
             for row in rows.itertuples()
         }
-        shown.add_row(str(name), *(cells.get(size, "") for size in step_sizes))
-    return shown
+        lines.append(f"| `{name}` | {' | '.join(cells.get(size, '') for size in step_sizes)} |")
+    return "\n".join(lines)
 
 
 def figure(frame: pd.DataFrame) -> Figure:
@@ -145,17 +147,30 @@ def figure(frame: pd.DataFrame) -> Figure:
     return drawn
 
 
-def pack(frame: pd.DataFrame, target: Path) -> None:
-    """Writes the error of every round, and all aggregates of the first and the last round.
+def pack(folder: Path, target: Path) -> None:
+    """Packs the results of a sweep for sharing, with their provenance.
 
     Args:
-      frame: a results table with the column `agent.learning_rate`.
+      folder: of the sweep. Of its runs, the error of every round and all aggregates of the first
+        and the last round are packed.
       target: the folder to write.
     """
+    frame = load(folder)
     ends = frame["round"].isin([1, frame["round"].max()])
     kept = frame[(frame["layer"] == "all") & ((frame["metric"] == ERROR) | ends)]
     run = kept["intervention"] + "_" + kept[STEP_SIZE].map("{:g}".format)
+    metas = {path.parent.name: read_meta(path.parent) for path in folder.glob(f"**/{table.META}")}
+    provenance = {
+        name: {
+            **{key: meta[key] for key in ("commit", "trained_together", "versions")},
+            "wall_seconds": round(sum(session["wall_seconds"] for session in meta["sessions"])),
+            "machine": meta["sessions"][-1]["machine"],
+        }
+        for name, meta in sorted(metas.items())
+    }
     table.write(results.sort_rows(kept.assign(run=run)), target / table.TABLE)
+    with table.replacing(target / "provenance.json") as temporary:
+        temporary.write_text(json.dumps(provenance, indent=1) + "\n")
 
 
 def main() -> None:
@@ -170,10 +185,9 @@ def _main() -> None:
     arguments = parser.parse_intermixed_args()
     words = arguments.words
     if len(words) == 1 and Path(words[0]).is_dir():
-        frame = load(Path(words[0]))
-        evaluate(frame, Path(words[0]))
+        evaluate(load(Path(words[0])), Path(words[0]))
         if arguments.pack is not None:
-            pack(frame, arguments.pack)
+            pack(Path(words[0]), arguments.pack)
         return
     if arguments.pack is not None:
         parser.error("--pack needs a folder of results")

@@ -24,7 +24,7 @@ from plasticity.interventions import (
 )
 from plasticity.interventions.base import State
 from plasticity.networks import Output
-from plasticity.struct import field, static_field
+from plasticity.struct import SettingError, field, static_field
 
 Array = jax.Array
 
@@ -65,7 +65,9 @@ class OnlineRegression(Agent):
     def make_batch(
         self, trajectory: Trajectory, intrinsic: IntrinsicRewards | None = None
     ) -> Batch:
-        reward = trajectory.reward if intrinsic is None else trajectory.reward + intrinsic.reward
+        reward = trajectory.reward
+        if intrinsic is not None:
+            reward = intrinsic.ext_coef * reward + intrinsic.int_coef * intrinsic.reward
         batch = Batch(
             observation=trajectory.observation,
             action=trajectory.action,
@@ -74,7 +76,7 @@ class OnlineRegression(Agent):
             advantage=reward - trajectory.value,
             target=reward,
         )
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+        return trajectory.as_samples(batch)
 
     def per_sample_loss(self, output: Output, batch: Batch) -> Array:
         return jnp.square(output.value - batch.target)
@@ -83,8 +85,11 @@ class OnlineRegression(Agent):
         loss = jnp.mean(self.per_sample_loss(output, minibatch))
         return loss, {"squared_error": {"all": loss}}
 
-    def minibatches(self, key: Array) -> Array:
-        return jnp.arange(self.batch_size)[:, None]
+    def check_sequences(self) -> None:
+        raise SettingError("agent", "regression", "must be another for a network with memory")
+
+    def minibatches(self, key: Array, num_samples: int | None = None) -> Array:
+        return jnp.arange(num_samples or self.batch_size)[:, None]
 
     def update(
         self,

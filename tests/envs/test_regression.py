@@ -88,21 +88,21 @@ def test_an_update_is_gradient_descent_on_each_example():
 
 
 @pytest.mark.slow
-def test_interventions_act_on_a_supervised_learner(tmp_path):
+def test_interventions_act_on_a_supervised_learner(tmp_path, capsys):
     """Would catch hooks that need a policy, and results that cannot be evaluated."""
     methods = pl.chain(pl.ContinualBackprop(replacement_rate=0.05, maturity=5), pl.L2(), pl.ReDo())
-    frame = pl.train([make_run(), make_run(intervention=methods)], names=["0", "1"])
+    sweep = tmp_path / "sweep"
+    pl.train([make_run(), make_run(intervention=methods)], folder=sweep, names=["0", "1"])
+    frame = regression.load(sweep)
     errors = frame[frame["metric"] == "squared_error"].set_index("round")["value"]
     assert errors.between(1e-3, 100).all()
     assert errors[1].nunique() == errors[2].nunique() == 2
-    frame = frame.assign(**{regression.STEP_SIZE: 0.01})
     regression.evaluate(frame, tmp_path)
-    regression.pack(frame, tmp_path / "packed")
+    regression.pack(sweep, tmp_path / "packed")
     assert (tmp_path / "figures/squared_error.png").is_file()
-    packed = regression.load(tmp_path / "packed")
-    pd.testing.assert_frame_equal(
-        regression.errors_by_method(packed), regression.errors_by_method(frame)
-    )
+    packed = regression.errors_by_method(regression.load(tmp_path / "packed"))
+    pd.testing.assert_frame_equal(packed, regression.errors_by_method(frame))
+    assert regression.markdown(packed) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 from helpers import ROOT
 
 import plasticity as pl
+from experiments import regression
 from plasticity.cli.command import CONFIGS, runs_of
 from plasticity.training.run import check_run
 from plasticity.training.sweep import train
@@ -50,6 +51,12 @@ def test_each_suite_can_be_composed_and_is_documented(name):
 def test_full_sizes_are_those_of_the_sources(name, sizes):
     """Would catch a size that is not what the documentation says."""
     assert steps(runs_of(f"experiment=suites/{name}_full")[0]) == pytest.approx(sizes, rel=2e-3)
+
+
+def test_the_page_has_the_errors_of_the_shipped_results():
+    """Would catch a table that is not of the results beside it."""
+    frame = regression.load(ROOT / "docs/regression")
+    assert regression.markdown(regression.errors_by_method(frame)) in PAGE
 
 
 @pytest.mark.slow
