@@ -127,7 +127,7 @@ def load_policies(folder: str, runs: Sequence[Run]) -> list[tuple[Run, Params]]:
         raise SettingError(
             key, folder, f"must be the folder of a finished run ({error})"
         ) from error
-    by_seed = {run.seed: (run, params) for run, params in finished}
+    by_seed = {run.seed: (run, params) for run, params, _ in finished}
     for run in runs:
         if run.seed not in by_seed:
             allowed = f"must hold a run of seed {run.seed}; has {list(by_seed)}"

@@ -8,12 +8,8 @@ import shutil
 import subprocess
 import time
 import warnings
-<<<<<<< HEAD
 import zipfile
-from collections.abc import Mapping
-=======
 from collections.abc import Callable, Mapping
->>>>>>> h-pareto
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path

@@ -109,7 +109,7 @@ def check_pretraining(
         return
     other, key = policies[0][0], "pretraining.policy"
     if other.agent.normalize_observations:
-        allowed = "must not normalize observations: a finished run holds no statistics of them"
+        allowed = "must be of a run with agent.normalize_observations=false"
         raise SettingError(key, settings.policy, allowed)
     for name in ("observation_shape", "num_actions", "continuous_actions"):
         needed, found = getattr(run.env, name), getattr(other.env, name)

@@ -328,12 +328,8 @@ def _train_rounds(
     checkpoint: Checkpoint | None = None,
     on_record: Callable[[], None] = lambda: None,
     initial_params: Params | None = None,
-<<<<<<< HEAD
-) -> tuple[Params, RunningMeanStd | None]:
-=======
     timing: Timing | None = None,
-) -> Params:
->>>>>>> h-pareto
+) -> tuple[Params, RunningMeanStd | None]:
     """Trains stacked runs through all rounds, or through those that remain.
 
     Args:

@@ -114,14 +114,15 @@ def test_policies_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     run = Run(env=Toy(), network=SMALL)
     for other, message in (
         (policy_run(Twins()), r"pretraining\.policy='there': must be of a run with env\.obs"),
-        (policy_run(Toy(), agent=PPO(normalize_observations=True)), "must not normalize"),
+        (policy_run(Toy(), agent=PPO(normalize_observations=True)), "must be of a run with agent"),
     ):
         with pytest.raises(SettingError, match=message):
             check_pretraining([run], Pretraining(policy="there"), [other])
     check_run(run)
     check_pretraining([run], Pretraining(policy="there"), [policy_run(Toy())])
     monkeypatch.setattr(
-        "plasticity.cli.pretrain.load_finished_runs", lambda folder: [policy_run(Toy(), seed=4)]
+        "plasticity.cli.pretrain.load_finished_runs",
+        lambda folder: [(*policy_run(Toy(), seed=4), None)],
     )
     with pytest.raises(SettingError, match=r"must hold a run of seed 0; has \[4\]"):
         load_policies(str(tmp_path), [run])
