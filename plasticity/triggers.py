@@ -20,7 +20,7 @@ from plasticity.interventions import (
     TrainState,
 )
 from plasticity.interventions.base import GRADIENT_STEP_HOOKS, State, overrides
-from plasticity.networks import Params
+from plasticity.networks import Params, without_memory
 from plasticity.probes import Probe, View
 from plasticity.struct import SettingError, Struct, field, static_field
 
@@ -135,7 +135,7 @@ class ProbeThreshold(Trigger):
         self, state: ThresholdState, params: Params, rollout: Rollout, context: Context
     ) -> Array:
         sample_key, probe_key = jax.random.split(context.key)
-        observation = rollout.batch.observation
+        observation = without_memory(rollout.batch.observation)
         indices = jax.random.randint(sample_key, (self.size,), 0, len(observation))
 
         def per_sample_loss(params: Params, batch: Batch) -> Array:

@@ -22,7 +22,7 @@ from plasticity.interventions import (
     TrainState,
 )
 from plasticity.interventions.base import State
-from plasticity.networks import Output, Params, norms, root_mean_squares
+from plasticity.networks import Memory, Output, Params, Sequences, norms, root_mean_squares
 from plasticity.scan import scan
 from plasticity.struct import Struct, field, static_field
 
@@ -50,11 +50,27 @@ class Trajectory(NamedTuple):
     truncated: Array  # bool
     last_obs: Array  # [N, ...]: the observation after the last step
     intrinsic_value: Array | None = None  # where the network has such a head
+    memory: Memory = ()  # [N, ...]: the network's before the first step; () without memory
+    last_memory: Memory = ()  # [N, ...]: before the step that would follow the last
 
     @property
     def not_done(self) -> Array:
         """Whether the next step belongs to the same episode. bool [T, N]."""
         return ~(self.terminated | self.truncated)
+
+    def as_samples(self, batch: Batch) -> Batch:
+        """Turns steps [T, N, ...] into the samples of a batch.
+
+        They are transitions, [B, ...]; or sequences, [N, T, ...], if the network has a memory.
+
+        Args:
+          batch: arrays [T, N, ...] of the rollout.
+        """
+        if not jax.tree.leaves(self.memory):
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+        samples = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch)
+        inputs = Sequences(samples.observation, self.memory, self.not_done.T)
+        return samples._replace(observation=inputs)
 
 
 class IntrinsicRewards(NamedTuple):
@@ -72,9 +88,13 @@ class Agent(Struct):
     """Base class of agents: hyperparameters, and pure methods that learn from a rollout.
 
     Write `optimizer`, `make_batch`, `per_sample_loss` and `update`; `gradient_step` makes one step
-    with all hooks of the interventions. `plasticity/agents/a2c.py` is a short example. A subclass
-    of an agent that has a `loss` of its own may not override `per_sample_loss` alone, for probes
-    would then differentiate another loss than the one that is trained.
+    with all hooks of the interventions. `plasticity/agents/a2c.py` is a short example.
+
+    A batch is of B samples: of transitions, or of N sequences of T steps if the network has a
+    memory. An array of M samples is then [M, T, ...].
+
+    A subclass of an agent that has a `loss` of its own may not override `per_sample_loss` alone,
+    for probes would then differentiate another loss than the one that is trained.
     The training loop collects rollouts, normalizes observations and rewards, and resets the
     optimizer and the statistics at shifts.
 
@@ -117,6 +137,9 @@ class Agent(Struct):
     def check(self) -> None:
         """Raises `SettingError` if hyperparameters do not go together."""
 
+    def check_sequences(self) -> None:
+        """Raises `SettingError` if it cannot learn from sequences, as of networks with memory."""
+
     @abstractmethod
     def optimizer(self, key: Array) -> Optimizer:
         """Returns the update rule, before interventions change it.
@@ -130,10 +153,12 @@ class Agent(Struct):
     def make_batch(
         self, trajectory: Trajectory, intrinsic: IntrinsicRewards | None = None
     ) -> Batch:
-        """Computes advantages and value targets, and flattens a rollout [T, N, ...] to [B, ...].
+        """Computes advantages and value targets of a rollout, and turns it into samples.
+
+        For the latter see `Trajectory.as_samples`.
 
         Args:
-          trajectory: the rollout, with rewards as the agent learns from them.
+          trajectory: the rollout, [T, N, ...], with rewards as the agent learns from them.
           intrinsic: intrinsic rewards of the rollout, if there are any.
         """
         raise NotImplementedError
@@ -162,16 +187,17 @@ class Agent(Struct):
         loss = jnp.mean(self.per_sample_loss(output, self.prepare_advantages(minibatch)))
         return loss, {"loss": {"all": loss}}
 
-    def minibatches(self, key: Array) -> Array:
-        """Returns the indices of each gradient step's transitions, int32 [steps, M].
+    def minibatches(self, key: Array, num_samples: int | None = None) -> Array:
+        """Returns the indices of each gradient step's samples, int32 [steps, M].
 
         One step on the whole batch, unless overridden. A predictor of intrinsic rewards takes as
-        many steps as the agent.
+        many steps as the agent, on transitions.
 
         Args:
           key: randomness for the order.
+          num_samples: the samples of the batch: N sequences, or by default B transitions.
         """
-        return jnp.arange(self.batch_size)[None]
+        return jnp.arange(num_samples or self.batch_size)[None]
 
     @abstractmethod
     def update(

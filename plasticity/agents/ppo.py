@@ -45,7 +45,9 @@ class PPO(Agent):
     Attributes:
       num_envs: number of environments stepped in parallel (N).
       num_steps: steps of each environment between two updates (T).
-      minibatch_size: transitions of a gradient step (M); an incomplete last one is dropped.
+      minibatch_size: transitions of a gradient step (M); an incomplete last one is dropped. For a
+        network with memory they are those of whole sequences, in equal shares of all environments:
+        it must be a divisor of `num_envs`, times `num_steps`.
       num_epochs: passes over a rollout.
       learning_rate: Adam's step size.
       adam_b1: decay of Adam's first moment.
@@ -119,6 +121,20 @@ class PPO(Agent):
                 f"must be at most agent.num_envs * agent.num_steps = {self.batch_size}",
             )
 
+    def check_sequences(self) -> None:
+        sequences, rest = divmod(self.minibatch_size, self.num_steps)
+        if rest or self.num_envs % sequences:
+            sizes = [
+                n * self.num_steps for n in range(1, self.num_envs + 1) if not self.num_envs % n
+            ]
+            raise SettingError(
+                "agent.minibatch_size",
+                self.minibatch_size,
+                "must be that of whole sequences, in equal shares of all environments, for a "
+                f"network with memory: one of {', '.join(map(str, sizes))} where "
+                f"agent.num_envs={self.num_envs} and agent.num_steps={self.num_steps}",
+            )
+
     def optimizer(self, key: Array) -> Optimizer:
         adam = Adam(self.adam_b1, self.adam_b2, self.adam_eps)
         learning_rate = make_schedule(
@@ -134,12 +150,14 @@ class PPO(Agent):
     ) -> Batch:
         return gae_batch(trajectory, self.gamma, self.gae_lambda, intrinsic)
 
-    def minibatches(self, key: Array) -> Array:
-        num_minibatches = self.batch_size // self.minibatch_size
-        order = jax.vmap(lambda key: jax.random.permutation(key, self.batch_size))(
+    def minibatches(self, key: Array, num_samples: int | None = None) -> Array:
+        num_samples = num_samples or self.batch_size
+        size = self.minibatch_size * num_samples // self.batch_size  # in samples
+        order = jax.vmap(lambda key: jax.random.permutation(key, num_samples))(
             jax.random.split(key, self.num_epochs)
         )
-        return order[:, : num_minibatches * self.minibatch_size].reshape(-1, self.minibatch_size)
+        num_minibatches = self.batch_size // self.minibatch_size
+        return order[:, : num_minibatches * size].reshape(-1, size)
 
     def prepare_advantages(self, batch: Batch) -> Batch:
         return normalize_advantages(batch)
@@ -196,7 +214,7 @@ class PPO(Agent):
             )
             return (state, train_state), metrics
 
-        minibatches = self.minibatches(shuffle_key)
+        minibatches = self.minibatches(shuffle_key, len(rollout.batch.action))
         keys = jax.random.split(steps_key, len(minibatches))
         scan_steps: Callable[..., Any] = scan_gradient_steps
         if self.target_kl is not None:
@@ -316,7 +334,7 @@ def gae_batch(
     gae_lambda: Array | float,
     intrinsic: IntrinsicRewards | None = None,
 ) -> Batch:
-    """Flattens a rollout [T, N, ...] to [B, ...], with GAE advantages and lambda-returns.
+    """Turns a rollout [T, N, ...] into samples, with GAE advantages and lambda-returns.
 
     With intrinsic rewards the advantage is the weighted sum of both kinds (Burda et al. 2018).
     Intrinsic returns are not episodic: they are accumulated across the ends of episodes.
@@ -343,7 +361,7 @@ def gae_batch(
             advantage=intrinsic.ext_coef * advantage + intrinsic.int_coef * intrinsic_advantage,
             intrinsic_target=intrinsic_advantage + intrinsic.value,
         )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    return trajectory.as_samples(batch)
 
 
 def gae(trajectory: Trajectory, gamma: Array | float, gae_lambda: Array | float) -> Array:

@@ -30,19 +30,22 @@ class CartPole(CompiledEnv):
 
     Attributes:
       episode_steps: the time limit.
+      velocities: whether the cart's velocity and the pole's angular velocity are observed. Without
+        them two positions have to be remembered to know how fast the pole falls.
 
     A task may set `gravity` (9.8), the pole's half `length` (0.5) and the `force` (10) of a push.
     """
 
     episode_steps: int = static_field(500, ge=1)
+    velocities: bool = static_field(True)
 
     @property
     def name(self) -> str:
-        return "cartpole"
+        return "cartpole" if self.velocities else "cartpole_positions"
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        return (4,)
+        return (4,) if self.velocities else (2,)
 
     @property
     def num_actions(self) -> int:
@@ -59,7 +62,7 @@ class CartPole(CompiledEnv):
         return CartPoleState(physics, jnp.zeros((), jnp.int32))
 
     def observe(self, task: Task, state: CartPoleState) -> Array:
-        return state.physics
+        return state.physics if self.velocities else state.physics[::2]
 
     def step(self, task: Task, state: CartPoleState, action: Array, key: Array) -> Step:
         params = _params(task)

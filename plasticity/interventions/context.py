@@ -25,10 +25,12 @@ class TrainState(NamedTuple):
 class Batch(NamedTuple):
     """Transitions that an agent learns from, each array [B, ...].
 
-    Advantages are not normalized: PPO does so in each minibatch.
+    Advantages are not normalized: PPO does so in each minibatch. If the network has a memory, a
+    sample is a sequence of T steps: arrays are [N, T, ...], and `observation` is `Sequences`, which
+    is indexed as an array is.
     """
 
-    observation: Array
+    observation: Any  # Array, or Sequences
     action: Array
     log_prob: Array  # of the action, under the policy that took it
     value: Array  # estimated when the action was taken
@@ -49,7 +51,8 @@ class GradientStep(NamedTuple):
 
     gradients: Params  # of the whole loss of the minibatch, before clipping
     prev_params: Params  # before the step
-    activations: dict[str, Array]  # [M, ...] of each hidden layer, under `prev_params`
+    # [M, ...] of each hidden layer, under `prev_params`; [M * T, ...] of sequences.
+    activations: dict[str, Array]
 
 
 class Context(NamedTuple):
@@ -60,8 +63,9 @@ class Context(NamedTuple):
       round: the current round, 0 for the first; int32 [].
       update: agent updates completed before this one; int32 [].
       init_params: draws parameters from their initial distribution, with a key.
-      apply: computes the network's output from trained parameters and observations [M, ...]; of an
-        encoder also from `Tokens`, see `Output.tokens`.
+      apply: computes the network's output from trained parameters and observations [M, ...]; or
+        from `Steps` or `Sequences`, if it has a memory, which is empty otherwise; an encoder's also
+        from `Tokens`, see `Output.tokens`.
       effective_params: computes the parameters that the network uses from the trained ones.
       optimizer: the update rule, with the changes of all interventions.
       precision: that of the run. `apply` computes at it; networks of your own do so by

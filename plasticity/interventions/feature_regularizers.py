@@ -30,7 +30,8 @@ __all__ = ["ChurnReduction", "InFeR", "KLPenalty", "ProximalFeatures"]
 class InFeR(Intervention):
     """Regresses auxiliary heads to a multiple of their initial outputs (Lyle et al. 2022).
 
-    The network gets auxiliary linear heads g on the last hidden layer, which are trained with it.
+    The network gets auxiliary linear heads g on what the policy's head reads, the last hidden layer
+    or the recurrent layer after it, which are trained with it.
     The loss gets the term coefficient * sum over heads of (g(x; theta) - scale * g(x; theta_0))^2,
     averaged over the minibatch. theta_0 are all parameters at the beginning of the run, including
     these heads. The heads are initialized like any linear layer, are the entry "infer" of the
@@ -78,7 +79,7 @@ class InFeR(Intervention):
         rollout: Rollout,
         context: Context,
     ) -> Array:
-        layer = _last_layer(params)
+        layer = "memory" if "memory" in params else _last_layer(params)
 
         def outputs(activations: dict[str, Array], params: Params) -> Array:
             heads = params["infer"]
@@ -98,7 +99,7 @@ class ProximalFeatures(Intervention):
     after normalization, and z_old the same under the parameters that collected the rollout. With
     all layers, the mean is over the units of all of them. If policy and value have separate torsos,
     only the policy's is regularized, as in the authors' configurations; a shared torso is
-    regularized for both.
+    regularized for both. Recurrent layers have no such preactivations.
 
     Costs a forward pass of the old network at every gradient step.
 
@@ -203,7 +204,8 @@ class ChurnReduction(Intervention):
     reference batch. "before" is the network before the last gradient step. This may be a step of
     the previous update, also if a method has changed the network since, but not of the previous
     round: the first step of a round has no such term. The reference batch has the size of a
-    minibatch and is drawn from the whole rollout, independently of the minibatch, with replacement.
+    minibatch and is drawn from the whole rollout, independently of the minibatch, with replacement;
+    it is one of whole sequences if the network has a memory.
 
     For discrete actions, the authors' code has the cross-entropy instead of the KL divergence.
     Since pi_before is constant, the gradient is the same. Their coefficient is 1e4 times the ratio
@@ -255,10 +257,9 @@ class ChurnReduction(Intervention):
 
 
 def _last_layer(params: Params) -> str:
-    """Returns the name of the hidden layer that feeds the policy's head."""
+    """Returns the name of the hidden layer that feeds the policy's head, or its recurrent layer."""
+    readers = {("policy", "kernel"), ("memory", "input", "kernel")}
     (name,) = (
-        name
-        for name, layer in connections(params).items()
-        if ("policy", "kernel") in layer.outgoing
+        name for name, layer in connections(params).items() if readers.intersection(layer.outgoing)
     )
     return name

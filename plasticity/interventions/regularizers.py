@@ -5,7 +5,7 @@ The terms are part of the loss, apart from `L2Norm`: their gradient is clipped a
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -165,7 +165,8 @@ class EWC(Intervention):
     Value heads, on which no policy depends, are free, as those of critics are in Continual World
     (Wolczyk et al. 2021). Observations are drawn from the rollout of each update, since none knows
     whether it is the round's last, and F is that of the last one. This costs as many backward
-    passes of one observation each.
+    passes of one observation each. If the network has a memory, whole sequences are drawn, and the
+    derivative is that of the sum of log pi over a sequence.
 
     Attributes:
       coefficient: the weight of the penalty; 400 is the paper's on Atari, and those of Continual
@@ -196,7 +197,9 @@ class EWC(Intervention):
     ) -> tuple[State, TrainState]:
         index_key, action_key = jax.random.split(context.key)
         observation = rollout.batch.observation
-        indices = jax.random.randint(index_key, (self.samples,), 0, len(observation))
+        steps = rollout.batch.log_prob[0].size  # of a sequence, or 1
+        number = -(-self.samples // steps)
+        indices = jax.random.randint(index_key, (number,), 0, len(observation))
         latest = fisher_information(
             train_state.params, observation[indices], action_key, context.apply
         )
@@ -221,8 +224,8 @@ class Parseval(Intervention):
     W is [units, inputs] and the norm is the Frobenius norm. The incoming weights of any two units
     of a layer are pulled towards orthogonality, and those of each unit towards a squared norm of s.
     All hidden layers of all torsos are included, also the first, and queries, keys, values and
-    outputs of attention; biases, embeddings and heads are not. As in
-    the authors' code, a layer's term is multiplied by (64 / units)^2, since the coefficient was
+    outputs of attention; biases, embeddings, recurrent layers and heads are not. As in the authors'
+    code, a layer's term is multiplied by (64 / units)^2, since the coefficient was
     tuned at 64 units. The paper's optional diagonal layers are not included.
 
     The authors draw orthogonal weights with gain sqrt(2), for which the term is zero unless a
@@ -329,15 +332,15 @@ class L2Norm(Intervention):
 
 def fisher_information(
     params: Params,
-    observation: Array,
+    observation: Any,
     key: Array,
-    apply: Callable[[Params, Array], Output],
+    apply: Callable[[Params, Any], Output],
 ) -> Params:
     """Estimates the diagonal of a policy's Fisher information, from one action an observation.
 
     Args:
       params: the parameters.
-      observation: [B, ...].
+      observation: [B, ...], or sequences.
       key: randomness for the actions.
       apply: computes the network's output.
 
@@ -347,10 +350,10 @@ def fisher_information(
     policy = apply(params, observation).policy
     action = policy.act(policy.noise(key, policy.outputs.shape))
 
-    def log_prob(params: Params, observation: Array, action: Array) -> Array:
-        return apply(params, observation[None]).policy.log_prob(action[None])[0]
+    def log_prob(params: Params, observation: Any, action: Array) -> Array:
+        return jnp.sum(apply(params, observation[None]).policy.log_prob(action[None])[0])
 
-    def add(total: Params, inputs: tuple[Array, Array]) -> tuple[Params, None]:
+    def add(total: Params, inputs: tuple[Any, Array]) -> tuple[Params, None]:
         gradients = jax.vmap(jax.grad(log_prob), in_axes=(None, 0, 0))(params, *inputs)
         squares = jax.tree.map(lambda x: jnp.sum(jnp.square(x), axis=0), gradients)
         return optax.tree.add(total, squares), None
@@ -359,7 +362,7 @@ def fisher_information(
     chunk = math.gcd(len(observation), 16)
     chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (observation, action))
     total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), chunks)
-    return optax.tree.scale(1 / len(observation), total)
+    return optax.tree.scale(1 / math.prod(policy.outputs.shape[:-1]), total)
 
 
 def _sorted(tensor: Array) -> Array:

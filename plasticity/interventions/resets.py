@@ -16,7 +16,7 @@ from plasticity.interventions.base import (
     TrainState,
     reset_moments,
 )
-from plasticity.networks import Params, depth_of, layer_index
+from plasticity.networks import MEMORIES, Params, depth_of, layer_index
 from plasticity.struct import field, static_field
 
 __all__ = [
@@ -80,11 +80,12 @@ class ResetFinal(Intervention):
     """Reinitializes the policy and value heads at each shift (Nikishin et al. 2022).
 
     Heads that another method has added are reinitialized as well. The heads' moments are set to
-    zero; the torso's moments and Adam's step count are kept. The paper resets at a fixed interval:
+    zero; all other moments and Adam's step count are kept. The paper resets at a fixed interval:
     see `ResetLayers`.
     """
 
-    needs_units: ClassVar[bool] = True  # all that is in no torso counts as a head
+    # All that is in no torso, and is no recurrent layer, counts as a head.
+    needs_units: ClassVar[bool] = True
     needs_heads: ClassVar[bool] = True
 
     def on_shift(
@@ -99,8 +100,8 @@ class ResetLayers(Intervention):
     All heads together count as one layer, the last. The layer before it is the last hidden layer
     (of each torso, if there are two), with its normalization and the parameters of its activation.
     Moments of reinitialized parameters are set to zero; other moments and Adam's step count are
-    kept. The paper's agents relearn from their replay buffers; PPO has none, and must relearn from
-    the next rollouts.
+    kept. Recurrent layers, if there are any, are the layer between those two. The paper's agents
+    relearn from their replay buffers; PPO has none, and must relearn from the next rollouts.
 
     Attributes:
       last: the number of layers; all, if the network has fewer.
@@ -368,18 +369,22 @@ def last_layers(params: Params, last: int) -> Params:
 
     Args:
       params: the parameters.
-      last: how many layers; the heads together are the last one.
+      last: how many layers; the heads together are the last one, and recurrent layers the one
+        before it.
     """
+    memories = [name for name in MEMORIES if name in params]
 
     def fill(part: Params, value: bool) -> Params:
         return jax.tree.map(lambda _: value, part)
 
     def mask_torso(torso: Params) -> Params:
-        first = depth_of(torso) + 1 - last
+        first = depth_of(torso) + 1 + bool(memories) - last
         return {name: fill(layer, layer_index(name) >= first) for name, layer in torso.items()}
 
     return {
-        name: mask_torso(part) if name in ("torso", "value_torso") else fill(part, last > 0)
+        name: mask_torso(part)
+        if name in ("torso", "value_torso")
+        else fill(part, last > (name in memories))
         for name, part in params.items()
     }
 

@@ -1,4 +1,7 @@
-"""Interventions that reset single units: those that are dormant, useless or without gradient."""
+"""Interventions that reset single units: those that are dormant, useless or without gradient.
+
+Units of a network's recurrent layers are left alone: they have gates, and are their own inputs.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, TypeVar
@@ -64,7 +67,8 @@ class ReDo(Intervention):
 
         def recycle_dormant() -> TrainState:
             dormant = {}
-            for layer, x in context.apply(train_state.params, observation).activations.items():
+            output = context.apply(train_state.params, observation)
+            for layer, x in _hidden(output.activations, train_state.params).items():
                 activity = _by_unit(jnp.mean(jnp.abs(_rows(x)), axis=0), train_state.params, layer)
                 activity = activity.mean(axis=0)
                 dormant[layer] = activity <= self.tau * jnp.mean(activity)
@@ -111,7 +115,7 @@ class ReDoStudy(Intervention):
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
     ) -> tuple[State, TrainState]:
         scores = {}
-        for layer, x in step.activations.items():
+        for layer, x in _hidden(step.activations, train_state.params).items():
             is_normalized = any(
                 path[-2].startswith("norm_")
                 for path in connections(train_state.params)[layer].incoming
@@ -218,7 +222,7 @@ class ContinualBackprop(Intervention):
     ) -> tuple[State, TrainState]:
         new_state, replaced = {}, {}
         effective = context.effective_params(train_state.params)
-        for layer, x in step.activations.items():
+        for layer, x in _hidden(step.activations, train_state.params).items():
             age = state[layer].age + 1
             activity = jnp.mean(jnp.abs(_rows(x)), axis=0)
             product = activity * _outgoing_magnitudes(effective, layer, len(activity))
@@ -296,7 +300,7 @@ class SelfNormalizedResets(Intervention):
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
     ) -> tuple[State, TrainState]:
         new_state, reset = {}, {}
-        for layer, x in step.activations.items():
+        for layer, x in _hidden(step.activations, train_state.params).items():
             fires = _by_unit(jnp.any(_rows(x) > 0, axis=0), train_state.params, layer).any(axis=0)
             silent_steps = state[layer].silent_steps + ~fires
             counts = state[layer].counts
@@ -486,6 +490,12 @@ def recycle(
 
     any_chosen = jnp.any(jnp.concatenate(list(chosen.values())))
     return jax.lax.cond(any_chosen, changed, lambda: train_state)
+
+
+def _hidden(activations: dict[str, Array], params: Params) -> dict[str, Array]:
+    """Returns the activations of hidden layers alone: those of recurrent layers are left out."""
+    hidden = connections(params)
+    return {layer: x for layer, x in activations.items() if layer in hidden}
 
 
 def _by_unit(x: Array, params: Params, layer: str) -> Array:

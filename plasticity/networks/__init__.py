@@ -13,9 +13,11 @@ from plasticity.networks import (
     initializers,
     linalg,
     masked_modeling,
+    memory,
     mosaic,
     param_tree,
     precision,
+    recurrent,
     tokens,
     torso,
 )
@@ -28,9 +30,11 @@ from plasticity.networks.distributions import *
 from plasticity.networks.initializers import *
 from plasticity.networks.linalg import *
 from plasticity.networks.masked_modeling import *
+from plasticity.networks.memory import *
 from plasticity.networks.mosaic import *
 from plasticity.networks.param_tree import *
 from plasticity.networks.precision import *
+from plasticity.networks.recurrent import *
 from plasticity.networks.tokens import *
 from plasticity.networks.torso import *
 
@@ -44,8 +48,10 @@ __all__ += distributions.__all__
 __all__ += initializers.__all__
 __all__ += linalg.__all__
 __all__ += masked_modeling.__all__
+__all__ += memory.__all__
 __all__ += mosaic.__all__
 __all__ += param_tree.__all__
 __all__ += precision.__all__
+__all__ += recurrent.__all__
 __all__ += tokens.__all__
 __all__ += torso.__all__

@@ -7,6 +7,8 @@ from plasticity.networks.activations import get_activation
 from plasticity.networks.base import BaseNetwork, Output, Params
 from plasticity.networks.distributions import Categorical, Distribution, Gaussian
 from plasticity.networks.initializers import draw_orthogonal
+from plasticity.networks.memory import Inputs, Memory, Sequences, Steps, without_memory
+from plasticity.networks.recurrent import CELLS, Recurrent
 from plasticity.networks.torso import NORMS, Convolution, Dense, Torso, linear
 from plasticity.struct import SettingError, static_field
 
@@ -21,6 +23,9 @@ class ActorCritic(nn.Module):
     The layers of the value's torso are called `value_hidden_0` and so on. If actions are
     continuous, the policy's entry holds the log standard deviations too, initially 0. If asked
     for, there is a second value head, `intrinsic_value`.
+
+    With memory there is a recurrent layer between a torso and its heads: `memory`, and
+    `value_memory` after the value's torso.
     """
 
     torso: nn.Module
@@ -28,24 +33,62 @@ class ActorCritic(nn.Module):
     num_actions: int
     continuous: bool = False
     intrinsic: bool = False
+    memory: Recurrent | None = None
 
     @nn.compact
-    def __call__(self, observation: Array) -> Output:
-        """Computes policy and value of a batch of observations, [B, *observation_shape]."""
+    def __call__(self, inputs: Inputs) -> Output:
+        """Computes policy and value of a batch of observations, [B, *observation_shape].
+
+        With memory they are the first of episodes; or `inputs` are steps or sequences.
+        """
+        observation = without_memory(inputs)
         features, layers = self.torso(observation)
-        value_features = features
+        # By the name of the recurrent layer that follows, if the network has a memory.
+        torsos = {"memory": features}
         if self.value_torso is not None:
             value_features, value_layers = self.value_torso(observation)
+            torsos["value_memory"] = value_features
             for outputs, value_outputs in zip(layers, value_layers, strict=True):
                 if isinstance(outputs, dict):  # layers by name
                     outputs |= {f"value_{name}": x for name, x in value_outputs.items()}
+        memory: Memory = ()
+        if self.memory is not None:
+            torsos, memory = self._recur(self.memory, torsos, inputs)
+            rows = {name: x.reshape(-1, x.shape[-1]) for name, x in torsos.items()}
+            layers.activations.update(rows)
+        features = torsos["memory"]
+        value_features = torsos.get("value_memory", features)
         intrinsic = Dense(1, name="intrinsic_value") if self.intrinsic else None
         return Output(
             policy=Head(self.num_actions, self.continuous, name="policy")(features),
-            value=Dense(1, name="value")(value_features)[:, 0],
+            value=Dense(1, name="value")(value_features)[..., 0],
             **layers._asdict(),
-            intrinsic_value=None if intrinsic is None else intrinsic(value_features)[:, 0],
+            intrinsic_value=None if intrinsic is None else intrinsic(value_features)[..., 0],
+            memory=memory,
         )
+
+    def _recur(
+        self, kind: Recurrent, torsos: dict[str, Array], inputs: Inputs
+    ) -> tuple[dict[str, Array], dict[str, Memory]]:
+        """Computes the recurrent layer after each torso.
+
+        Args:
+          kind: the layer.
+          torsos: the features of each torso [n, features], or [n * T, features] of sequences, by
+            the name of the layer.
+          inputs: the inputs of the network.
+
+        Returns:
+          The outputs of the layers, [n, units] or [n, T, units], and their memory after that.
+        """
+        outputs, memory = {}, {}
+        for name, features in torsos.items():
+            not_done = inputs.not_done if isinstance(inputs, Sequences) else None
+            before = inputs.memory[name] if isinstance(inputs, Steps | Sequences) else None
+            if not_done is not None:
+                features = features.reshape(*not_done.shape, -1)
+            outputs[name], memory[name] = kind.build(name)(features, before, not_done)
+        return outputs, memory
 
 
 class Head(nn.Module):
@@ -81,6 +124,9 @@ class Network(BaseNetwork):
       stride: stride of each convolution, or of all.
       padding: zeros on each side for each convolution, or for all.
       blocks: residual blocks after each convolution, as in IMPALA's network (Espeholt et al. 2018).
+      memory: a recurrent layer between torso and heads, of each torso: `gru` or `lstm`. None if not
+        given.
+      memory_size: the units of the recurrent layer.
       init: "orthogonal" draws weights as CleanRL does (see `draw_orthogonal`), also where a method
         draws new ones. If not given, they are uniform, as PyTorch's default.
     """
@@ -94,6 +140,8 @@ class Network(BaseNetwork):
     stride: tuple[int, ...] = static_field((2,), ge=1, least=1)
     padding: tuple[int, ...] = static_field((1,), ge=0, least=1)
     blocks: int = static_field(0, ge=0, le=100)
+    memory: str | None = static_field(None, kind=str, choices=lambda: tuple(CELLS))
+    memory_size: int = static_field(128, ge=1)
     init: str | None = static_field(None, kind=str, choices=("orthogonal",))
 
     def build(
@@ -119,11 +167,25 @@ class Network(BaseNetwork):
             self.torso(observation_shape, name) for name in ("torso", "value_torso")
         )
         return ActorCritic(
-            torso, None if self.shared else value_torso, num_actions, continuous, intrinsic
+            torso,
+            None if self.shared else value_torso,
+            num_actions,
+            continuous,
+            intrinsic,
+            self._recurrent(),
         )
 
     def initialize(self, params: Params, key: Array) -> Params:
         return params if self.init is None else draw_orthogonal(params, key)
+
+    def initial_memory(self, batch_size: int) -> Memory:
+        if (recurrent := self._recurrent()) is None:
+            return ()
+        names = ("memory",) if self.shared else ("memory", "value_memory")
+        return {name: recurrent.empty(batch_size) for name in names}
+
+    def _recurrent(self) -> Recurrent | None:
+        return None if self.memory is None else Recurrent(self.memory, self.memory_size)
 
     def torso(self, observation_shape: tuple[int, ...], name: str | None = None) -> Torso:
         """Builds the module of the layers before the heads. Raises as `build` does."""

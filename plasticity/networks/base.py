@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from plasticity.networks.attention import AttentionLayer
 from plasticity.networks.distributions import Distribution, distribution_class
+from plasticity.networks.memory import Memory, Sequences
 from plasticity.networks.tokens import Tokens
 from plasticity.struct import TARGET, SettingError, Struct, fields
 
@@ -28,7 +29,11 @@ class TokenPrediction(NamedTuple):
 
 
 class Output(NamedTuple):
-    """The output of a network on a batch of B observations."""
+    """The output of a network on a batch of B observations.
+
+    If a network with memory computes n sequences of T steps, what is [B] is [n, T], and activations
+    have n * T rows.
+    """
 
     policy: Distribution  # [B]
     value: Array  # [B]
@@ -37,6 +42,7 @@ class Output(NamedTuple):
     intrinsic_value: Array | None = None  # [B]: of intrinsic rewards, if asked for
     attention: dict[str, AttentionLayer] | None = None  # of attention layers by name, if any
     tokens: TokenPrediction | None = None  # where the network predicts the features of its tokens
+    memory: Memory = ()  # after the step, or the last one of a sequence; () without memory
 
 
 class BaseNetwork(Struct):
@@ -72,6 +78,10 @@ class BaseNetwork(Struct):
 
     An encoder of tokens may have a field `masked_modeling`. If true, its module takes `Tokens` in
     place of observations, and returns `Output.tokens`.
+    A network with memory overrides `initial_memory` as well, and its module also reads `Steps` and
+    `Sequences`. If it has a recurrent layer "memory" between torso and heads, as `RecurrentLayer`
+    is, and "value_memory" for a torso of the value's own, `Output.activations` has its outputs
+    under these names, and probes of features measure them.
 
     Interventions that change the architecture set a field of the description, `norm` or
     `activation`: see `replace`. `check_run` refuses them for a network without that field.
@@ -107,6 +117,10 @@ class BaseNetwork(Struct):
           key: randomness.
         """
         return params
+
+    def initial_memory(self, batch_size: int) -> Memory:
+        """Returns the memory at the beginning of an episode: zeros [batch_size, ...], or ()."""
+        return ()
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed.
@@ -189,6 +203,24 @@ def check_network(
         shape = None if value is None else value.shape
         require(
             shape == (batch_size,), f"the {name} of its output must be of shape [B], not {shape}"
+        )
+    memory = jax.eval_shape(lambda: network.initial_memory(batch_size))
+    require(
+        jax.tree.map(jnp.shape, output.memory) == jax.tree.map(jnp.shape, memory),
+        "the memory of its output must be shaped as that of its initial_memory",
+    )
+    if jax.tree.leaves(memory):
+        apply: Callable[..., Any] = module.apply
+
+        def compute(params: Params, memory: Memory) -> Any:
+            steps = jnp.zeros((batch_size, 3, *observation_shape))
+            not_done = jnp.ones((batch_size, 3), bool)
+            return apply(params, Sequences(steps, memory, not_done)).value
+
+        shape = jax.eval_shape(compute, variables, memory).shape
+        require(
+            shape == (batch_size, 3),
+            f"the value of its output must be of shape [n, T] for sequences, not {shape}",
         )
     return variables["params"]
 

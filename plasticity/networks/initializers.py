@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from plasticity.networks.base import Params
 from plasticity.networks.linalg import sequence_after
-from plasticity.networks.param_tree import value_heads
+from plasticity.networks.param_tree import MEMORIES, value_heads
 
 __all__ = ["draw_orthogonal", "uniform"]
 
@@ -39,15 +39,16 @@ def uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
 def draw_orthogonal(params: Params, key: Array) -> Params:
     """Redraws all kernels as orthogonal matrices and sets their biases to 0, as CleanRL's PPO does.
 
-    The gain is 0.01 for the policy's head, 1 for the value heads and sqrt(2) for all other layers.
-    A kernel is a matrix [inputs of a unit, units], that of a convolution too: the columns are
-    orthogonal, or the rows if there are fewer of them. Parameters of other names are kept.
+    The gain is 0.01 for the policy's head, 1 for the value heads and recurrent layers, and sqrt(2)
+    for all other layers. A kernel is a matrix [inputs of a unit, units], that of a convolution too:
+    the columns are orthogonal, or the rows if there are fewer of them. Parameters of other names
+    are kept.
 
     Args:
       params: newly drawn parameters.
       key: randomness.
     """
-    gains = {"policy": 0.01} | dict.fromkeys(value_heads(params), 1.0)
+    gains = {"policy": 0.01} | dict.fromkeys((*value_heads(params), *MEMORIES), 1.0)
     last = jnp.zeros(())  # decompositions run one after the other
 
     def redraw(entry: Params, gain: float, key: Array) -> Params:

@@ -10,6 +10,7 @@ import optax
 from plasticity.networks.base import Params
 
 __all__ = [
+    "MEMORIES",
     "Connections",
     "at",
     "attention_kernels",
@@ -25,14 +26,25 @@ __all__ = [
 
 Array = jax.Array
 
+MEMORIES = ("memory", "value_memory")  # the recurrent layers, which follow the two torsos
+
 
 def by_layer(params: Params) -> dict[str, Params]:
-    """Returns the entries of a parameter tree by layer: torsos first, then heads and others."""
+    """Returns the entries of a parameter tree by layer: torsos first, then heads and others.
+
+    The linear layers of a recurrent one are `memory_input` and `memory_recurrent`.
+    """
     rest = dict(params)
     torso, value_torso = rest.pop("torso", {}), rest.pop("value_torso", {})
+    memories = {name: rest.pop(name) for name in MEMORIES if name in rest}
     return {
         **torso,
         **{f"value_{name}": layer for name, layer in value_torso.items()},
+        **{
+            f"{memory}_{name}": layer
+            for memory, layers in memories.items()
+            for name, layer in layers.items()
+        },
         **rest,
     }
 
@@ -83,7 +95,8 @@ def root_mean_squares(params: Params) -> dict[str, Array]:
 class Connections(NamedTuple):
     """The incoming and outgoing weights of a hidden layer's units, as paths in a parameter tree.
 
-    A unit is an entry of a fully connected layer or a channel of a convolutional one. With
+    A unit is an entry of a fully connected layer or a channel of a convolutional one. Entries of a
+    recurrent layer, which have gates and are their own inputs, do not count as such. With
     residual blocks it is a channel of the residual stream: the weights of everything that is added
     to the stream are incoming. In an encoder's block it is a hidden unit of the MLP or the GLU; of
     a GLU the weights of both halves are incoming.
@@ -114,9 +127,9 @@ def connections(params: Params) -> dict[str, Connections]:
     """
     result = {}
     shared, values = "value_torso" not in params, value_heads(params)
-    for torso, prefix, heads in (
-        ("torso", "", ("policy", *values) if shared else ("policy",)),
-        ("value_torso", "value_", values),
+    for torso, prefix, memory, heads in (
+        ("torso", "", "memory", ("policy", *values) if shared else ("policy",)),
+        ("value_torso", "value_", "value_memory", values),
     ):
         layers = params.get(torso, {})
         for name in layers:
@@ -127,7 +140,9 @@ def connections(params: Params) -> dict[str, Connections]:
             pairs = [entry for writer in writers for entry in (writer, _norm_of(writer))]
             incoming = list(dict.fromkeys(pairs))
             outgoing: list[tuple[str, ...]] = [(torso, entry) for entry in readers]
-            if is_last:
+            if is_last and memory in params:
+                outgoing.append((memory, "input"))
+            elif is_last:
                 outgoing += [(head,) for head in heads if head in params]
             result[prefix + name] = Connections(
                 incoming=tuple(

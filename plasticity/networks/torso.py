@@ -56,10 +56,15 @@ def linear(module: nn.Module, x: Array, features: int) -> Array:
 
     Both are drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is PyTorch's default.
     """
-    bound = 1 / math.sqrt(x.shape[-1])
-    kernel = module.param("kernel", uniform, (x.shape[-1], features), bound)
-    bias = module.param("bias", uniform, (features,), bound)
+    kernel, bias = linear_params(module, x.shape[-1], features)
     return x @ kernel + bias
+
+
+def linear_params(module: nn.Module, inputs: int, features: int) -> tuple[Array, Array]:
+    """Returns `kernel` [inputs, features] and `bias` [features] of a module: see `linear`."""
+    bound = 1 / math.sqrt(inputs)
+    kernel = module.param("kernel", uniform, (inputs, features), bound)
+    return kernel, module.param("bias", uniform, (features,), bound)
 
 
 class Dense(nn.Module):

@@ -29,14 +29,14 @@ class View:
       round_params: the parameters at the beginning of the round.
       initial_params: the parameters at the beginning of the run.
       observation: the probe batch, [B, ...]: observations under random actions, fixed during a
-        round.
+        round. A network with memory reads each of them as the first of an episode.
       key: randomness for this measurement.
-      apply: computes the network's output from trained parameters and observations [B, ...]; of an
-        encoder also from `Tokens`, see `Output.tokens`.
+      apply: computes the network's output from trained parameters and observations [B, ...], or
+        sequences; an encoder's also from `Tokens`, see `Output.tokens`.
       effective_params: computes the parameters that the network uses from the trained ones.
       init_params: draws parameters from their initial distribution, with a key.
       per_sample_loss: computes the agent's loss of each transition, from parameters and a batch.
-        [B].
+        [B]; of sequences, the mean over the steps of each.
       compute_batch: computes `batch`.
     """
 
@@ -88,17 +88,18 @@ class View:
     def batch(self) -> Batch:
         """A rollout of the current policy from the beginning of episodes, [T * N, ...].
 
-        The same with JAX and host environments. The agent prepares the advantages: PPO normalizes
-        them over all transitions.
+        If the network has a memory, its samples are N sequences, and [N, T, ...]. The same with JAX
+        and host environments. The agent prepares the advantages: PPO normalizes them over all
+        transitions.
         """
         return self.compute_batch()
 
     def take(self, indices: Array) -> Batch:
-        """Returns the transitions of `batch` at some indices. [*indices.shape, ...]."""
+        """Returns the samples of `batch` at some indices. [*indices.shape, ...]."""
         return jax.tree.map(lambda x: x[indices], self.batch)
 
     def sample(self, size: int) -> Batch:
-        """Draws `size` transitions of `batch` without replacement; all if there are fewer."""
+        """Draws `size` samples of `batch` without replacement; all if there are fewer."""
         return self.take(jax.random.permutation(self.key, len(self.batch.action))[:size])
 
 

@@ -15,13 +15,13 @@ from plasticity.agents import Metrics, Trajectory
 from plasticity.envs.base import Task
 from plasticity.envs.host import HostEnv
 from plasticity.envs.host.vector_env import HostVecEnv
-from plasticity.networks import Params
+from plasticity.networks import Memory, Params, reset_memory
 from plasticity.rng import Stream, key_for, past_evaluation_stream
 from plasticity.training import loop
 from plasticity.training.past_tasks import PastTasks, past_metrics
 from plasticity.training.placement import Placement
 from plasticity.training.rollout import warn_of_cut_off_episodes
-from plasticity.training.run import Run, seeds_of
+from plasticity.training.run import Run, initial_memory, seeds_of
 from plasticity.training.state import EpisodeStats, MetricSums, RunState
 
 Array = jax.Array
@@ -97,21 +97,27 @@ def _observe(
     return jax.vmap(state.task.transform_obs)(observation, noise)
 
 
-def _act(run: Run, state: RunState, observation: Array, stream: Array, step: Array) -> PolicyStep:
+def _act(
+    run: Run, state: RunState, observation: Array, memory: Memory, stream: Array, step: Array
+) -> tuple[PolicyStep, Memory]:
+    """Returns the policy's part of a step, and the network's memory after it."""
     observation = _observe(run, state, observation, stream, step)
-    output = loop.policy(run, state)(observation)
+    output = loop.policy(run, state)(observation, memory)
     key = jax.random.fold_in(key_for(run.seed, stream, state.update), step)
     policy = output.policy
     action = policy.act(policy.noise(key, (len(observation), run.env.num_actions)))
-    return PolicyStep(
+    acted = PolicyStep(
         observation, action, policy.log_prob(action), output.value, output.intrinsic_value
     )
+    return acted, output.memory
 
 
-def _value(run: Run, state: RunState, observation: Array, step: Array) -> tuple[Array, Array]:
+def _value(
+    run: Run, state: RunState, observation: Array, memory: Memory, step: Array
+) -> tuple[Array, Array]:
     """Returns the value of observations that are not acted on, and what the agent sees of them."""
     observation = _observe(run, state, observation, Stream.OBSERVATION_NOISE, step)
-    return loop.policy(run, state)(observation).value, observation
+    return loop.policy(run, state)(observation, memory).value, observation
 
 
 def _make_trajectory(
@@ -121,6 +127,8 @@ def _make_trajectory(
     time_steps: TimeStep,
     truncation_values: Sequence[Array],
     last_obs: Array,
+    memory: Memory,
+    last_memory: Memory,
 ) -> Trajectory:
     """Assembles a rollout.
 
@@ -132,15 +140,20 @@ def _make_trajectory(
       truncation_values: for each step [N] the value of the last observation of an episode,
         wherever it was truncated; anything elsewhere.
       last_obs: the environments' observations after the last step, [N, ...].
+      memory: the network's before the first step, [N, ...].
+      last_memory: the same after the last step.
     """
     steps: PolicyStep = jax.tree.map(lambda *steps: jnp.stack(steps), *policy_steps)
-    last_value, last_obs = _value(run, state, last_obs, jnp.asarray(run.agent.num_steps))
+    last_step = jnp.asarray(run.agent.num_steps)
+    last_value, last_obs = _value(run, state, last_obs, last_memory, last_step)
     next_value = jnp.concatenate([steps.value[1:], last_value[None]])
     return Trajectory(
         **steps._asdict(),
         **time_steps._asdict(),
         next_value=jnp.where(time_steps.truncated, jnp.stack(truncation_values), next_value),
         last_obs=last_obs,
+        memory=memory,
+        last_memory=last_memory,
     )
 
 
@@ -245,8 +258,9 @@ class HostWorker:
             update = int(self.state.update[0])
             rngs = make_rngs(runs, Stream.PROBE_ROLLOUT, update)
             observation = self._probe_envs.reset(jax.device_get(self.state.task), rngs)
+            memory = self._empty_memory(runs.agent.num_envs)
             rollout, *_ = yield from self._rollout(
-                runs, self._probe_envs, observation, Stream.PROBE_ROLLOUT
+                runs, self._probe_envs, observation, memory, Stream.PROBE_ROLLOUT
             )
         return self._compiled(_run_probes)(probed, self.state, self._probe_batch, *rollout)
 
@@ -274,11 +288,12 @@ class HostWorker:
         task, round = jax.device_get((self.state.task, self.state.round))
         rngs = make_rngs(self._runs, Stream.ENVS, int(round[0]))
         self._observation = self._train_envs.reset(task, rngs)
+        self._memory = self._empty_memory(self._observation.shape[1])
         self._episode_return = np.zeros(self._observation.shape[:2], np.float32)
 
     def _train_update(self) -> Waiting[MetricSums]:
-        rollout, self._observation, steps = yield from self._rollout(
-            self._runs, self._train_envs, self._observation, Stream.ROLLOUT
+        rollout, self._observation, self._memory, steps = yield from self._rollout(
+            self._runs, self._train_envs, self._observation, self._memory, Stream.ROLLOUT
         )
         episode_return = self._episode_return
         count, return_sum = np.zeros((2, len(episode_return)), np.float32)
@@ -297,17 +312,20 @@ class HostWorker:
         )
 
     def _rollout(
-        self, runs: Run, envs: HostVecEnv, observation: np.ndarray, stream: Stream
-    ) -> Waiting[tuple[tuple[Any, ...], np.ndarray, list[tuple[np.ndarray, np.ndarray]]]]:
+        self, runs: Run, envs: HostVecEnv, observation: np.ndarray, memory: Memory, stream: Stream
+    ) -> Waiting[tuple[tuple[Any, ...], np.ndarray, Memory, list[tuple[np.ndarray, np.ndarray]]]]:
         """Makes T steps in each environment.
 
         Returns:
-          The parts of the rollout (see `_make_trajectory`), the observation after it, and of each
-          step what returns count and whether an episode ended.
+          The parts of the rollout (see `_make_trajectory`), the observation and the network's
+          memory after it, and of each step what returns count and whether an episode ended.
         """
+        first_memory = memory
         policy_steps, time_steps, truncation_values, counts = [], [], [], []
         for t in range(runs.agent.num_steps):
-            act = self._compiled(_act, shared=2)(runs, self.state, observation, stream, t)
+            act, memory = self._compiled(_act, shared=2)(
+                runs, self.state, observation, memory, stream, t
+            )
             yield act.action
             step, observation = envs.step(act.action)
             policy_steps.append(act)
@@ -315,13 +333,20 @@ class HostWorker:
             values = act.value  # placeholders where nothing was truncated
             if step.truncated.any():
                 value = self._compiled(_value, shared=1)
-                values, _ = value(runs, self.state, step.observation, t)
+                values, _ = value(runs, self.state, step.observation, memory, t)
             truncation_values.append(values)
             counts.append((step.counted, step.done))
+            memory = reset_memory(memory, step.done)
         stacked = TimeStep(
             *(jnp.asarray(np.stack(each, axis=1)) for each in zip(*time_steps, strict=True))
         )
-        return (policy_steps, stacked, truncation_values, observation), observation, counts
+        rollout = (policy_steps, stacked, truncation_values, observation, first_memory, memory)
+        return rollout, observation, memory, counts
+
+    def _empty_memory(self, num_envs: int) -> Memory:
+        """Returns the memory of the networks at the beginning of episodes. [S, num_envs, ...]."""
+        memory = jax.vmap(lambda run: initial_memory(run, num_envs))(self._runs)
+        return self._placement.put(memory)
 
     def _compiled(self, function: Callable[..., Any], **options: int) -> Callable[..., Any]:
         return self._placement.map_runs(function, **options)
@@ -343,15 +368,17 @@ class HostWorker:
         observation = self._eval_envs.reset(task, rngs)
         episode_return = np.zeros(observation.shape[:2], np.float32)
         running = np.ones(episode_return.shape, bool)
+        memory = self._empty_memory(observation.shape[1])
         schedule = self._runs.schedule
         for t in range(schedule.eval_max_steps):
-            act = self._compiled(_act, shared=2)(
-                self._runs, state, observation, stream, of * t + number
+            act, memory = self._compiled(_act, shared=2)(
+                self._runs, state, observation, memory, stream, of * t + number
             )
             yield act.action
             step, observation = self._eval_envs.step(act.action)
             episode_return += step.counted * running
             running &= ~step.done
+            memory = reset_memory(memory, step.done)
             if not running.any():
                 break
         else:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plasticity.agents.intrinsic.base import Policy
 from plasticity.agents.normalization import RunningMeanStd
 from plasticity.envs.base import CompiledEnv, Task
 from plasticity.integer import (
@@ -23,14 +22,16 @@ from plasticity.integer import (
 from plasticity.integer.policy import IntegerPolicy, count_bytes
 from plasticity.networks import Categorical, Distribution, Gaussian, Output, Params
 from plasticity.rng import Stream, key_for
+from plasticity.struct import SettingError
 from plasticity.training import loop
 from plasticity.training import rollout as rollouts
 from plasticity.training.host_evaluation import host_episode_returns, host_probe_batch
-from plasticity.training.run import Run
+from plasticity.training.run import Run, initial_memory
 
 __all__ = ["IntegerEvaluation", "calibration_batch", "check_integer_run", "evaluate_in_integers"]
 
 Array = jax.Array
+Policy = Callable[[Array], Output]
 _MakePolicy = Callable[[Run, Any], Policy]
 
 _TIMED_CALLS = 50
@@ -69,6 +70,9 @@ class IntegerEvaluation(NamedTuple):
 
 def check_integer_run(run: Run) -> None:
     """Raises `SettingError` if the policy of a run has no integer form."""
+    if jax.tree.leaves(initial_memory(run, 1)):
+        memory = getattr(run.network, "memory", None)
+        raise SettingError("network.memory", memory, "must not be set: memory has no integer form")
     check_convertible(run.intervention.network(run.network), run.env.observation_shape)
 
 
@@ -264,9 +268,11 @@ def _episode_returns(
 ) -> Array:
     """Computes the return of each of N episodes in a JAX environment. [N]."""
     env, policy = loop.wrap_task(run.env), make_policy(run, arguments)
+    policy = _greedy(policy) if greedy else policy
     start = rollouts.start_evaluation(env, task, num_episodes, key)
+    max_steps = run.schedule.eval_max_steps
     return rollouts.continue_evaluation(
-        env, task, _greedy(policy) if greedy else policy, start, run.schedule.eval_max_steps, key
+        env, task, lambda observation, _: policy(observation), start, max_steps, key
     ).episode_return
 
 

@@ -22,13 +22,24 @@ from plasticity.agents.normalization import RewardScaler, RunningMeanStd
 from plasticity.envs.base import CompiledEnv, Env, Task
 from plasticity.envs.task_wrapper import TaskWrapper
 from plasticity.interventions import Batch, Context, Rollout, TrainState
-from plasticity.networks import Output, Params, Tokens, at_precision
+from plasticity.networks import (
+    Inputs,
+    Memory,
+    Output,
+    Params,
+    Sequences,
+    Tokens,
+    at_precision,
+    map_observation,
+    with_memory,
+)
 from plasticity.probes import View
 from plasticity.rng import Stream, key_for, past_evaluation_stream
 from plasticity.shifts import interpolate
+from plasticity.struct import SettingError
 from plasticity.training import rollout as rollouts
 from plasticity.training.rollout import Evaluation
-from plasticity.training.run import Run, build_network
+from plasticity.training.run import Run, build_network, initial_memory
 from plasticity.training.state import (
     EnvState,
     EpisodeStats,
@@ -161,11 +172,11 @@ def make_context(
         params = description.initialize(drawn, jax.random.fold_in(key, 1))
         return run.intervention.add_params(params, jax.random.fold_in(key, 0))
 
-    def apply(params: Params, observation: Array | Tokens) -> Output:
+    def apply(params: Params, inputs: Inputs | Tokens) -> Output:
         # Tokens are of observations that have been normalized.
-        if obs_stats is not None and not isinstance(observation, Tokens):
-            observation = obs_stats.normalize(observation)
-        return compute({"params": run.intervention.effective_params(params)}, observation)
+        if obs_stats is not None and not isinstance(inputs, Tokens):
+            inputs = map_observation(obs_stats.normalize, inputs)
+        return compute({"params": run.intervention.effective_params(params)}, inputs)
 
     optimizer = run.agent.optimizer(key_for(run.seed, Stream.OPTIMIZER, round))
     return Context(
@@ -317,8 +328,10 @@ def eval_tasks(run: Run, task: Task) -> dict[str, Task]:
 
 
 def _start_evaluation(run: Run, tasks: list[tuple[str, Task, Array]]) -> dict[str, Evaluation]:
+    num_episodes = run.schedule.eval_episodes
+    memory = initial_memory(run, num_episodes)
     return {
-        name: rollouts.start_evaluation(wrap_task(run.env), task, run.schedule.eval_episodes, key)
+        name: rollouts.start_evaluation(wrap_task(run.env), task, num_episodes, key, memory)
         for name, task, key in tasks
     }
 
@@ -394,7 +407,8 @@ def run_probes(
         return run.agent.prepare_advantages(_make_batch(run, state, collected, rewards))
 
     def per_sample_loss(params: Params, batch: Batch) -> Array:
-        return run.agent.per_sample_loss(context.apply(params, batch.observation), batch)
+        loss = run.agent.per_sample_loss(context.apply(params, batch.observation), batch)
+        return jnp.mean(loss, axis=tuple(range(1, loss.ndim)))  # over the steps of a sequence
 
     return run.probes(
         View(
@@ -440,9 +454,13 @@ def needs_rollout(runs: Run, states: RunState, observations: Array) -> bool:
 
 
 def policy(run: Run, state: RunState) -> Policy:
-    """Returns the network with the current parameters, a function of observations [N, ...]."""
+    """Returns the network with the current parameters, a function of observations and memory."""
     apply = _current_context(run, state).apply
-    return lambda observation: apply(state.train_state.params, observation)
+
+    def compute(observation: Array, memory: Memory = ()) -> Output:
+        return apply(state.train_state.params, with_memory(observation, memory))
+
+    return compute
 
 
 def wrap_task(env: Env) -> CompiledEnv:
@@ -477,7 +495,14 @@ def _make_batch(
     if state.reward_stats is not None:
         reward = state.reward_stats.normalize(trajectory.reward)
         trajectory = trajectory._replace(reward=reward)
-    return run.agent.make_batch(trajectory, intrinsic)
+    batch = run.agent.make_batch(trajectory, intrinsic)
+    if jax.tree.leaves(trajectory.memory) and not isinstance(batch.observation, Sequences):
+        raise SettingError(
+            "agent",
+            type(run.agent).__name__,
+            "must make its batch by Trajectory.as_samples for a network with memory",
+        )
+    return batch
 
 
 def _task_at(run: Run, state: RunState, update: Array) -> Task:
@@ -496,7 +521,9 @@ def _probe_rollout(run: Run, state: RunState) -> Trajectory:
         raise RolloutNeededError
     start_key, rollout_key = jax.random.split(key_for(run.seed, Stream.PROBE_ROLLOUT, state.update))
     env = wrap_task(run.env)
-    envs = rollouts.reset(env, state.task, run.agent.num_envs, start_key)
+    num_envs = run.agent.num_envs
+    memory = initial_memory(run, num_envs)
+    envs = rollouts.reset(env, state.task, num_envs, start_key, memory)
     return rollouts.rollout(
         env, state.task, policy(run, state), envs, run.agent.num_steps, rollout_key
     )[1]
@@ -520,4 +547,6 @@ def _reset_envs(run: Run, task: Task, round: Array) -> EnvState | tuple[()]:
     if not isinstance(run.env, CompiledEnv):
         return ()
     key = key_for(run.seed, Stream.ENVS, round)
-    return rollouts.reset(wrap_task(run.env), task, run.agent.num_envs, key)
+    num_envs = run.agent.num_envs
+    memory = initial_memory(run, num_envs)
+    return rollouts.reset(wrap_task(run.env), task, num_envs, key, memory)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from plasticity.agents.intrinsic.base import Policy
 from plasticity.envs.base import CompiledEnv, Task
 from plasticity.interventions import TrainState
-from plasticity.networks import Params, Tokens, masked_modeling_loss, with_masked_modeling
+from plasticity.networks import (
+    Memory,
+    Output,
+    Params,
+    Tokens,
+    masked_modeling_loss,
+    with_masked_modeling,
+)
 from plasticity.rng import Stream, key_for
 from plasticity.storage.signals import SignalGuard
 from plasticity.struct import TARGET, SettingError, Struct, check, field, static_field
@@ -21,7 +26,7 @@ from plasticity.training import loop
 from plasticity.training import rollout as rollouts
 from plasticity.training.memory_estimate import check_bytes
 from plasticity.training.placement import Placement
-from plasticity.training.run import Run, stack
+from plasticity.training.run import Run, initial_memory, stack
 
 __all__ = ["Pretraining", "check_pretraining", "pretrain"]
 
@@ -109,8 +114,10 @@ def check_pretraining(
         return
     other, key = policies[0][0], "pretraining.policy"
     if other.agent.normalize_observations:
-        allowed = "must be of a run with agent.normalize_observations=false"
+        allowed = "must not normalize observations: an encoder is pretrained on them as they are"
         raise SettingError(key, settings.policy, allowed)
+    if jax.tree.leaves(initial_memory(other, 1)):
+        raise SettingError(key, settings.policy, "must be of a run whose network has no memory")
     for name in ("observation_shape", "num_actions", "continuous_actions"):
         needed, found = getattr(run.env, name), getattr(other.env, name)
         if needed != found:
@@ -200,10 +207,14 @@ def _collect_held_out(run: Run, *acting_settings: Any) -> Array:
 
 
 def _sample(run: Run, acting: Sequence[Any], task: Task, size: int, key: Array) -> Array:
-    policy: Policy | None = None
-    if acting:
-        acting_run, params = acting
-        policy = partial(_context(acting_run).apply, params)
+    if not acting:
+        return rollouts.sample(loop.wrap_task(run.env), task, size, key)
+    acting_run, params = acting
+    apply = _context(acting_run).apply
+
+    def policy(observation: Array, memory: Memory = ()) -> Output:
+        return apply(params, observation)
+
     return rollouts.sample(loop.wrap_task(run.env), task, size, key, policy)
 
 

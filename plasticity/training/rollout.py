@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from plasticity.agents import Trajectory
 from plasticity.agents.intrinsic.base import Policy
 from plasticity.envs.base import CompiledEnv, State, Task
-from plasticity.networks import Categorical, Gaussian, Output, distribution_class
+from plasticity.networks import (
+    Categorical,
+    Gaussian,
+    Memory,
+    Output,
+    distribution_class,
+    reset_memory,
+)
 from plasticity.scan import scan
 from plasticity.training.state import EnvState, EpisodeStats
 
@@ -33,10 +40,10 @@ class Transition(NamedTuple):
     intrinsic_value: Array | None
 
 
-def reset(env: CompiledEnv, task: Task, num_envs: int, key: Array) -> EnvState:
-    """Starts an episode of `task` in each of N environments."""
+def reset(env: CompiledEnv, task: Task, num_envs: int, key: Array, memory: Memory = ()) -> EnvState:
+    """Starts an episode of `task` in each of N environments, with an empty memory [N, ...]."""
     state = jax.vmap(env.reset, (None, 0))(task, jax.random.split(key, num_envs))
-    return EnvState(state, jnp.zeros(num_envs))
+    return EnvState(state, jnp.zeros(num_envs), memory)
 
 
 def observe(env: CompiledEnv, task: Task, state: State) -> Array:
@@ -67,10 +74,10 @@ def rollout(
         episodes: EpisodeStats
 
     def step(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, tuple[Transition, Any]]:
-        (state, episode_return), num_used, episodes = carry
+        (state, episode_return, memory), num_used, episodes = carry
         noise, keys = inputs
         observation = observe(env, task, state)
-        output = policy(observation)
+        output = policy(observation, memory)
         action = output.policy.act(noise)
         next_state, reward, terminated, truncated = jax.vmap(env.step, (None, 0, 0, 0))(
             task, state, action, keys
@@ -88,6 +95,7 @@ def rollout(
             envs=EnvState(
                 jax.tree.map(select, next_state, reset_states),
                 jnp.where(done, 0.0, episode_return),
+                reset_memory(output.memory, done),
             ),
             num_used=num_used + done,
             episodes=EpisodeStats(
@@ -105,23 +113,30 @@ def rollout(
             truncated=truncated if env.truncates else None,
             intrinsic_value=output.intrinsic_value,
         )
-        final_obs = observe(env, task, next_state) if env.truncates else ()
-        return carry, (transition, final_obs)
+        final = (observe(env, task, next_state), output.memory) if env.truncates else ()
+        return carry, (transition, final)
 
+    memory = envs.memory
     carry = Carry(envs, jnp.zeros(num_envs, jnp.int32), EpisodeStats(jnp.zeros(()), jnp.zeros(())))
-    (envs, _, episodes), (transitions, final_obs) = scan(
-        step, carry, (noise, step_keys), gpu_unroll=10
-    )
+    (envs, _, episodes), (transitions, final) = scan(step, carry, (noise, step_keys), gpu_unroll=10)
 
     last_obs = observe(env, task, envs.state)
-    next_value = jnp.concatenate([transitions.value[1:], policy(last_obs).value[None]])
+    last_value = policy(last_obs, envs.memory).value
+    next_value = jnp.concatenate([transitions.value[1:], last_value[None]])
     if transitions.truncated is None:
         transitions = transitions._replace(truncated=jnp.zeros_like(transitions.terminated))
     else:
         # After a truncation the next row belongs to another episode.
-        value = policy(final_obs.reshape(-1, *final_obs.shape[2:])).value.reshape(next_value.shape)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), final)
+        value = policy(*flat).value.reshape(next_value.shape)
         next_value = jnp.where(transitions.truncated, value, next_value)
-    trajectory = Trajectory(**transitions._asdict(), next_value=next_value, last_obs=last_obs)
+    trajectory = Trajectory(
+        **transitions._asdict(),
+        next_value=next_value,
+        last_obs=last_obs,
+        memory=memory,
+        last_memory=envs.memory,
+    )
     return envs, trajectory, episodes
 
 
@@ -132,13 +147,16 @@ class Evaluation(NamedTuple):
     state: State  # [N, ...]: the environments' own
     episode_return: Array  # float32 [N]: of each episode, so far
     done: Array  # bool [N]: whether it has ended
+    memory: Memory = ()  # [N, ...]: the network's
 
 
-def start_evaluation(env: CompiledEnv, task: Task, num_episodes: int, key: Array) -> Evaluation:
-    """Starts the episodes of an evaluation of `task`."""
-    state, episode_return = reset(env, task, num_episodes, jax.random.split(key)[0])
+def start_evaluation(
+    env: CompiledEnv, task: Task, num_episodes: int, key: Array, memory: Memory = ()
+) -> Evaluation:
+    """Starts the episodes of an evaluation of `task`, with an empty memory [N, ...]."""
+    state, episode_return, _ = reset(env, task, num_episodes, jax.random.split(key)[0])
     return Evaluation(
-        jnp.zeros((), jnp.int32), state, episode_return, jnp.zeros(num_episodes, bool)
+        jnp.zeros((), jnp.int32), state, episode_return, jnp.zeros(num_episodes, bool), memory
     )
 
 
@@ -167,7 +185,8 @@ def continue_evaluation(
 
     def step(carry: Evaluation) -> Evaluation:
         action_key, step_key = jax.random.split(jax.random.fold_in(key, carry.step))
-        distribution = policy(observe(env, task, carry.state)).policy
+        output = policy(observe(env, task, carry.state), carry.memory)
+        distribution = output.policy
         action = distribution.act(distribution.noise(action_key, (num_episodes, env.num_actions)))
         state, reward, terminated, truncated = jax.vmap(env.step, (None, 0, 0, 0))(
             task, carry.state, action, jax.random.split(step_key, num_episodes)
@@ -177,6 +196,7 @@ def continue_evaluation(
             state=state,
             episode_return=carry.episode_return + jnp.where(carry.done, 0.0, reward),
             done=carry.done | terminated | truncated,
+            memory=output.memory,
         )
 
     return jax.lax.while_loop(
@@ -227,7 +247,7 @@ def random_policy(env: CompiledEnv) -> Policy:
     All values are 0.
     """
 
-    def policy(observation: Array) -> Output:
+    def policy(observation: Array, memory: Memory = ()) -> Output:
         batch = observation.shape[0]
         zeros = jnp.zeros((batch, env.num_actions))
         distribution = Gaussian(zeros, zeros[0]) if env.continuous_actions else Categorical(zeros)

@@ -11,7 +11,14 @@ from plasticity.agents import PPO, Agent, IntrinsicModule, NoIntrinsic
 from plasticity.envs.base import Env
 from plasticity.envs.task import LEVELS_PER_SEED, MAX_SEED, Levels, Task
 from plasticity.interventions import Interventions
-from plasticity.networks import PRECISIONS, BaseNetwork, Network, TokenShape, check_network
+from plasticity.networks import (
+    PRECISIONS,
+    BaseNetwork,
+    Memory,
+    Network,
+    TokenShape,
+    check_network,
+)
 from plasticity.probes import Probes
 from plasticity.shifts import Shifts
 from plasticity.struct import MAX_INT, SettingError, Struct, check, field, static_field
@@ -124,6 +131,11 @@ def build_network(run: Run) -> nn.Module:
     )
 
 
+def initial_memory(run: Run, batch_size: int) -> Memory:
+    """Returns the memory of a run's network at the beginning of an episode. [batch_size, ...]."""
+    return run.intervention.network(run.network).initial_memory(batch_size)
+
+
 def check_run(run: Run) -> None:
     """Raises `SettingError` for the first setting of `run` that cannot be used."""
     check(run)
@@ -139,6 +151,8 @@ def check_run(run: Run) -> None:
     )
     run.intervention.check_layers(network, params)
     run.agent.check()
+    if jax.tree.leaves(jax.eval_shape(lambda: initial_memory(run, 1))):
+        run.agent.check_sequences()
     run.intervention.optimizer(run.agent.optimizer(jax.random.key(0))).build()
     run.intervention.check()
     run.intrinsic.check(run.agent, run.env.observation_shape)

@@ -8,7 +8,7 @@ from plasticity.agents import Metrics
 from plasticity.agents.normalization import RewardScaler, RunningMeanStd
 from plasticity.envs.base import Task
 from plasticity.interventions import TrainState
-from plasticity.networks import Params
+from plasticity.networks import Memory, Params
 
 Array = jax.Array
 
@@ -18,6 +18,7 @@ class EnvState(NamedTuple):
 
     state: Any  # [N, ...]: the environments' own
     episode_return: Array  # float32 [N]: of the current episode so far
+    memory: Memory = ()  # [N, ...]: the network's, of the current episode
 
 
 class EpisodeStats(NamedTuple):

@@ -114,7 +114,7 @@ def test_policies_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     run = Run(env=Toy(), network=SMALL)
     for other, message in (
         (policy_run(Twins()), r"pretraining\.policy='there': must be of a run with env\.obs"),
-        (policy_run(Toy(), agent=PPO(normalize_observations=True)), "must be of a run with agent"),
+        (policy_run(Toy(), agent=PPO(normalize_observations=True)), "must not normalize"),
     ):
         with pytest.raises(SettingError, match=message):
             check_pretraining([run], Pretraining(policy="there"), [other])

@@ -113,3 +113,12 @@ def test_ppo_solves_cartpole_on_every_seed(optimized):
         returns.append(np.asarray(trainer.evaluate()["eval_train_return"]["all"]))
     # At a constant learning rate the policy of a seed falters now and then.
     assert np.median(returns, axis=0).min() >= 475, returns
+
+
+def test_cartpole_without_velocities_shows_positions_alone():
+    """Would catch a velocity among what is observed, or other dynamics where it is hidden."""
+    env, state = CartPole(velocities=False), CartPoleState(jnp.arange(1.0, 5.0), jnp.int32(0))
+    assert env.observe(TASK, state).tolist() == [1.0, 3.0]
+    assert env.observation_shape == (2,)
+    after, there = (e.step(TASK, state, jnp.int32(1), None).state.physics for e in (env, ENV))
+    np.testing.assert_array_equal(after, there)

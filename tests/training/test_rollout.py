@@ -71,10 +71,14 @@ class Counting(CompiledEnv):
         return Step(reached, reward, ended & ~truncated, ended & truncated)
 
 
-def policy(observation):
-    """Prefers actions by the step, and values as `value_of` does."""
-    logits = jnp.stack([observation[:, 1], jnp.zeros(len(observation)), -observation[:, 1]], -1)
-    return Output(Categorical(logits), value_of(observation), {}, {})
+def policy(observation, memory):
+    """Prefers actions by the step, and values as `value_of` does.
+
+    The step is that of its memory, which must be that of the observation.
+    """
+    observation = observation.at[:, 1].set(memory)
+    logits = jnp.stack([memory, jnp.zeros(len(observation)), -memory], -1)
+    return Output(Categorical(logits), value_of(observation), {}, {}, memory=memory + 1)
 
 
 class Rollouts(NamedTuple):
@@ -98,7 +102,7 @@ def streams(request):
             envs, trajectory, episodes = rollout.rollout(env, task, policy, envs, STEPS, key)
             return envs, (trajectory, episodes)
 
-        envs = rollout.reset(env, task, ENVS, jax.random.fold_in(key, 99))
+        envs = rollout.reset(env, task, ENVS, jax.random.fold_in(key, 99), jnp.zeros(ENVS))
         envs, (trajectory, episodes) = jax.lax.scan(one, envs, jax.random.split(key, ROLLOUTS))
         return rollout.observe(env, task, envs.state), trajectory, episodes
 
@@ -151,7 +155,10 @@ def test_rollout_counts_episodes_where_they_end(streams):
 
 
 def test_rollout_next_values_are_of_the_same_episode(streams):
-    """Would catch a bootstrap from the next episode's first state, or one row off."""
+    """Would catch a bootstrap from the next episode's first state, or one row off.
+
+    As would be a memory that goes on into the next episode, or is lost between two rollouts.
+    """
     _, told = streams
     seen = told.trajectory.observation
     assert np.array_equal(told.trajectory.value, value_of(seen))
@@ -185,7 +192,7 @@ def test_evaluation_returns_whole_first_episodes(least):
     env = Counting(least)
     task = env.task(jnp.int32(0))
     key = jax.random.key(8)
-    start = rollout.start_evaluation(env, task, 200, key)
+    start = rollout.start_evaluation(env, task, 200, key, jnp.zeros(200))
     goes_on = jax.jit(
         lambda start, steps: rollout.continue_evaluation(env, task, policy, start, steps, key)
     )
@@ -198,6 +205,7 @@ def test_evaluation_returns_whole_first_episodes(least):
     assert (int(part.step), bool(part.done.all())) == (2, False)
     ended = np.array([length_of(int(e), least) <= 2 for e in first])
     assert part.done.tolist() == ended.tolist()
+    assert set(part.memory.tolist()) == {2}  # or an evaluation forgets
     np.testing.assert_array_equal(part.episode_return[ended], earned[ended])
     np.testing.assert_array_equal(goes_on(part, 1000).episode_return, earned)
 

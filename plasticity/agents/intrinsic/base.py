@@ -10,12 +10,13 @@ import jax
 
 from plasticity.agents.base import Agent, IntrinsicRewards, Metrics, Trajectory
 from plasticity.interventions import Context, Rollout
-from plasticity.networks import Output
+from plasticity.networks import Memory, Output
 from plasticity.struct import Struct
 
 Array = jax.Array
 State = Any  # an intrinsic module's own pytree
-Policy = Callable[[Array], Output]  # observations [N, ...] -> Output
+# Observations and memory of N environments [N, ...], () without memory -> Output.
+Policy = Callable[[Array, Memory], Output]
 
 
 class IntrinsicModule(Struct):
@@ -75,7 +76,7 @@ class IntrinsicModule(Struct):
           state: the module's state.
           trajectory: the rollout.
           bonus: what `bonus` returned for it.
-          policy: the agent's network, of observations [N, ...].
+          policy: the agent's network, of observations and memory [N, ...].
         """
         return None
 

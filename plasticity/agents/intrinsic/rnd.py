@@ -106,6 +106,10 @@ class RND(IntrinsicModule):
             )
         if not self.network.shared:
             raise SettingError("intrinsic.network.shared", False, "must be true: it has one torso")
+        if self.network.memory is not None:
+            raise SettingError(
+                "intrinsic.network.memory", self.network.memory, "must not be set: it has none"
+            )
         if len(hidden) < (2 if self.network.channels else 3):
             raise SettingError(
                 "intrinsic.network.hidden",
@@ -201,7 +205,8 @@ class RND(IntrinsicModule):
         self, state: RNDState, trajectory: Trajectory, bonus: Array, policy: Policy
     ) -> IntrinsicRewards:
         value: Any = trajectory.intrinsic_value
-        last_value: Any = policy(trajectory.last_obs).intrinsic_value
+        last_output = policy(trajectory.last_obs, trajectory.last_memory)
+        last_value: Any = last_output.intrinsic_value
         return IntrinsicRewards(
             reward=bonus / state.reward_stats.scale,
             value=value,
