@@ -9,6 +9,7 @@ from plasticity.envs.base import CompiledEnv
 from plasticity.training import Run
 
 _IMAGES = ("env.pixels=64",)
+_OBJECTS = ("env=gather_objects", "network=mosaic")
 # What a method needs beside its name.
 _NEEDS: Mapping[str, Sequence[str]] = {
     "env/gymnax": ("shift=none",),
@@ -16,10 +17,12 @@ _NEEDS: Mapping[str, Sequence[str]] = {
     "env/minigrid_tasks": ("shift=sequence",),
     "env/navix": ("shift=none",),
     "agent/continuous": ("env=gymnax", "env.id=Pendulum-v1", "shift=none"),
+    "intervention/masked_modeling": _OBJECTS,
     "network/cnn": _IMAGES,
     "network/cnn_small": _IMAGES,
     "network/impala": _IMAGES,
     "network/nature": _IMAGES,
+    "probes/masked_modeling_loss": (*_OBJECTS, "intervention=masked_modeling"),
     "intrinsic/rnd_atari": ("network=cnn_small", "env.pixels=84"),
     "shift/dynamics": ("shift.dynamics.parameter=slip", "shift.dynamics.values=[0.0,0.3,0.0]"),
     "shift/permute_blocks": _IMAGES,

@@ -12,12 +12,20 @@ import jax.numpy as jnp
 from plasticity.networks.attention import AttentionLayer
 from plasticity.networks.distributions import Distribution, distribution_class
 from plasticity.networks.memory import Memory, Sequences
+from plasticity.networks.tokens import Tokens
 from plasticity.struct import TARGET, SettingError, Struct, fields
 
 __all__ = ["BaseNetwork", "Output", "Params", "check_network"]
 
 Array = jax.Array
 Params = Any  # a parameter tree: {"torso": {layer: ...}, "policy": ..., "value": ...}
+
+
+class TokenPrediction(NamedTuple):
+    """The tokens that an encoder reads, and what it predicts of each: for masked modeling."""
+
+    tokens: Tokens  # [B, T, ...]
+    features: Array  # [B, T, F]: the prediction of `tokens.features`
 
 
 class Output(NamedTuple):
@@ -33,6 +41,7 @@ class Output(NamedTuple):
     preactivations: dict[str, Array]  # inputs of the activation functions, after norms
     intrinsic_value: Array | None = None  # [B]: of intrinsic rewards, if asked for
     attention: dict[str, AttentionLayer] | None = None  # of attention layers by name, if any
+    tokens: TokenPrediction | None = None  # where the network predicts the features of its tokens
     memory: Memory = ()  # after the step, or the last one of a sequence; () without memory
 
 
@@ -71,6 +80,9 @@ class BaseNetwork(Struct):
     `Sequences`. If it has a recurrent layer "memory" between torso and heads, as `RecurrentLayer`
     is, and "value_memory" for a torso of the value's own, `Output.activations` has its outputs
     under these names, and probes of features measure them.
+
+    An encoder of tokens may have a field `masked_modeling`. If true, its module takes `Tokens` in
+    place of observations, and returns `Output.tokens`.
 
     Interventions that change the architecture set a field of the description, `norm` or
     `activation`: see `replace`. `check_run` refuses them for a network without that field.

@@ -17,9 +17,9 @@ from plasticity.networks.attention import (
     attention_weights,
     layer_norm,
 )
-from plasticity.networks.base import BaseNetwork
+from plasticity.networks.base import BaseNetwork, TokenPrediction
 from plasticity.networks.initializers import uniform
-from plasticity.networks.tokens import Tokenizer, repeat_valid, unpad
+from plasticity.networks.tokens import Tokenizer, Tokens, repeat_valid, unpad
 from plasticity.networks.torso import NORMS, Dense
 from plasticity.struct import SettingError, static_field
 
@@ -38,6 +38,7 @@ class EncoderLayers(NamedTuple):
     activations: dict[str, Array]  # [B, T, units] in blocks, [B, units] of the last
     preactivations: dict[str, Array]
     attention: dict[str, AttentionLayer]
+    tokens: TokenPrediction | None = None  # where the encoder predicts the features of its tokens
 
 
 class Pieces(NamedTuple):
@@ -105,6 +106,9 @@ class Encoder(nn.Module):
     `down_<i>`, which writes to the tokens; and `down_<i>_norm`. The last hidden layer is that on
     the pooled result, BERT's pooler.
 
+    With masked modeling, `mask_0` is added to tokens whose features are masked, and the linear
+    layer `prediction_<depth>` predicts the features of each token.
+
     Attributes:
       tokenizer: makes tokens of observations.
       width: the width of a token.
@@ -114,6 +118,7 @@ class Encoder(nn.Module):
       activation: the activation function of hidden layers.
       norm: the normalization of preactivations, a name in `NORMS`.
       pieces: how it computes.
+      masked_modeling: whether it predicts the features of its tokens.
     """
 
     tokenizer: Tokenizer
@@ -124,13 +129,19 @@ class Encoder(nn.Module):
     activation: Activation
     norm: str
     pieces: Pieces
+    masked_modeling: bool = False
 
     @nn.compact
-    def __call__(self, observation: Array) -> tuple[Array, EncoderLayers]:
-        """Computes the features of observations, [B, *shape] -> [B, width]."""
+    def __call__(self, observation: Array | Tokens) -> tuple[Array, EncoderLayers]:
+        """Computes the features of observations, [B, *shape] -> [B, width].
+
+        In place of observations it takes tokens, such as those of an earlier output with some of
+        their features masked.
+        """
         pieces = self.pieces
         layers = EncoderLayers({}, {}, {})
-        x, bias, valid = self._embed(observation)
+        tokens = observation if isinstance(observation, Tokens) else self._tokens(observation)
+        x, bias, valid = self._embed(tokens)
         for i in range(self.depth):
             name = f"attention_{i}"
             attended, weights = self._attend(name, self._before(name, x), bias, valid)
@@ -146,24 +157,36 @@ class Encoder(nn.Module):
             )
         if pieces.norm_order == "pre":
             x = self._normalize(f"pooling_{self.depth}_norm", x)
+        if self.masked_modeling:
+            rows = x[:, -tokens.valid.shape[1] :]  # without a summary
+            features = Dense(self.tokenizer.num_features, name=f"prediction_{self.depth}")(rows)
+            layers = layers._replace(tokens=TokenPrediction(tokens, features))
         name = f"hidden_{self.depth}"
         x = Dense(self.width // self.activation.widening, name=name)(self._pool(x, valid))
         x, layers.preactivations[name] = self._activate(self.depth, x)
         layers.activations[name] = x
         return x, layers
 
-    def _embed(self, observation: Array) -> tuple[Array, Array | None, Array]:
+    def _tokens(self, observation: Array) -> Tokens:
+        """Returns the tokens of observations, without most of the padding if it is left out."""
+        tokens = self.tokenizer(observation)
+        if not self.pieces.unpadding:
+            return tokens
+        # Even with the summary, as cuDNN's attention wants.
+        size = self.tokenizer.max_tokens
+        return unpad(tokens, size + (size + self._has_summary) % 2)
+
+    def _embed(self, tokens: Tokens) -> tuple[Array, Array | None, Array]:
         """Returns tokens [B, T, width], the bias of attention, and which tokens are valid.
 
         A summary token is the first, valid, and at no distance from any other.
         """
-        pieces, tokens = self.pieces, self.tokenizer(observation)
-        has_summary = pieces.pooling == "summary"
-        if pieces.unpadding:
-            # Even with the summary, as cuDNN's attention wants.
-            size = self.tokenizer.max_tokens
-            tokens = unpad(tokens, size + (size + has_summary) % 2)
-        x = Dense(self.width, name="embedding_0")(tokens.features)
+        pieces = self.pieces
+        x = Dense(self.width, name="embedding_0")(self.tokenizer.inputs(tokens))
+        if self.masked_modeling:
+            mask = Embedding(1, self.width, name="mask_0")()
+            if tokens.masked is not None:
+                x = x + jnp.where(tokens.masked[..., None], mask, 0)
         if pieces.positions == "learned":
             rows, columns = self.tokenizer.grid
             table = Embedding(rows * columns, self.width, name="position_0")()
@@ -171,7 +194,7 @@ class Encoder(nn.Module):
             x = x + table[cell]
         valid = tokens.valid
         bias = alibi_bias(tokens.position, self.heads) if pieces.positions == "alibi" else None
-        if has_summary:
+        if self._has_summary:
             summary = Embedding(1, self.width, name="summary_0")()
             x = jnp.concatenate([jnp.broadcast_to(summary, (len(x), 1, self.width)), x], axis=1)
             valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
@@ -230,9 +253,13 @@ class Encoder(nn.Module):
     def _after(self, name: str, x: Array) -> Array:
         return self._normalize(f"{name}_norm", x) if self.pieces.norm_order == "post" else x
 
+    @property
+    def _has_summary(self) -> bool:
+        return self.pieces.pooling == "summary"
+
     def _pool(self, x: Array, valid: Array) -> Array:
         """Returns the summary token, or the mean of valid tokens. [B, width]."""
-        if self.pieces.pooling == "summary":
+        if self._has_summary:
             return x[:, 0]
         count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1).astype(x.dtype)
         return jnp.sum(jnp.where(valid[..., None], x, 0), axis=1) / count
@@ -272,6 +299,8 @@ class Mosaic(BaseNetwork):
       pooling: `summary`, a learned token that attends to all others; or `mean`, of valid tokens.
       patch: the height and width of an image's patches.
       shared: whether policy and value share an encoder, or have one each.
+      masked_modeling: whether the policy's encoder has a mask token, and predicts the features of
+        tokens, as `plasticity.networks.masked_modeling_loss` needs. `MaskedModeling` sets it.
     """
 
     width: int = static_field(64, ge=1)
@@ -289,6 +318,7 @@ class Mosaic(BaseNetwork):
     pooling: str = static_field("summary", choices=("summary", "mean"))
     patch: int = static_field(8, ge=1)
     shared: bool = static_field(True)
+    masked_modeling: bool = static_field(False)
 
     def build(
         self,
@@ -326,6 +356,7 @@ class Mosaic(BaseNetwork):
             activation,
             self.norm,
             pieces,
+            masked_modeling=self.masked_modeling and name == "torso",
             name=name,
         )
 

@@ -135,6 +135,7 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
         "attention_entropy": "Attention entropy (nats)",
         "token_rank": "Effective rank of tokens",
         "closed_gates": "Closed gates (fraction)",
+        "masked_modeling_loss": "Loss on masked tokens (MSE)",
         "gradient_steps": "Gradient steps of an update",
         "quantization_error": "Quantization error, 8 bits",
         "quantization_error_4bit": "Quantization error, 4 bits",

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from plasticity.agents import Metrics
+from plasticity.agents.normalization import RunningMeanStd
 from plasticity.networks import Params
 from plasticity.storage import run_dir
 from plasticity.storage.checkpoints import CheckpointManager, flatten
@@ -182,7 +183,7 @@ def train_jobs(
             last[0] = checkpoint
 
         try:
-            params = _train_rounds(
+            params, obs_stats = _train_rounds(
                 stacked,
                 recorder,
                 progress or make_progress(stacked, shown=False),
@@ -200,6 +201,8 @@ def train_jobs(
             raise
         write_tables()
         for folder, share in zip(run_dirs, shares, strict=True):
+            if obs_stats is not None:
+                folder.write_obs_stats(jax.tree.map(lambda x, own=share: x[own], obs_stats))
             folder.write_params(jax.tree.map(lambda x, own=share: x[own], params))
         if keep_checkpoint and checkpoint_dir is not None and last[0] is not None:
             # The job goes on alone, if at all.
@@ -220,7 +223,13 @@ def make_recorder(runs: Sequence[Run], names: Sequence[str]) -> Recorder:
       runs: the runs, [S].
       names: the table's `run` column, for each run.
     """
-    labels: list[dict[str, str | int]] = [
+    schedule, batch_size = runs[0].schedule, runs[0].agent.batch_size
+    return Recorder(run_labels(runs, names), schedule.updates_per_round, batch_size)
+
+
+def run_labels(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, str | int]]:
+    """Returns the columns of a results table that identify each run, [S]."""
+    return [
         {
             "run": name,
             "env": run.env.name,
@@ -230,7 +239,6 @@ def make_recorder(runs: Sequence[Run], names: Sequence[str]) -> Recorder:
         }
         for name, run in zip(names, runs, strict=True)
     ]
-    return Recorder(labels, runs[0].schedule.updates_per_round, runs[0].agent.batch_size)
 
 
 def make_progress(runs: Run, title: str = "", shown: bool = True) -> Progress:
@@ -316,7 +324,7 @@ def _train_rounds(
     checkpoint: Checkpoint | None = None,
     on_record: Callable[[], None] = lambda: None,
     initial_params: Params | None = None,
-) -> Params:
+) -> tuple[Params, RunningMeanStd | None]:
     """Trains stacked runs through all rounds, or through those that remain.
 
     Args:
@@ -330,7 +338,8 @@ def _train_rounds(
       initial_params: the parameters to begin with, [S, ...]; drawn at random if not given.
 
     Returns:
-      The final parameters, as host arrays [S, ...].
+      The final parameters, and the statistics of observations if they are normalized, as host
+      arrays [S, ...].
     """
     schedule, intervals = runs.schedule, probe_intervals(runs).items()
     end_of_round = schedule.updates_per_round
@@ -390,7 +399,7 @@ def _train_rounds(
                     save_checkpoint(Checkpoint(on_host(trainer.state), pending))
                     saved_at = time.monotonic()
                 signals.check()
-        return on_host(trainer.state.train_state.params)
+        return on_host((trainer.state.train_state.params, trainer.state.obs_stats))
 
 
 def _absolute(path: str) -> Path:
