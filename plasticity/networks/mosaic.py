@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from plasticity.networks.attention import (
     AttentionLayer,
     alibi_bias,
     attend,
+    attention_path,
     attention_weights,
     layer_norm,
 )
@@ -131,6 +132,20 @@ class Encoder(nn.Module):
     pieces: Pieces
     masked_modeling: bool = False
 
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens that are computed for an observation, with summary and padding."""
+        if not self.pieces.unpadding:
+            return self.tokenizer.capacity + self._has_summary
+        size = self.tokenizer.max_tokens + self._has_summary
+        return size + size % 2  # even, as cuDNN's attention wants
+
+    def attention_path(self, dtype: Any, platform: str) -> str:
+        """Returns how a platform computes attention in a type; see `attention_path`."""
+        shape = (1, self.num_tokens, self.heads, self.width // self.heads)
+        query = jax.ShapeDtypeStruct(shape, dtype)
+        return attention_path(query, query, self.pieces.fused_attention, platform)
+
     @nn.compact
     def __call__(self, observation: Array | Tokens) -> tuple[Array, EncoderLayers]:
         """Computes the features of observations, [B, *shape] -> [B, width].
@@ -172,9 +187,7 @@ class Encoder(nn.Module):
         tokens = self.tokenizer(observation)
         if not self.pieces.unpadding:
             return tokens
-        # Even with the summary, as cuDNN's attention wants.
-        size = self.tokenizer.max_tokens
-        return unpad(tokens, size + (size + self._has_summary) % 2)
+        return unpad(tokens, self.num_tokens - self._has_summary)
 
     def _embed(self, tokens: Tokens) -> tuple[Array, Array | None, Array]:
         """Returns tokens [B, T, width], the bias of attention, and which tokens are valid.
@@ -338,6 +351,19 @@ class Mosaic(BaseNetwork):
         return ActorCritic(
             torso, None if self.shared else value_torso, num_actions, continuous, intrinsic
         )
+
+    def attention_path(
+        self, observation_shape: tuple[int, ...], precision: str, platform: str
+    ) -> str:
+        """Returns how a platform computes attention at a precision: `cudnn`, `xla` or `plain`.
+
+        Args:
+          observation_shape: the shape of one observation.
+          precision: that of the run.
+          platform: a name of JAX's, such as `cpu` or `gpu`.
+        """
+        dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
+        return self._encoder(observation_shape, "torso").attention_path(dtype, platform)
 
     def _encoder(self, observation_shape: tuple[int, ...], name: str) -> Encoder:
         tokenizer, activation = Tokenizer(observation_shape, self.patch), self._activation()

@@ -73,17 +73,18 @@ class Tokens(NamedTuple):
     masked: Array | None = None  # bool [B, T]: which have a mask for features, if any
 
 
-def join_tokens(valid: Array, position: Any, features: Array) -> Array:
-    """Returns tokens as one array of a `TokenShape`. float32 [T, 3 + F].
+def join_tokens(valid: Any, position: Any, features: Any) -> Any:
+    """Returns tokens as one array of a `TokenShape`, of JAX or of NumPy. float32 [T, 3 + F].
 
     Args:
       valid: which are no padding, bool [T].
       position: row and column, [T, 2], of padding too.
       features: [T, F].
     """
-    features = jnp.where(valid[:, None], features, 0)
-    columns = (valid[:, None], jnp.asarray(position), features)
-    return jnp.concatenate([column.astype(jnp.float32) for column in columns], axis=1)
+    xp = valid.__array_namespace__()
+    features = xp.where(valid[:, None], features, 0)
+    columns = (valid[:, None], xp.asarray(position), features)
+    return xp.concatenate([column.astype(xp.float32) for column in columns], axis=1)
 
 
 def permute_positions(observation: Array, permutation: Array) -> Array:
@@ -155,6 +156,11 @@ class Tokenizer:
         if len(self.shape) == 3:
             return self.patch * self.patch * self.shape[2]
         return self.shape[1] if len(self.shape) == 2 else 1
+
+    @property
+    def capacity(self) -> int:
+        """The number of tokens of an observation, padding included."""
+        return self.shape[0] if isinstance(self.shape, TokenShape) else math.prod(self.grid)
 
     def __call__(self, observation: Array) -> Tokens:
         """Returns the tokens of observations, [B, *shape].

@@ -9,7 +9,7 @@ import subprocess
 import time
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -234,6 +234,7 @@ class RunDir:
       trained_together: number of runs that train in the same program.
       update: updates that have been completed already.
       keep_checkpoint: whether the last checkpoint is kept.
+      timing: returns the seconds of the parts of the training so far.
     """
 
     def __init__(
@@ -242,8 +243,9 @@ class RunDir:
         trained_together: int,
         update: int = 0,
         keep_checkpoint: bool = False,
+        timing: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        self._info = info
+        self._info, self._timing = info, timing
         self._meta: dict[str, Any] = {
             "seeds": list(info.seeds),
             "updates": info.updates,
@@ -302,7 +304,11 @@ class RunDir:
             np.savez(file, **stats._asdict())
 
     def _write_meta(self, status: str) -> None:
-        session = {**self._session, "wall_seconds": round(time.perf_counter() - self._start, 1)}
+        session = {
+            **self._session,
+            "wall_seconds": round(time.perf_counter() - self._start, 1),
+            "seconds": dict(self._timing()),
+        }
         meta = {"status": status, **self._meta, "sessions": [*self._earlier, session]}
         with table.replacing(self._info.folder / table.META) as temporary:
             temporary.write_text(json.dumps(meta, indent=2) + "\n")

@@ -115,8 +115,10 @@ def check_pretraining(
         return
     other, key = policies[0][0], "pretraining.policy"
     if other.agent.normalize_observations:
-        allowed = "must not normalize observations: a finished run holds no statistics of them"
+        allowed = "must not normalize observations: an encoder is pretrained on them as they are"
         raise SettingError(key, settings.policy, allowed)
+    if jax.tree.leaves(initial_memory(other, 1)):
+        raise SettingError(key, settings.policy, "must be of a run whose network has no memory")
     for name in ("observation_shape", "num_actions", "continuous_actions"):
         needed, found = getattr(run.env, name), getattr(other.env, name)
         if needed != found:
