@@ -76,12 +76,13 @@ class BaseNetwork(Struct):
         parameters alike (`L2Init`, `ShrinkPerturb`, `ResetAll`, ...) and update rules need no
         names.
 
-    An encoder of tokens may have a field `masked_modeling`. If true, its module takes `Tokens` in
-    place of observations, and returns `Output.tokens`.
     A network with memory overrides `initial_memory` as well, and its module also reads `Steps` and
     `Sequences`. If it has a recurrent layer "memory" between torso and heads, as `RecurrentLayer`
     is, and "value_memory" for a torso of the value's own, `Output.activations` has its outputs
     under these names, and probes of features measure them.
+
+    An encoder of tokens may have a field `masked_modeling`. If true, its module takes `Tokens` in
+    place of observations, and returns `Output.tokens`.
 
     Interventions that change the architecture set a field of the description, `norm` or
     `activation`: see `replace`. `check_run` refuses them for a network without that field.
