@@ -14,7 +14,7 @@ from plasticity.agents import *
 from plasticity.config import from_config
 from plasticity.envs import *
 from plasticity.interventions import *
-from plasticity.networks import BaseNetwork, Mosaic, Network, Output
+from plasticity.networks import BaseNetwork, Mosaic, Network, Output, Regressor
 from plasticity.probes import *
 from plasticity.renamed import renamed_attribute
 from plasticity.shifts import *
@@ -27,6 +27,7 @@ __all__ = [
     "Mosaic",
     "Network",
     "Output",
+    "Regressor",
     "Run",
     "Schedule",
     "SettingError",

@@ -39,6 +39,7 @@ class Stream(enum.IntEnum):
     PAST_EVALUATION = 18
     PRETRAINING = 19
     PRETRAINING_OBSERVATIONS = 20
+    TARGET = 21
 
 
 def past_evaluation_stream(round: Array | int) -> Array | int:

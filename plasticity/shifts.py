@@ -16,6 +16,7 @@ __all__ = [
     "DelayedRewards",
     "Dynamics",
     "Expand",
+    "FlipBits",
     "Noise",
     "Offset",
     "PartialView",
@@ -192,15 +193,18 @@ class Tint(Shift):
 
 
 class Offset(Shift):
-    """Adds a new constant to each entry of the observation each round, uniform; 0 in round 1.
+    """Adds a new constant to each entry of the observation each round; 0 in round 1.
 
     As in the drifting control tasks of Muppidi et al. (2024).
 
     Attributes:
-      max_offset: constants lie between -max_offset and max_offset.
+      max_offset: constants lie between -max_offset and max_offset; or it is their standard
+        deviation.
+      distribution: "uniform", or "normal", as in the code of C-CHAIN (Tang et al. 2025).
     """
 
     max_offset: float = field(2.0, gt=0)
+    distribution: str = static_field("uniform", choices=("uniform", "normal"))
 
     def check(self, env: Env) -> None:
         _refuse_tokens(self, env)
@@ -210,6 +214,8 @@ class Offset(Shift):
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         shape, max_offset = _initialized(task.bias, self).shape, self.max_offset
+        if self.distribution == "normal":
+            return task._replace(bias=max_offset * jax.random.normal(key, shape))
         return task._replace(
             bias=jax.random.uniform(key, shape, minval=-max_offset, maxval=max_offset)
         )
@@ -497,6 +503,34 @@ class RandomDynamics(Shift):
         low, high = jnp.log(self.low), jnp.log(self.high)
         value = jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
         return task._replace(dynamics={**task.dynamics, self.parameter: value})
+
+
+class FlipBits(Shift):
+    """Changes the slow bits of the inputs of a regression (Dohare et al. 2024).
+
+    Attributes:
+      redraw: whether all slow bits are drawn anew, as in the published configuration that made the
+        figure of the published code; or one of them is flipped, as the paper describes it.
+    """
+
+    changes_env: ClassVar[bool] = True
+
+    redraw: bool = static_field(True)
+
+    def check(self, env: Env) -> None:
+        if "slow_bits" not in jax.eval_shape(env.task, 0).dynamics:
+            raise SettingError(
+                "shift", self.name, f"needs env=regression; {env.name} has no slow bits"
+            )
+
+    def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
+        bits = _initialized(task.dynamics.get("slow_bits"), self)
+        if self.redraw:
+            bits = jax.random.bernoulli(key, shape=bits.shape).astype(bits.dtype)
+        else:
+            flipped = jax.random.randint(key, (), 0, len(bits))
+            bits = bits.at[flipped].set(1 - bits[flipped])
+        return task._replace(dynamics={**task.dynamics, "slow_bits": bits})
 
 
 class Shifts(Chain[Shift]):

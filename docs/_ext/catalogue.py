@@ -31,12 +31,14 @@ ENVS = (
     "CartPole",
     "Gymnax",
     "Navix",
+    "SlowlyChangingRegression",
     "Sequence",
     "Gymnasium",
     "ProcGen",
     "Atari",
     "MiniGrid",
     "MuJoCo",
+    "DMControl",
     "HostSequence",
 )
 

@@ -4,6 +4,7 @@ from plasticity.agents.a2c import A2C
 from plasticity.agents.base import Agent, IntrinsicRewards, Metrics, Trajectory
 from plasticity.agents.intrinsic import RND, IntrinsicModule, NoIntrinsic
 from plasticity.agents.ppo import PPO
+from plasticity.agents.regression import OnlineRegression
 
 __all__ = [
     "A2C",
@@ -14,5 +15,6 @@ __all__ = [
     "IntrinsicRewards",
     "Metrics",
     "NoIntrinsic",
+    "OnlineRegression",
     "Trajectory",
 ]

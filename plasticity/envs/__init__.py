@@ -1,6 +1,6 @@
 """Environments: JAX environments, host environments, tasks, and the interface to write new ones."""
 
-from plasticity.envs import base, cartpole, gather, gymnax, navix, sequence
+from plasticity.envs import base, cartpole, gather, gymnax, navix, regression, sequence
 from plasticity.envs.base import *
 from plasticity.envs.cartpole import *
 from plasticity.envs.gather import *
@@ -11,6 +11,7 @@ from plasticity.envs.host.gymnasium import *
 from plasticity.envs.host.mujoco import *
 from plasticity.envs.host.vector_env import *
 from plasticity.envs.navix import *
+from plasticity.envs.regression import *
 from plasticity.envs.sequence import *
 
 __all__ = []
@@ -23,4 +24,5 @@ __all__ += gymnasium.__all__
 __all__ += mujoco.__all__
 __all__ += vector_env.__all__
 __all__ += navix.__all__
+__all__ += regression.__all__
 __all__ += sequence.__all__

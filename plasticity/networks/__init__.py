@@ -18,6 +18,7 @@ from plasticity.networks import (
     param_tree,
     precision,
     recurrent,
+    regressor,
     tokens,
     torso,
 )
@@ -35,6 +36,7 @@ from plasticity.networks.mosaic import *
 from plasticity.networks.param_tree import *
 from plasticity.networks.precision import *
 from plasticity.networks.recurrent import *
+from plasticity.networks.regressor import *
 from plasticity.networks.tokens import *
 from plasticity.networks.torso import *
 
@@ -53,5 +55,6 @@ __all__ += mosaic.__all__
 __all__ += param_tree.__all__
 __all__ += precision.__all__
 __all__ += recurrent.__all__
+__all__ += regressor.__all__
 __all__ += tokens.__all__
 __all__ += torso.__all__

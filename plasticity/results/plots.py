@@ -93,6 +93,7 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
         "episodes": "Episodes that ended",
         "policy_loss": "Policy loss",
         "value_loss": "Value loss",
+        "squared_error": "Squared error",
         "policy_entropy": "Policy entropy (nats)",
         "approx_kl": "Approximate KL (nats)",
         "clip_fraction": "Clipped (fraction)",

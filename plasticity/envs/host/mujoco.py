@@ -1,7 +1,8 @@
-"""MuJoCo's robots by EnvPool, with the friction that the task sets."""
+"""MuJoCo's robots by EnvPool, with the friction that the task sets, and DeepMind's tasks."""
 
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,11 +13,18 @@ from plasticity.envs.base import Task
 from plasticity.envs.host.envpool import EnvPool, default_config
 from plasticity.struct import Range, SettingError, static_field
 
-__all__ = ["MuJoCo"]
+__all__ = ["DMControl", "MuJoCo"]
 
 _ASSETS = Path("mujoco", "assets_gym")  # the folder of models in EnvPool's `base_path`
 _NO_LIMIT = 2**30
 _DEFAULT_FRICTION = "1"  # MuJoCo's, of a geom without the attribute
+# Entries that only the observations of some of a robot's tasks have.
+_ONLY_IN = {
+    "origin": "Escape",
+    "rangefinder": "Escape",
+    "ball_state": "Fetch",
+    "target_position": "Fetch",
+}
 
 
 class MuJoCo(EnvPool):
@@ -94,10 +102,51 @@ class MuJoCo(EnvPool):
         return (variant if variant.exists() else path).read_text()
 
     def transform_action(self, actions: np.ndarray) -> np.ndarray:
-        # Not `scale_action`: here actions in a box [-1, 1] stay as they are, without rounding.
-        space = self.make_spec().action_space
-        middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
-        return middle + half * np.clip(actions, -1.0, 1.0)
+        return _scale_to_box(self.make_spec().action_space, actions)
+
+
+class DMControl(EnvPool):
+    """A task of the DeepMind Control Suite by EnvPool, such as `WalkerRun-v1` (Tassa et al. 2018).
+
+    The entries of an observation are concatenated in EnvPool's order. Of a dog and a quadruped,
+    those that EnvPool adds for other tasks (the ball, the origin, the rangefinder) are left out, as
+    in the suite. Actions are scaled to [-1, 1]. An episode has 1000 steps and is then truncated.
+    """
+
+    family = "envpool.mujoco.dmc"
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        spaces = self.make_spec().observation_space.spaces
+        return (sum(math.prod(spaces[name].shape) for name in self._used(spaces)),)
+
+    @property
+    def num_actions(self) -> int:
+        return int(self.make_spec().action_space.shape[0])
+
+    @property
+    def continuous_actions(self) -> bool:
+        return True
+
+    def extract_obs(self, observation: Any) -> Any:
+        parts = [observation[name] for name in self._used(observation)]
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+    def transform_action(self, actions: np.ndarray) -> np.ndarray:
+        return _scale_to_box(self.make_spec().action_space, actions)
+
+    def _used(self, names: Iterable[str]) -> list[str]:
+        """Returns the names of those entries of an observation that the suite's task has."""
+        if not self.id.startswith(("Dog", "Quadruped")):
+            return list(names)
+        return [name for name in names if _ONLY_IN.get(name, self.id) in self.id]
+
+
+def _scale_to_box(space: Any, actions: np.ndarray) -> np.ndarray:
+    """Clips actions to [-1, 1] and scales them to the bounds of a space."""
+    # Not `scale_action`: here actions in a box [-1, 1] stay as they are, without rounding.
+    middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+    return middle + half * np.clip(actions, -1.0, 1.0)
 
 
 def scale_friction(model: str, friction: float) -> str:

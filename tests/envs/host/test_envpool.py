@@ -16,7 +16,7 @@ from minigrid.wrappers import ImgObsWrapper, OneHotPartialObsWrapper
 
 import plasticity as pl
 from plasticity.cli.command import runs_of
-from plasticity.envs import Atari, MiniGrid, MuJoCo, ProcGen
+from plasticity.envs import Atari, DMControl, MiniGrid, MuJoCo, ProcGen
 from plasticity.envs.base import Levels, Task
 from plasticity.envs.host.mujoco import scale_friction
 from plasticity.envs.host.vector_env import HostStep
@@ -562,3 +562,22 @@ def test_envpool_task_kwargs_are_plain_numbers():
     assert isinstance(task, Task)
     assert ProcGen(COINRUN).task_kwargs(task) == {"start_level": 60_000, "num_levels": 5}
     assert MuJoCo(ANT).task_kwargs(task) == {"friction": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("id", "size", "actions"),
+    [("WalkerRun-v1", 24, 6), ("QuadrupedWalk-v1", 78, 12), ("DogTrot-v1", 223, 38)],
+)
+def test_dm_control_observes_what_the_suites_task_has(id, size, actions):
+    """Would catch an entry left out, or one of another task's; the sizes are dm_control's own."""
+    env = require(DMControl(id))
+    envs, observation, _ = start_envs(env, 2)
+    assert env.observation_shape == (size,) == observation.shape[1:]
+    assert env.num_actions == actions
+    before = observation.copy()
+    step = envs.step(np.full((2, actions), 5.0))
+    assert step.observation.shape == (2, size)
+    assert not np.array_equal(step.observation, before)
+    assert not step.done.any()
+    assert (step.reward >= 0).all()
+    assert (step.reward <= 1).all()

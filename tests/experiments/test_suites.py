@@ -1,0 +1,71 @@
+"""The benchmarks of other projects: each can be composed, starts, and is documented."""
+
+import pytest
+from helpers import ROOT
+
+import plasticity as pl
+from experiments import regression
+from plasticity.cli.command import CONFIGS, runs_of
+from plasticity.training.run import check_run
+from plasticity.training.sweep import train
+
+SUITES = sorted(path.stem for path in (CONFIGS / "experiment/suites").glob("*.yaml"))
+PAGE = (ROOT / "docs/suites.md").read_text()
+
+
+def steps(run):
+    """The environment steps of a run, and of one of its rounds."""
+    a_round = run.schedule.updates_per_round * run.agent.batch_size
+    return a_round * run.schedule.rounds, a_round
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_each_suite_can_be_composed_and_is_documented(name):
+    """Would catch a setting that was renamed, or one that its environment does not have."""
+    assert f"suites/{name}" in PAGE or f"suites/{name.removesuffix('_full')}" in PAGE
+    runs = runs_of(f"experiment=suites/{name}")
+    try:
+        check_run(runs[0])
+    except pl.SettingError as error:
+        if "must be installed" in str(error) or "needs Qt 5" in str(error):
+            pytest.skip(str(error))
+        raise
+    full = runs_of(f"experiment=suites/{name.removesuffix('_full')}_full")
+    assert not runs[0].agent.reset_optimizer  # none of the sources resets it
+    assert steps(runs[0])[0] <= steps(full[0])[0]
+    assert len(runs) <= len(full)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    {
+        "slippery_ant": (20e6, 2e6),
+        "chain_control": (1.6e6, 160e3),
+        "chain_minatar": (6e6, 2e6),
+        "chain_procgen": (20e6, 2e6),
+        "chain_dmc": (3e6, 1e6),
+        "plasticine_procgen": (20e6, 2e6),
+        "plasticine_dmc": (6e6, 1e6),
+    }.items(),
+)
+def test_full_sizes_are_those_of_the_sources(name, sizes):
+    """Would catch a size that is not what the documentation says."""
+    assert steps(runs_of(f"experiment=suites/{name}_full")[0]) == pytest.approx(sizes, rel=2e-3)
+
+
+def test_the_page_has_the_errors_of_the_shipped_results():
+    """Would catch a table that is not of the results beside it."""
+    frame = regression.load(ROOT / "docs/regression")
+    assert regression.markdown(regression.errors_by_method(frame)) in PAGE
+
+
+@pytest.mark.slow
+def test_the_chain_of_control_tasks_trains():
+    """Would catch a suite that composes and cannot be trained."""
+    (run, *_) = runs_of(
+        "experiment=suites/chain_control", "network.hidden=[8]", "probes=[]", "schedule.rounds=2",
+        "schedule.updates_per_round=2", "schedule.eval_episodes=2", "agent.num_steps=25",
+    )  # fmt: skip
+    frame = train([run])
+    assert set(frame["round"]) == {1, 2}
+    assert frame[frame["metric"] == "eval_train_return"]["value"].between(1, 400).all()
