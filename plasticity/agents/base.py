@@ -140,6 +140,9 @@ class Agent(Struct):
     def check_sequences(self) -> None:
         """Raises `SettingError` if it cannot learn from sequences, as of networks with memory."""
 
+    def check_categorical_value(self) -> None:
+        """Raises `SettingError` if it cannot learn categorical values (`CategoricalValue`)."""
+
     @abstractmethod
     def optimizer(self, key: Array) -> Optimizer:
         """Returns the update rule, before interventions change it.

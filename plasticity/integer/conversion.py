@@ -154,6 +154,10 @@ def check_convertible(network: BaseNetwork, continuous: bool = False) -> None:
             raise SettingError(f"network.{key}", value, allowed)
     if network.channels and network.blocks:
         raise SettingError("network.blocks", network.blocks, "must be 0 to have an integer form")
+    if network.value_head != "scalar":
+        raise SettingError(
+            "network.value_head", network.value_head, "must be scalar to have an integer form"
+        )
     if continuous:
         raise SettingError("env", "continuous actions", "must be discrete to have an integer form")
 

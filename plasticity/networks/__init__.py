@@ -19,6 +19,7 @@ from plasticity.networks import (
     recurrent,
     tokens,
     torso,
+    values,
 )
 from plasticity.networks.activations import *
 from plasticity.networks.actor_critic import *
@@ -35,6 +36,7 @@ from plasticity.networks.precision import *
 from plasticity.networks.recurrent import *
 from plasticity.networks.tokens import *
 from plasticity.networks.torso import *
+from plasticity.networks.values import *
 
 __all__: list[str] = []
 __all__ += activations.__all__
@@ -52,3 +54,4 @@ __all__ += precision.__all__
 __all__ += recurrent.__all__
 __all__ += tokens.__all__
 __all__ += torso.__all__
+__all__ += values.__all__

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from plasticity.networks.attention import AttentionLayer
 from plasticity.networks.distributions import Distribution, distribution_class
 from plasticity.networks.memory import Memory, Sequences
+from plasticity.networks.values import CategoricalValue
 from plasticity.struct import TARGET, SettingError, Struct, fields
 
-__all__ = ["BaseNetwork", "Output", "Params", "check_network"]
+__all__ = ["BaseNetwork", "NetworkShapes", "Output", "Params", "check_network", "network_shapes"]
 
 Array = jax.Array
 Params = Any  # a parameter tree: {"torso": {layer: ...}, "policy": ..., "value": ...}
@@ -34,6 +35,19 @@ class Output(NamedTuple):
     intrinsic_value: Array | None = None  # [B]: of intrinsic rewards, if asked for
     attention: dict[str, AttentionLayer] | None = None  # of attention layers by name, if any
     memory: Memory = ()  # after the step, or the last one of a sequence; () without memory
+    value_distribution: CategoricalValue | None = None  # [B]: of which `value` is the mean, if any
+
+    def value_loss(self, target: Array) -> Array:
+        """Returns the loss of the value of each observation, [B].
+
+        It is the squared error; or the cross-entropy, if the value is categorical.
+
+        Args:
+          target: the return that the value should be, [B].
+        """
+        if self.value_distribution is None:
+            return jnp.square(self.value - target)
+        return self.value_distribution.loss(target)
 
 
 class BaseNetwork(Struct):
@@ -129,7 +143,13 @@ class BaseNetwork(Struct):
         return super().replace(**changes)
 
 
-@lru_cache(maxsize=64)
+class NetworkShapes(NamedTuple):
+    """The shapes of a network's parameters, and of its output on a batch."""
+
+    params: Params
+    output: Output
+
+
 def check_network(
     network: BaseNetwork,
     observation_shape: tuple[int, ...],
@@ -137,6 +157,18 @@ def check_network(
     continuous: bool = False,
     intrinsic: bool = False,
 ) -> Params:
+    """Returns the shapes of a network's parameters: see `network_shapes`."""
+    return network_shapes(network, observation_shape, num_actions, continuous, intrinsic).params
+
+
+@lru_cache(maxsize=64)
+def network_shapes(
+    network: BaseNetwork,
+    observation_shape: tuple[int, ...],
+    num_actions: int,
+    continuous: bool = False,
+    intrinsic: bool = False,
+) -> NetworkShapes:
     """Checks that a network's module returns an `Output` of the right shapes.
 
     Traces the module without computing anything. Results are cached.
@@ -149,7 +181,7 @@ def check_network(
       intrinsic: whether an `intrinsic_value` is required.
 
     Returns:
-      The shapes of the module's parameters.
+      The shapes of the module's parameters and output.
 
     Raises:
       SettingError: the module returns something else; or `build` raises it.
@@ -211,7 +243,7 @@ def check_network(
             shape == (batch_size, 3),
             f"the value of its output must be of shape [n, T] for sequences, not {shape}",
         )
-    return variables["params"]
+    return NetworkShapes(variables["params"], output)
 
 
 def _import_path(network: BaseNetwork) -> str:
