@@ -17,6 +17,7 @@ from plasticity.networks import (
     param_tree,
     precision,
     recurrent,
+    simba,
     tokens,
     torso,
     values,
@@ -34,6 +35,7 @@ from plasticity.networks.mosaic import *
 from plasticity.networks.param_tree import *
 from plasticity.networks.precision import *
 from plasticity.networks.recurrent import *
+from plasticity.networks.simba import *
 from plasticity.networks.tokens import *
 from plasticity.networks.torso import *
 from plasticity.networks.values import *
@@ -52,6 +54,7 @@ __all__ += mosaic.__all__
 __all__ += param_tree.__all__
 __all__ += precision.__all__
 __all__ += recurrent.__all__
+__all__ += simba.__all__
 __all__ += tokens.__all__
 __all__ += torso.__all__
 __all__ += values.__all__

@@ -1,7 +1,7 @@
 """The default network: a torso that policy and value share, or one each, and a linear head each."""
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from plasticity.networks.distributions import Categorical, Distribution, Gaussia
 from plasticity.networks.initializers import draw_orthogonal
 from plasticity.networks.memory import Inputs, Memory, Sequences, Steps, without_memory
 from plasticity.networks.recurrent import CELLS, Recurrent
-from plasticity.networks.torso import NORMS, Convolution, Dense, Torso, linear
+from plasticity.networks.torso import NORMS, Convolution, Dense, Linear, Torso, linear
 from plasticity.networks.values import VALUE_DISTRIBUTIONS, Bins, CategoricalValue
 from plasticity.struct import SettingError, static_field
 
@@ -50,6 +50,7 @@ class ActorCritic(nn.Module):
     intrinsic: bool = False
     memory: Recurrent | None = None
     value_head: ValueHead | None = None
+    head_linear: Linear = linear
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Output:
@@ -73,9 +74,9 @@ class ActorCritic(nn.Module):
             layers.activations.update(rows)
         features = torsos["memory"]
         value_features = torsos.get("value_memory", features)
-        policy = Head(self.num_actions, self.continuous, name="policy")(features)
+        policy = Head(self.num_actions, self.continuous, self.head_linear, name="policy")(features)
         value, distribution = self._value(value_features)
-        intrinsic = Dense(1, name="intrinsic_value") if self.intrinsic else None
+        intrinsic = self._dense(1, "intrinsic_value") if self.intrinsic else None
         return Output(
             policy=policy,
             value=value,
@@ -85,12 +86,15 @@ class ActorCritic(nn.Module):
             value_distribution=distribution,
         )
 
+    def _dense(self, features: int, name: str) -> Dense:
+        return Dense(features, self.head_linear, name=name)
+
     def _value(self, features: Array) -> tuple[Array, CategoricalValue | None]:
         """Computes the value, and the distribution of which it is the mean if it is categorical."""
         if self.value_head is None:
-            return Dense(1, name="value")(features)[..., 0], None
+            return self._dense(1, "value")(features)[..., 0], None
         kind, bins = self.value_head
-        logits = Dense(bins.number, name="value")(features)
+        logits = self._dense(bins.number, "value")(features)
         # A mean over bins in bfloat16 would be off by as much as a bin.
         distribution = kind(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), bins)
         return distribution.mean, distribution
@@ -128,10 +132,11 @@ class Head(nn.Module):
 
     num_actions: int
     continuous: bool
+    linear: Linear = linear
 
     @nn.compact
     def __call__(self, x: Array) -> Distribution:
-        outputs = linear(self, x, self.num_actions)
+        outputs = self.linear(self, x, self.num_actions)
         if not self.continuous:
             return Categorical(outputs)
         return Gaussian(outputs, self.param("log_std", nn.initializers.zeros, (self.num_actions,)))
@@ -151,7 +156,10 @@ class ActorCriticNetwork(BaseNetwork):
       value_range: the least and the largest return that a categorical value can be. Targets
         beyond it count as its ends.
       value_sigma: the standard deviation of `hl_gauss`, in widths of a bin.
+      head_linear: computes the linear layer of each head.
     """
+
+    head_linear: ClassVar[Linear] = staticmethod(linear)
 
     shared: bool = static_field(True, kw_only=True)
     memory: str | None = static_field(None, kind=str, choices=lambda: tuple(CELLS), kw_only=True)
@@ -198,6 +206,7 @@ class ActorCriticNetwork(BaseNetwork):
             intrinsic,
             self._recurrent(),
             self._value_head(),
+            type(self).head_linear,
         )
 
     def initial_memory(self, batch_size: int) -> Memory:

@@ -68,7 +68,8 @@ class BaseNetwork(Struct):
       - "policy" and "value", the linear heads; "intrinsic_value" beside them, if asked for.
 
     `Output.activations` and `.preactivations` have the layers of the torso under the same names,
-    and those of the value's under "value_hidden_<i>".
+    and those of the value's under "value_hidden_<i>". If the heads read no hidden layer, as where
+    these write to a residual stream, `activations` has what they read as "features".
 
     Without these names less is measured, and some methods do not apply:
 
@@ -118,6 +119,16 @@ class BaseNetwork(Struct):
         Args:
           params: the parameters, as the module draws them.
           key: randomness.
+        """
+        return params
+
+    def project(self, params: Params) -> Params:
+        """Projects parameters onto the set that they belong to, as the unit sphere.
+
+        It is called after every gradient step, and after interventions have changed parameters.
+
+        Args:
+          params: the trained parameters, with those that interventions have added.
         """
         return params
 

@@ -10,7 +10,16 @@ from scipy import stats
 from plasticity.agents import A2C, PPO, RND
 from plasticity.agents.ppo import value_loss
 from plasticity.interventions import Batch, PlasticityInjection, ResetFinal, chain
-from plasticity.networks import Bins, HLGauss, Mosaic, Network, Output, TwoHot
+from plasticity.networks import (
+    Bins,
+    HLGauss,
+    Mosaic,
+    Network,
+    Output,
+    TwoHot,
+    at_precision,
+    check_network,
+)
 from plasticity.struct import SettingError
 from plasticity.training import Run, Schedule, check_run, loop
 from plasticity.training.integer_evaluation import check_integer_run
@@ -100,10 +109,10 @@ def test_agents_and_methods_of_heads_take_categorical_values(agent):
 def test_value_in_bfloat16_is_the_mean_of_its_logits():
     """Would catch a sum over bins in bfloat16."""
     network = NETWORK.replace(value_bins=101, value_range=(-100, 100))
-    module = network.build((6,), 3)
-    x = jnp.asarray(RNG.normal(size=(4, 6)), jnp.bfloat16)
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), module.init(jax.random.key(0), x))
-    output = jax.jit(module.apply)(params, x)
+    apply = at_precision(network.build((6,), 3).apply, "bf16")
+    shapes = check_network(network, (6,), 3)
+    params = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32), shapes)
+    output = jax.jit(apply)({"params": params}, jnp.asarray(RNG.normal(size=(4, 6)), jnp.float32))
     logits = np.asarray(output.value_distribution.logits, np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     edges = np.linspace(-100, 100, 102)
