@@ -119,7 +119,7 @@ class Scaler(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", lambda _: jnp.full(x.shape[-1], self.scale))
+        scale = self.param("scale", lambda _: jnp.full(x.shape[-1], self.scale, float))
         return scale * (1.0 if self.initial is None else self.initial / self.scale) * x
 
 

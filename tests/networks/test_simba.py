@@ -140,6 +140,7 @@ def kernels_on_sphere(params):
     return np.concatenate([np.linalg.norm(kernel, axis=0) for kernel in kernels])
 
 
+@pytest.mark.slow
 def test_weights_of_simba_v2_stay_on_the_sphere():
     """Would catch a step, a reset or a shift that leaves it, or scalers that are projected too."""
     run = RUN.replace(network=SIMBA_V2, intervention=chain(pl.ShrinkPerturb()))
@@ -172,8 +173,10 @@ def test_weights_of_simba_v2_stay_on_the_sphere():
     assert shrunk != pytest.approx(np.linalg.norm(after["torso"]["scaler_0"]["scale"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("memory", [None, "gru"])
-@pytest.mark.parametrize("network", [SIMBA, SIMBA_V2], ids=["v1", "v2"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "memory"), [(SIMBA, "gru"), (SIMBA_V2, None)], ids=["v1", "v2"]
+)
 def test_methods_of_units_layers_and_heads_act_on_residual_torsos(network, memory):
     """Would catch a method that finds no last layer, or no biases, or fails on scalers."""
     run = RUN.replace(
@@ -189,7 +192,6 @@ def test_methods_of_units_layers_and_heads_act_on_residual_torsos(network, memor
         measured = loop.run_probes(run, after, loop.probe_batch(run, after))
         return before.train_state.params, after.train_state.params, measured
 
-    run = run.replace(agent=run.agent.replace(minibatch_size=6))
     check_run(run)
     before, after, _ = jax.eval_shape(train, jax.tree.map(jnp.asarray, run))
     assert after == before
