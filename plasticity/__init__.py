@@ -14,7 +14,7 @@ from plasticity.agents import *
 from plasticity.config import from_config
 from plasticity.envs import *
 from plasticity.interventions import *
-from plasticity.networks import BaseNetwork, Mosaic, Network, Output
+from plasticity.networks import BaseNetwork, Mosaic, Network, Output, SimBa, SimBaV2
 from plasticity.probes import *
 from plasticity.renamed import renamed_attribute
 from plasticity.shifts import *
@@ -30,6 +30,8 @@ __all__ = [
     "Run",
     "Schedule",
     "SettingError",
+    "SimBa",
+    "SimBaV2",
     "field",
     "from_config",
     "load_params",
