@@ -35,7 +35,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(collections|pathlib|typing|rich|plt|Axes|Figure|Path|Mapping|Callable)\b.*"),
     (
         r"py:.*",
-        r"(.*\.)?(Array|Params|State|Batch|Metrics|Policy|Any|P|S|T|optional|Dyadic|Operator|FloatOperator|Scales)",
+        r"(.*\.)?(Array|Params|State|Batch|Metrics|Policy|Any|P|S|T|optional|Dyadic|Operator|FloatOperator|Quantizer|RunningMeanStd)",
     ),
     (
         r"py:.*",

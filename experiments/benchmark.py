@@ -49,7 +49,8 @@ from plasticity.cli.command import command, one_line, runs_of
 from plasticity.cli.methods import methods
 from plasticity.interventions import Interventions
 from plasticity.probes import Probes
-from plasticity.training import Run
+from plasticity.struct import SettingError
+from plasticity.training import Run, check_run
 from plasticity.training.trainer import JaxTrainer
 
 PRESETS = ("paper", "quickstart")
@@ -70,6 +71,10 @@ def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> 
     )
     for method in track(methods("intervention"), console=_ERRORS):
         run = plain.replace(intervention=Interventions.of(method.kind()))
+        try:
+            check_run(run)
+        except SettingError:  # of another kind of network
+            continue
         cells = [
             ratio(start_trainer(run, n).train_updates, baseline.train_updates, seconds)
             for n, baseline in zip(agents, baselines, strict=True)

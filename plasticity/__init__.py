@@ -19,7 +19,7 @@ from plasticity.probes import *
 from plasticity.renamed import renamed_attribute
 from plasticity.shifts import *
 from plasticity.struct import SettingError, field, static_field
-from plasticity.training import Run, Schedule, load_params, train
+from plasticity.training import Run, Schedule, load_obs_stats, load_params, train
 from plasticity.triggers import *
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "SimBaV2",
     "field",
     "from_config",
+    "load_obs_stats",
     "load_params",
     "results",
     "static_field",

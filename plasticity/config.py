@@ -23,6 +23,7 @@ from plasticity.struct import (
     locate,
     to_config,
 )
+from plasticity.training.pretraining import Pretraining
 from plasticity.training.run import Run, Schedule, check_run
 
 S = TypeVar("S", bound=Struct)
@@ -112,6 +113,17 @@ def trackers_from(config: Mapping[str, Any]) -> tuple[Tracker, ...]:
     for tracker in trackers.parts:
         tracker.check("tracking")
     return trackers.parts
+
+
+def pretraining_from(node: Any) -> Pretraining:
+    """Builds the settings of a pretraining.
+
+    Raises:
+      SettingError: for the first setting that cannot be used.
+    """
+    settings = _build(node, Pretraining, "pretraining", Pretraining)
+    check(settings, "pretraining")
+    return settings
 
 
 def _build_chain(node: Any, kind: type[Chain[Any]], part_kind: type[Struct], key: str) -> Any:

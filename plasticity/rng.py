@@ -37,6 +37,8 @@ class Stream(enum.IntEnum):
     INTRINSIC_UPDATE = 16
     INTRINSIC_OPTIMIZER = 17
     PAST_EVALUATION = 18
+    PRETRAINING = 19
+    PRETRAINING_OBSERVATIONS = 20
 
 
 def past_evaluation_stream(round: Array | int) -> Array | int:

@@ -81,18 +81,21 @@ class Compiler:
         self.rows: list[Row] = []
         self.failed: list[str] = []
 
-    def compile_preset(self, preset: str, agents: Sequence[int]) -> None:
-        """Compiles all programs of a preset, for each number of agents.
+    def compile_preset(
+        self, preset: str, agents: Sequence[int], overrides: Sequence[str] = ()
+    ) -> None:
+        """Compiles all programs of a preset with overrides, for each number of agents.
 
         Raises:
           SettingError: its environments live on the host.
         """
-        run = runs_of(f"experiment={preset}")[0]
+        run = runs_of(f"experiment={preset}", *overrides)[0]
         if not has_programs(run):
             raise SettingError("--preset", preset, "must have a JAX environment")
         for n in agents:
-            with _timed(f"{preset}, {n} agent{'s' * (n > 1)}"):
-                self._compile_all(preset, run, n)
+            label = " ".join((preset, *overrides))
+            with _timed(f"{label}, {n} agent{'s' * (n > 1)}"):
+                self._compile_all(label, run, n)
 
     def compile_methods(self, cases: Sequence[Case], preset: str, agents: Sequence[int]) -> None:
         """Compiles the programs that each method is part of, for each number of agents."""
@@ -212,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.gpu_program", description=__doc__.splitlines()[0]
     )
+    parser.add_argument("overrides", nargs="*", help="of the preset, such as precision=bf16")
     parser.add_argument("--preset", default="paper", help="the experiment")
     parser.add_argument(
         "--agents", nargs="+", type=_number, metavar="N", help="agents in a program"
@@ -220,7 +224,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="with --methods: these alone")
     parser.add_argument("--loops", action="store_true", help="show the loops of each program, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts to a file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.overrides and arguments.methods:
+        parser.error("overrides: must be given without --methods")
     if arguments.only and not arguments.methods:
         parser.error("argument --only: must be given with --methods")
     if arguments.json and not arguments.json.absolute().parent.is_dir():
@@ -233,7 +239,7 @@ def main() -> None:
         agents = arguments.agents or _AGENTS_OF_METHODS
         compiler.compile_methods(_chosen(arguments.only), arguments.preset, agents)
     else:
-        compiler.compile_preset(arguments.preset, arguments.agents or _AGENTS)
+        compiler.compile_preset(arguments.preset, arguments.agents or _AGENTS, arguments.overrides)
     title = (
         "Compiled for an NVIDIA H100: counted and modelled, not measured; "
         f"JAX {jax.__version__}, jaxlib {version('jaxlib')}"

@@ -9,6 +9,8 @@ from plasticity.envs.base import CompiledEnv
 from plasticity.training import Run
 
 _IMAGES = ("env.pixels=64",)
+_TOKENS = ("env=gather_objects",)
+_ENCODER = (*_TOKENS, "network=mosaic")
 # What a method needs beside its name.
 _NEEDS: Mapping[str, Sequence[str]] = {
     "env/gymnax": ("shift=none",),
@@ -16,14 +18,23 @@ _NEEDS: Mapping[str, Sequence[str]] = {
     "env/minigrid_tasks": ("shift=sequence",),
     "env/navix": ("shift=none",),
     "agent/continuous": ("env=gymnax", "env.id=Pendulum-v1", "shift=none"),
+    "intervention/masked_modeling": _ENCODER,
+    "network/bert": _TOKENS,
     "network/cnn": _IMAGES,
     "network/cnn_small": _IMAGES,
     "network/impala": _IMAGES,
+    "network/mosaic": _TOKENS,
     "network/nature": _IMAGES,
+    "probes/masked_modeling_loss": (*_ENCODER, "intervention=masked_modeling"),
+    "probes/attention_entropy": _ENCODER,
+    "probes/closed_gates": _ENCODER,
+    "probes/token_rank": _ENCODER,
     "intrinsic/rnd_atari": ("network=cnn_small", "env.pixels=84"),
+    "shift/actuator_damage": ("env=gymnax", "env.id=Pendulum-v1", "agent=continuous"),
     "shift/dynamics": ("shift.dynamics.parameter=slip", "shift.dynamics.values=[0.0,0.3,0.0]"),
     "shift/permute_blocks": _IMAGES,
     "shift/permute_blocks_from_start": _IMAGES,
+    "shift/permute_features": _TOKENS,
     "shift/sequence": ("env=minatar",),
 }
 _LISTS = ("intervention", "probes", "shift")  # groups of which a run may have several

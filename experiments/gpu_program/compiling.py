@@ -8,14 +8,17 @@ algorithms.
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from plasticity.networks import attention
 from plasticity.training import Run, loop
 from plasticity.training.placement import Placement
 from plasticity.training.run import stack
@@ -61,6 +64,7 @@ dnn_version_info { major: 9 minor: 10 patch: 0 }
 runtime_version { major: 12 minor: 9 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+_CAPABILITY, _CUDNN = 9.0, 91000
 _OPTIONS = {"xla_gpu_autotune_level": 0}  # the autotuner would have to run kernels
 # It would also replace a kernel that Triton does not compile with the default tiles.
 _CUBLAS = {"xla_gpu_enable_triton_gemm": False}
@@ -105,10 +109,24 @@ def h100() -> jax.Device:
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
+    _offer_cudnn()
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="h100", topology="1x1x1", target_config=_H100
     )
     return topology.devices[0]
+
+
+def _offer_cudnn() -> None:
+    """Has attention compiled by cuDNN where a GPU would, though there is none to ask.
+
+    JAX asks the driver for cuDNN's version, and for the kind of GPU; the network for the platform.
+    """
+    vars(fused_attention_stablehlo).update(
+        check_cudnn_version=lambda: _CUDNN,
+        check_compute_capability=lambda capability: float(capability) <= _CAPABILITY,
+        is_cuda_compute_capability_equal=lambda capability: float(capability) == _CAPABILITY,
+    )
+    vars(attention).update(attention_path=partial(attention.attention_path, platform="gpu"))
 
 
 def programs(run: Run, agents: int, device: jax.Device) -> Iterator[Program]:

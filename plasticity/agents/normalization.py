@@ -34,6 +34,11 @@ class RunningMeanStd(NamedTuple):
         scaled = (x - self.mean) * jax.lax.rsqrt(self.variance + 1e-8)
         return jnp.clip(scaled, -clip, clip)
 
+    @property
+    def std(self) -> Array:
+        """The standard deviation by which `normalize` divides. float32 [...]."""
+        return jnp.sqrt(self.variance + 1e-8)
+
     def update(self, x: Array) -> Self:
         """Merges a batch [B, *shape] into the statistics (Chan et al. 1979)."""
         size, mean, variance = x.shape[0], jnp.mean(x, axis=0), jnp.var(x, axis=0)

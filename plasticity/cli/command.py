@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +43,8 @@ CONFIGS = next(
     if folder.is_dir()
 )
 CONFIG = "train"
+# The configuration of the command that runs, for messages about options and keys.
+_config_name: ContextVar[str] = ContextVar("config_name", default=CONFIG)
 register_config_groups()
 
 # In configs: a path with the home for "~", as no shell expands it behind "out=".
@@ -250,14 +253,19 @@ def runs_of(*overrides: str) -> list[Run]:
         return list(build_job(compose(CONFIG, renamed), Path()).runs)
 
 
-def command(main: Callable[[], Any]) -> None:
+def command(main: Callable[[], Any], config_name: str = CONFIG) -> None:
     """Runs an entry point of the command line.
+
+    Args:
+      main: the entry point.
+      config_name: the name of its configuration, if it has one.
 
     A user's mistake ends the process with one line on standard error and status 2, Ctrl-C with
     status 130. Any other error is raised; that of a sweep's job, which was printed before, ends the
     process with status 1.
     """
     set_up()
+    _config_name.set(config_name)
     sys.argv[1:] = [rename_override(word) for word in sys.argv[1:]]
     whole = os.environ.get(_FULL_ERROR)
     os.environ[_FULL_ERROR] = "1"  # so that Hydra lets errors through to here
@@ -395,7 +403,9 @@ def _options(group: str) -> list[str]:
     """Returns the options of a configuration group."""
     with _user_hydra() as (loader, overrides):
         search_path = [word for word in overrides if word.startswith("hydra.searchpath=")]
-        return loader.get_group_options(group, config_name=CONFIG, overrides=search_path)
+        return loader.get_group_options(
+            group, config_name=_config_name.get(), overrides=search_path
+        )
 
 
 def _no_option() -> str | None:
@@ -417,7 +427,7 @@ def _no_option() -> str | None:
 def _known_beside(key: str) -> str:
     """Lists the keys that exist where the first unknown part of `key` was looked up."""
     with _user_hydra() as (_, overrides):
-        node = compose(CONFIG, overrides, return_hydra_config=key.startswith("hydra."))
+        node = compose(_config_name.get(), overrides, return_hydra_config=key.startswith("hydra."))
     path: list[str] = []
     for name in key.split("."):
         if not isinstance(node, DictConfig) or name not in node:

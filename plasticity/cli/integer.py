@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plasticity import results
+from plasticity.agents.normalization import RunningMeanStd
 from plasticity.cli.command import command
 from plasticity.config import from_config
 from plasticity.integer import BITS, export_stablehlo, numpy_reader, policy_arrays
@@ -35,7 +36,7 @@ from plasticity.results.plots import STYLE, finish, new_figure
 from plasticity.storage import run_dir, table
 from plasticity.storage.table import ResultsError, replacing
 from plasticity.struct import Range, SettingError
-from plasticity.training import Run, load_params
+from plasticity.training import Run, load_obs_stats, load_params
 from plasticity.training.integer_evaluation import (
     IntegerEvaluation,
     check_integer_run,
@@ -76,14 +77,14 @@ def integer_report(
     out = folder / run_dir.INTEGER / f"{bits}_bits" if out is None else out
     _check_out(out)
     runs = load_finished_runs(folder)
-    for run, _ in runs:
+    for run, *_ in runs:
         check_integer_run(run)
-    evaluations = [evaluate_in_integers(run, params, bits, num_episodes) for run, params in runs]
-    frame = results.concat(
-        pd.DataFrame(_rows(folder.resolve().name, run, evaluation))
-        for (run, _), evaluation in zip(runs, evaluations, strict=True)
-    )
-    pairs = [(run, evaluation) for (run, _), evaluation in zip(runs, evaluations, strict=True)]
+    pairs = [
+        (run, evaluate_in_integers(run, params, bits, num_episodes, obs_stats))
+        for run, params, obs_stats in runs
+    ]
+    name = folder.resolve().name
+    frame = results.concat(pd.DataFrame(_rows(name, *pair)) for pair in pairs)
     _print(frame, pairs, bits)
     table.write(frame, out / "integer.parquet")
     paths = [out / "integer.parquet", *results.save(_figure(frame, bits), out / "integer")]
@@ -95,11 +96,13 @@ def integer_report(
     return frame
 
 
-def load_finished_runs(folder: Path) -> list[tuple[Run, Params]]:
+def load_finished_runs(folder: Path) -> list[tuple[Run, Params, RunningMeanStd | None]]:
     """Loads the runs of a folder, one for each seed, with their final parameters.
 
+    And with the statistics by which their observations are normalized, if they are.
+
     Raises:
-      ResultsError: the folder holds no finished run with parameters.
+      ResultsError: the folder holds no finished run with parameters, or no such statistics.
       SettingError: its settings cannot be used.
     """
     run_dir.check_folder(folder)
@@ -123,8 +126,10 @@ def load_finished_runs(folder: Path) -> list[tuple[Run, Params]]:
         raise ResultsError(
             reason if isinstance(error, ResultsError) else f"{folder}: {reason}"
         ) from error
+    is_normalized = runs[0].agent.normalize_observations
+    stats = load_obs_stats(folder) if is_normalized else None
     return [
-        (run, jax.tree.map(lambda x, i=number: np.asarray(x)[i], stacked))
+        (run, *jax.tree.map(lambda x, i=number: np.asarray(x)[i], (stacked, stats)))
         for number, run in enumerate(runs)
     ]
 
@@ -158,8 +163,9 @@ def _rows(name: str, run: Run, evaluation: IntegerEvaluation) -> Iterator[dict[s
         "operator": "",
         "actions": "",
     }
-    for metric in ("action_agreement", "policy_kl", "value_error", "value_std"):
-        yield {**common, "metric": metric, "value": getattr(evaluation, metric)}
+    for metric in ("action_agreement", "action_error", "policy_kl", "value_error", "value_std"):
+        if (value := getattr(evaluation, metric)) is not None:
+            yield {**common, "metric": metric, "value": value}
     for metric in ("size_bytes", "steps_per_second"):
         for policy, value in getattr(evaluation, metric).items():
             yield {**common, "metric": metric, "policy": policy, "value": float(value)}
@@ -179,11 +185,15 @@ def _print(frame: pd.DataFrame, pairs: Sequence[tuple[Run, IntegerEvaluation]], 
     compared = Table("measure", "float", f"{bits} bits", box=box.MARKDOWN, title=f"Policy, {seeds}")
     for metric, label, form in (
         ("action_agreement", "greedy actions that agree", "{:.2%}"),
+        ("action_error", "error of the mean action (RMS)", "{:.2g}"),
         ("policy_kl", "KL(float || integer), nats", "{:.2g}"),
         ("value_error", "error of the value (RMS)", "{:.3g}"),
         ("value_std", "standard deviation of the float value", "{:.3g}"),
     ):
-        mean = frame.loc[frame["metric"] == metric, "value"].mean()
+        values = frame.loc[frame["metric"] == metric, "value"]
+        if values.empty:  # of the other kind of actions
+            continue
+        mean = values.mean()
         cells = ("", form.format(mean))
         compared.add_row(label, *(reversed(cells) if metric == "value_std" else cells))
     within = []
@@ -233,12 +243,12 @@ def _print(frame: pd.DataFrame, pairs: Sequence[tuple[Run, IntegerEvaluation]], 
 def _figure(frame: pd.DataFrame, bits: int) -> Figure:
     """Draws the errors of operators, and the returns of both policies."""
     with plt.rc_context(STYLE):
-        figure = new_figure((10, 3.6))
-        left, right = figure.subplots(1, 2)
         parts = frame[frame["metric"].isin(["added_error", "total_error"])]
-        errors = parts.pivot_table(
-            index=["layer", "operator"], columns="metric", values="value", sort=False
-        )
+        keys = ["layer", "operator"]
+        errors = parts.pivot_table(index=keys, columns="metric", values="value")
+        errors = errors.loc[list(parts[keys].drop_duplicates().itertuples(index=False, name=None))]
+        figure = new_figure((10, max(3.6, 0.18 * len(errors))))
+        left, right = figure.subplots(1, 2)
         labels = [f"{layer} {operator}" for layer, operator in errors.index]
         for shift, (metric, label) in enumerate(
             (("added_error", "of the operator alone"), ("total_error", "of all so far"))

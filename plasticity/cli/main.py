@@ -8,7 +8,9 @@ from importlib.metadata import version
 
 _COMMANDS = {
     "train": "trains a run, or the runs of a sweep (-m); --help lists what can be set",
+    "pretrain": "pretrains an encoder by masked modeling, for runs to begin with",
     "report": "compares the runs in folders of results: a table and a figure",
+    "pareto": "draws speed against quality of an encoder's pieces",
     "integer": "converts a finished run's policy to integers, and compares both",
     "methods": "lists interventions, probes, agents and what else there is, with coefficients",
 }

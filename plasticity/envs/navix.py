@@ -7,7 +7,6 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import minigrid  # noqa: F401  registers MiniGrid's tasks
-import numpy as np
 
 from plasticity.envs.base import (
     Array,
@@ -18,7 +17,7 @@ from plasticity.envs.base import (
     to_32_bits,
     without_x64,
 )
-from plasticity.networks.tokens import TokenShape, join_tokens
+from plasticity.envs.minigrid_tokens import symbolic_tokens, token_shape
 from plasticity.struct import SettingError, field, static_field
 
 __all__ = ["Navix"]
@@ -26,8 +25,6 @@ __all__ = ["Navix"]
 _LEVEL_SEED = 7_1020_8042 % 2**31  # of the key of all levels, which no run's seed can equal
 _PRNG_IMPL = "threefry2x32"
 _SCALE = 0.1  # MiniGrid's indices of objects, colors and states go up to 10
-_NUM_OBJECTS, _NUM_COLORS, _NUM_STATES = 11, 6, 4  # a state is a door's, or a direction
-_FIRST_THING = 2  # MiniGrid's index 0 is an unseen cell, 1 an empty one
 
 
 class NavixState(NamedTuple):
@@ -68,9 +65,7 @@ class Navix(CompiledEnv):
     def observation_shape(self) -> tuple[int, ...]:
         env = _make(self.id)
         if self.observation == "objects":
-            features = _NUM_OBJECTS + _NUM_COLORS + _NUM_STATES
-            cells = env.height * env.width
-            return TokenShape(cells, features, (env.height, env.width), max_tokens=cells)
+            return token_shape(env.height, env.width)
         return (env.height, env.width, 3)
 
     @property
@@ -94,7 +89,7 @@ class Navix(CompiledEnv):
     def observe(self, task: Task, state: NavixState) -> Array:
         symbolic = import_optional("navix").observations.symbolic(state.inner)
         if self.observation == "objects":
-            return _tokens(symbolic)
+            return symbolic_tokens(symbolic)
         return symbolic.astype(jnp.float32) * _SCALE
 
     @without_x64
@@ -112,16 +107,6 @@ class Navix(CompiledEnv):
             terminated=terminated,
             truncated=~terminated & (steps >= time_limit),
         )
-
-
-def _tokens(symbolic: Array) -> Array:
-    """Returns a grid of objects, colors and states [H, W, 3] as object tokens. [H * W, 24]."""
-    height, width, _ = symbolic.shape
-    position = np.stack(np.divmod(np.arange(height * width), width), axis=-1)
-    sizes = (_NUM_OBJECTS, _NUM_COLORS, _NUM_STATES)
-    columns = zip(symbolic.reshape(-1, 3).T, sizes, strict=True)
-    features = jnp.concatenate([jax.nn.one_hot(x, size) for x, size in columns], axis=-1)
-    return join_tokens(symbolic[..., 0].reshape(-1) >= _FIRST_THING, position, features)
 
 
 def _compress(state: Any) -> Any:

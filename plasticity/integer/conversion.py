@@ -1,9 +1,9 @@
 """Conversion of trained actor-critic networks to integers.
 
-Weights have one scale for each output channel. Activations have one scale for each layer, from the
-largest magnitude in a calibration batch; what exceeds it later is clipped. The inputs of norms and
-activation functions, and the outputs of heads, have 15 bits: their scale is four times the
-largest magnitude over 2^14 - 1, so that four times as much still fits.
+Weights have one scale for each output channel. Activations have one scale for each operator, from
+the largest magnitude in a calibration batch; what exceeds it later is clipped. The inputs of norms
+and activation functions, sums, attention scores and the outputs of heads have 15 bits: their scale
+is four times the largest magnitude over 2^14 - 1, so that four times as much still fits.
 """
 
 import math
@@ -14,162 +14,203 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from plasticity.integer import operators
 from plasticity.integer.arithmetic import (
     MAX_BITS,
     dequantize,
     dyadic,
-    quantize,
     quantized_max,
     relative_error,
 )
+from plasticity.integer.float_operators import FloatOperator, separate_operators
 from plasticity.integer.policy import (
     GELU,
+    AddPositions,
+    AttentionScores,
+    AttentionSum,
+    AttentionWeights,
+    Gate,
     IntegerConv,
     IntegerDense,
     IntegerNorm,
     IntegerPolicy,
+    MaxPool,
+    MeanToken,
+    ObjectTokens,
     Operator,
+    PrependSummary,
     ReLU,
+    ResidualSum,
+    Round,
+    SelectTokens,
+    SummaryToken,
     Tanh,
+    run_operators,
 )
 from plasticity.networks import (
-    ACTIVATIONS,
-    NORMS,
     BaseNetwork,
     Categorical,
+    Gaussian,
+    Mosaic,
     Network,
     Output,
     Params,
     check_network,
-    convolve,
 )
+from plasticity.networks.tokens import Tokenizer, TokenShape
 from plasticity.struct import TARGET, Range, SettingError
 
 __all__ = [
     "BITS",
     "Conversion",
-    "FloatOperator",
-    "Scales",
+    "Quantizer",
     "check_convertible",
     "convert",
+    "make_output",
     "operator_errors",
 ]
 
 Array = jax.Array
 
 BITS = Range(int, ge=2, le=8)
-HEADROOM = 4  # of preactivations and outputs of heads, over the largest that calibration finds
-_NORM_EPSILON = 1e-5  # of the norms in `plasticity.networks.torso`
+HEADROOM = 4  # of numbers of 15 bits, over the largest that calibration finds
+_NORM_EPSILON = 1e-5  # of all norms of `plasticity.networks`
 _NORMS = ("none", "layer_norm", "rms_norm")
 _ACTIVATIONS = ("relu", "gelu", "tanh")
+_MAX_PLACES = 128  # rows or columns of a grid: their numbers are int8
+_SAME_SCALE = ("max_pool", "summary_token", "mean_token")  # kinds whose result has their input's
+# Kinds whose results are int8; all others are int32 of 15 bits, but for `softmax`.
+_FEW_BITS = (*_ACTIVATIONS, "round", "gate", "attention_sum")
 
 
-class FloatOperator(NamedTuple):
-    """An operator of the trained network, which an integer operator replaces.
+class Quantizer(struct.PyTreeNode):
+    """Quantizes observations: round((x - offset) / scale), clipped to [-bound, bound]. int8.
 
-    Attributes:
-      layer: the name of its linear layer, as in `Output.activations`.
-      kind: linear, convolution, layer_norm, rms_norm, relu, gelu or tanh.
-      apply: computes it on a batch.
-      params: its parameters, as host arrays.
-      settings: the stride and padding of a convolution.
+    All three are float32 and broadcast against an observation. Where the network sees observations
+    normalized, the offset is their mean, and the scale has the standard deviation as a factor.
     """
 
-    layer: str
-    kind: str
-    apply: Callable[[Array], Array]
-    params: Mapping[str, np.ndarray] = {}
-    settings: Mapping[str, int] = {}
+    offset: Any
+    scale: Any
+    bound: Any
 
+    def of_normalized(self, mean: Array, std: Array) -> "Quantizer":
+        """Returns the quantizer of x for which this is the quantizer of (x - mean) / std."""
+        return self.replace(offset=mean + std * self.offset, scale=std * self.scale)
 
-class Scales(NamedTuple):
-    """What the integers of a policy are to be multiplied by.
-
-    Attributes:
-      observation: the scale of observations.
-      torso: the scale of the result of each operator.
-      policy: the scale of the logits.
-      value_torso: as `torso`; empty if the value shares the policy's.
-      value: the scale of the value.
-    """
-
-    observation: float
-    torso: tuple[float, ...]
-    policy: float
-    value_torso: tuple[float, ...]
-    value: float
+    def __call__(self, x: Array) -> Array:
+        """Computes int8 from float32, of equal shape."""
+        q = jnp.round((x - self.offset) / self.scale)
+        return jnp.clip(q, -self.bound, self.bound).astype(jnp.int8)
 
 
 class Conversion(NamedTuple):
-    """An integer policy, the network that it was made of, and its scales.
+    """An integer policy, the network that it was made of, and the scales of its integers.
 
     Attributes:
       policy: the integer policy.
-      scales: the scales of its inputs and results.
+      quantizer: makes integers of observations.
+      scales: by what the observation, and the result of each operator, is to be multiplied to be
+        that of the network. An array where the columns of a token have scales of their own.
       bits: the bits of weights and activations.
-      torso: the operators of the trained network, as all following.
-      value_torso: those of the value; empty if it shares the policy's.
-      heads: of the policy and of the value.
+      operators: the operators of the trained network, as those of `policy`.
+      log_std: the logarithms of the standard deviations of continuous actions [A]; None if actions
+        are discrete.
     """
 
     policy: IntegerPolicy
-    scales: Scales
+    quantizer: Quantizer
+    scales: tuple[Any, ...]
     bits: int
-    torso: tuple[FloatOperator, ...]
-    value_torso: tuple[FloatOperator, ...]
-    heads: tuple[FloatOperator, FloatOperator]
+    operators: tuple[FloatOperator, ...]
+    log_std: np.ndarray | None
+
+    @property
+    def policy_scale(self) -> float:
+        """The scale of the policy's head."""
+        return float(self.scales[self.policy.policy])
+
+    @property
+    def value_scale(self) -> float:
+        """The scale of the value."""
+        return float(self.scales[-1])
 
     def quantize(self, observation: Array) -> Array:
         """Quantizes observations. int8."""
-        return quantize(observation, self.scales.observation, self.bits)
+        return self.quantizer(observation)
 
-    def output(self, logits: Array, value: Array) -> Output:
+    def output(self, head: Array, value: Array) -> Output:
         """Returns the distribution and value that integer outputs stand for."""
-        return Output(
-            Categorical(dequantize(logits, self.scales.policy)),
-            dequantize(value, self.scales.value),
-            {},
-            {},
-        )
+        return make_output(head, value, self.policy_scale, self.value_scale, self.log_std)
 
 
-def check_convertible(network: BaseNetwork, continuous: bool = False) -> None:
+def make_output(
+    head: Array,
+    value: Array,
+    policy_scale: Array | float,
+    value_scale: Array | float,
+    log_std: Any = None,
+) -> Output:
+    """Returns the distribution and value that the outputs of an integer policy stand for.
+
+    Args:
+      head: the logits, or the means of continuous actions, int32 [B, A].
+      value: int32 [B].
+      policy_scale: the scale of `head`.
+      value_scale: the scale of `value`.
+      log_std: the logarithms of standard deviations [A]; None if actions are discrete.
+    """
+    outputs = dequantize(head, policy_scale)
+    policy = Categorical(outputs) if log_std is None else Gaussian(outputs, jnp.asarray(log_std))
+    return Output(policy, dequantize(value, value_scale), {}, {})
+
+
+def check_convertible(
+    network: BaseNetwork, observation_shape: tuple[int, ...] | None = None
+) -> None:
     """Raises `SettingError` if a network has no integer form.
 
     Args:
       network: the network, as interventions change it.
-      continuous: whether actions are continuous.
+      observation_shape: the shape of one observation, if it is known.
     """
-    if type(network) is not Network:
+    if type(network) not in (Network, Mosaic):
         kind = f"{type(network).__module__}.{type(network).__qualname__}"
-        raise SettingError(f"network.{TARGET}", kind, "must be plasticity.networks.Network")
-    for key, value, known in (
-        ("activation", network.activation, _ACTIVATIONS),
-        ("norm", network.norm, _NORMS),
+        allowed = "must be plasticity.networks.Network or .Mosaic"
+        raise SettingError(f"network.{TARGET}", kind, allowed)
+    for key, known in (
+        ("activation", _ACTIVATIONS),
+        ("norm", _NORMS),
+        ("value_head", ("scalar",)),
     ):
+        value = getattr(network, key)
         if value not in known:
             allowed = f"must be one of {', '.join(known)} to have an integer form"
             raise SettingError(f"network.{key}", value, allowed)
-    if network.channels and network.blocks:
-        raise SettingError("network.blocks", network.blocks, "must be 0 to have an integer form")
-    if network.value_head != "scalar":
-        raise SettingError(
-            "network.value_head", network.value_head, "must be scalar to have an integer form"
-        )
-    if continuous:
-        raise SettingError("env", "continuous actions", "must be discrete to have an integer form")
+    if isinstance(network, Mosaic) and observation_shape is not None:
+        places = max(Tokenizer(observation_shape, network.patch).grid)
+        if places > _MAX_PLACES:
+            allowed = f"has an integer form for at most {_MAX_PLACES} places along an axis"
+            raise SettingError(f"network.{TARGET}", "Mosaic", f"{allowed}, not {places}")
 
 
-def convert(network: Network, params: Params, observation: Array, bits: int = 8) -> Conversion:
+def convert(
+    network: BaseNetwork,
+    params: Params,
+    observation: Array,
+    bits: int = 8,
+    observation_shape: tuple[int, ...] | None = None,
+) -> Conversion:
     """Converts a trained network to integers.
 
     Args:
       network: the network, as interventions change it.
       params: the parameters that it computes with (`Interventions.effective_params`).
-      observation: the calibration batch, [B, *observation_shape].
+      observation: the calibration batch as the network sees it, [B, *observation_shape].
       bits: of weights, observations and activations, from 2 to 8.
+      observation_shape: that of the environment, if it says more than the batch: a `TokenShape`.
 
     Raises:
       SettingError: the network has no integer form, the parameters are not its own, or they or the
@@ -177,44 +218,56 @@ def convert(network: Network, params: Params, observation: Array, bits: int = 8)
     """
     if bits not in BITS:
         raise SettingError("bits", bits, f"must be {BITS}")
-    check_convertible(network)
+    shape = tuple(observation.shape[1:]) if observation_shape is None else observation_shape
+    check_convertible(network, shape)
     if not observation.size:
         raise SettingError("calibration", list(observation.shape), "must have observations")
     if not np.isfinite(observation).all():
         raise SettingError("calibration", "batch", "must be finite; some observations are not")
-    shape = tuple(observation.shape[1:])
     params = jax.tree.map(np.asarray, params)
     _check_params(network, params, shape)
-    settings = network.torso(shape).convolutions
-    torso = _torso_operators(network, params["torso"], settings, "")
-    value_torso = _torso_operators(network, params.get("value_torso", {}), settings, "value_")
-    heads = _linear("policy", params["policy"]), _linear("value", params["value"])
-    scale = _scale(observation, bits)
+    separated = separate_operators(network, params, shape)
+    quantizer = _make_quantizer(network, shape, observation, bits)
     x = jnp.asarray(observation, jnp.float32)
-    integers, scales, features = _convert_all(torso, x, scale, bits)
-    value_integers, value_scales, value_features = integers, scales, features
-    if value_torso:
-        value_integers, value_scales, value_features = _convert_all(value_torso, x, scale, bits)
-    policy_head, policy_scale = _convert_head(heads[0], features, scales[-1], bits)
-    value_head, value_scale = _convert_head(heads[1], value_features, value_scales[-1], bits)
+    largest, shapes = _calibrate(separated.operators, x)
+    smallest = _smallest_scales(separated.operators, shapes)
+    integers: list[Operator] = []
+    scales: list[Any] = [quantizer.scale]
+    for number, operator in enumerate(separated.operators, start=1):
+        site = _Site(
+            operator,
+            input_scales=[scales[i] for i in operator.inputs],
+            input_shapes=[shapes[i] for i in operator.inputs],
+            bits=bits,
+        )
+        largest_of_all = max(largest[i] for i in (number, *operator.inputs))
+        scale = _output_scale(site, shapes[number], largest[number], largest_of_all)
+        if operator.kind not in _SAME_SCALE:
+            scale = np.maximum(scale, smallest[number])
+        integers.append(_CONVERTERS[operator.kind](site._replace(output_scale=scale)))
+        scales.append(scale)
     policy = IntegerPolicy(
-        torso=integers,
-        policy=policy_head,
-        value_torso=value_integers if value_torso else None,
-        value=value_head,
+        operators=tuple(integers),
+        inputs=tuple(operator.inputs for operator in separated.operators),
+        policy=separated.policy,
+        continuous="log_std" in params["policy"],
     )
     return Conversion(
         policy,
-        Scales(scale, scales, policy_scale, value_scales if value_torso else (), value_scale),
+        quantizer,
+        tuple(scales),
         bits,
-        torso,
-        value_torso,
-        heads,
+        separated.operators,
+        params["policy"].get("log_std"),
     )
 
 
 def operator_errors(conversion: Conversion, observation: Array) -> list[dict[str, Any]]:
     """Measures the error of each operator of an integer policy on a batch of observations.
+
+    Args:
+      conversion: the integer policy, whose quantizer is that of what the network sees.
+      observation: the batch as the network sees it.
 
     Returns:
       A row for each operator, in order of computation, with the keys `layer`, `operator`, and two
@@ -222,10 +275,10 @@ def operator_errors(conversion: Conversion, observation: Array) -> list[dict[str
       the trained network's result. `added_error` is that of the operator alone, which is compared
       with the trained operator on the same quantized input; `total_error` is that of all so far.
     """
-    names = [("observation", "quantize")]
-    names += [(x.layer, x.kind) for x in (*conversion.torso, conversion.heads[0])]
-    names += [(x.layer, x.kind) for x in (*conversion.value_torso, conversion.heads[1])]
-    errors = jax.jit(partial(_errors, conversion))(jnp.asarray(observation, jnp.float32))
+    names = [("observation", "quantize"), *((x.layer, x.kind) for x in conversion.operators)]
+    x = jnp.asarray(observation, jnp.float32)
+    measure = jax.jit(partial(_errors, conversion.operators, conversion.scales))
+    errors = measure(conversion.policy, conversion.quantize(x), x)
     return [
         {
             "layer": layer,
@@ -237,43 +290,34 @@ def operator_errors(conversion: Conversion, observation: Array) -> list[dict[str
     ]
 
 
-def _errors(conversion: Conversion, observation: Array) -> list[tuple[Array, Array]]:
-    """Computes the added and the total error of each operator, those of the value at the end."""
-    policy, scales = conversion.policy, conversion.scales
-    q = conversion.quantize(observation)
-    error = relative_error(dequantize(q, scales.observation), observation)
+def _errors(
+    floats: Sequence[FloatOperator],
+    scales: Sequence[Any],
+    policy: IntegerPolicy,
+    q: Array,
+    x: Array,
+) -> list[tuple[Array, Array]]:
+    """Computes the added and the total error of each operator on observations x, quantized q."""
+    integer_results = run_operators(policy.operators, policy.inputs, q)
+    float_results = run_operators([operator.apply for operator in floats], policy.inputs, x)
+    results = [dequantize(q, scale) for q, scale in zip(integer_results, scales, strict=True)]
+    error = relative_error(results[0], x)
     errors = [(error, error)]
-
-    def follow(
-        floats: Sequence[FloatOperator],
-        integers: Sequence[Operator],
-        output_scales: Sequence[float],
-        inputs: tuple[Array, Array, float],
-    ) -> tuple[Array, Array, float]:
-        x, q, scale = inputs
-        for operator, integer, output_scale in zip(floats, integers, output_scales, strict=True):
-            alone = operator.apply(dequantize(q, scale))
-            x, q, scale = operator.apply(x), integer(q), output_scale
-            result = dequantize(q, scale)
-            errors.append((relative_error(result, alone), relative_error(result, x)))
-        return x, q, scale
-
-    inputs = observation, q, scales.observation
-    features = value_features = follow(conversion.torso, policy.torso, scales.torso, inputs)
-    follow(conversion.heads[:1], [policy.policy], [scales.policy], features)
-    if policy.value_torso is not None:
-        value_features = follow(
-            conversion.value_torso, policy.value_torso, scales.value_torso, inputs
-        )
-    follow(conversion.heads[1:], [policy.value], [scales.value], value_features)
+    for operator, result, exact in zip(floats, results[1:], float_results[1:], strict=True):
+        alone = operator.apply(*(results[i] for i in operator.inputs))
+        errors.append((relative_error(result, alone), relative_error(result, exact)))
     return errors
 
 
-def _check_params(network: Network, params: Params, observation_shape: tuple[int, ...]) -> None:
+def _check_params(network: BaseNetwork, params: Params, observation_shape: tuple[int, ...]) -> None:
     """Raises `SettingError` if parameters are not those of a network, or not finite."""
     num_actions = params["policy"]["bias"].shape[-1] if "policy" in params else 1
     expected = check_network(
-        network, observation_shape, num_actions, intrinsic="intrinsic_value" in params
+        network,
+        observation_shape,
+        num_actions,
+        continuous="log_std" in params.get("policy", {}),
+        intrinsic="intrinsic_value" in params,
     )
     shapes, needed = (
         {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}
@@ -292,148 +336,270 @@ def _check_params(network: Network, params: Params, observation_shape: tuple[int
             raise SettingError(f"params.{name}", "not finite", "must be finite")
 
 
-def _torso_operators(
-    network: Network, params: Params, convolutions: Sequence[Any], prefix: str
-) -> tuple[FloatOperator, ...]:
-    """Returns the operators of a torso; none if it has no parameters."""
-    result: list[FloatOperator] = []
-    names = sorted((name for name in params if name.startswith("hidden_")), key=_index)
-    for name in names:
-        number, layer = _index(name), prefix + name
-        if number < len(convolutions):
-            result.append(_convolution(layer, params[name], convolutions[number]))
-        else:
-            result.append(_linear(layer, params[name]))
-        if network.norm != "none":
-            norm_params = params[f"norm_{number}"]
-            result.append(
-                FloatOperator(layer, network.norm, _norm(network.norm, norm_params), norm_params)
-            )
-        activation: Any = ACTIVATIONS[network.activation].apply
-        result.append(FloatOperator(layer, network.activation, activation))
-    return tuple(result)
+def _make_quantizer(
+    network: BaseNetwork, shape: tuple[int, ...], observation: Array, bits: int
+) -> Quantizer:
+    """Returns the quantizer of a calibration batch.
+
+    The flags and positions of object tokens are whole numbers, which stay as they are. The features
+    of tokens share their scale with what the tokenizer adds to them, which is at most 1.
+    """
+    features, least, whole_numbers = np.asarray(observation), 0.0, slice(0)
+    if isinstance(network, Mosaic):
+        if isinstance(shape, TokenShape):
+            features, whole_numbers = features[..., 3:], slice(3)
+        if len(shape) != 2 or isinstance(shape, TokenShape):
+            least = 1.0
+    scale = _scale(max(np.abs(features).max(), least), bits)
+    scales, bounds = np.full(shape[-1:], scale), np.full(shape[-1:], quantized_max(bits))
+    scales[whole_numbers], bounds[whole_numbers] = 1.0, quantized_max(8)
+    return Quantizer(*(np.asarray(x, np.float32) for x in (np.zeros(()), scales, bounds)))
 
 
-def _index(name: str) -> int:
-    return int(name.removeprefix("hidden_"))
+def _calibrate(
+    floats: Sequence[FloatOperator], x: Array
+) -> tuple[list[float], list[tuple[int, ...]]]:
+    """Returns the largest magnitude of the observation and of each operator's result, and shapes.
+
+    Shapes are those of one observation, without an axis of the batch.
+    """
+    apply, inputs = (
+        tuple(getattr(operator, name) for operator in floats) for name in ("apply", "inputs")
+    )
+    run = partial(run_operators, apply, inputs)
+    largest = jax.jit(lambda x: [jnp.max(jnp.abs(result)) for result in run(x)])(x)
+    return [float(one) for one in largest], [x.shape[1:] for x in jax.eval_shape(run, x)]
 
 
-def _linear(layer: str, params: Params) -> FloatOperator:
-    def apply(x: Array) -> Array:
-        return x.reshape(x.shape[0], -1) @ params["kernel"] + params["bias"]
+def _smallest_scales(
+    floats: Sequence[FloatOperator], shapes: Sequence[tuple[int, ...]]
+) -> dict[int, float]:
+    """Returns the smallest scale that the result of each operator may have.
 
-    return FloatOperator(layer, "linear", apply, params)
-
-
-def _convolution(layer: str, params: Params, size: Any) -> FloatOperator:
-    def apply(x: Array) -> Array:
-        return convolve(x, params["kernel"], size.stride, size.padding) + params["bias"]
-
-    settings = {"stride": size.stride, "padding": size.padding}
-    return FloatOperator(layer, "convolution", apply, params, settings)
-
-
-def _norm(name: str, params: Params) -> Callable[[Array], Array]:
-    build = NORMS[name]
-    assert build is not None
-
-    def apply(x: Array) -> Array:
-        y: Any = build(name, range(1 - x.ndim, 0)).apply({"params": params}, x)
-        return y
-
-    return apply
+    A norm needs one (see `min_norm_scale`) of its input. Other scales may be of any size.
+    """
+    smallest = dict.fromkeys(range(len(floats) + 1), 0.0)
+    for number, operator in reversed(list(enumerate(floats, start=1))):
+        first = operator.inputs[0]
+        if operator.kind in _NORMS:
+            size = _norm_size(operator, shapes[first])
+            smallest[first] = max(smallest[first], operators.min_norm_scale(size, _NORM_EPSILON))
+        elif operator.kind in _SAME_SCALE:
+            smallest[first] = max(smallest[first], smallest[number])
+    return smallest
 
 
-def _convert_all(
-    floats: Sequence[FloatOperator], x: Array, scale: float, bits: int
-) -> tuple[tuple[Operator, ...], tuple[float, ...], Array]:
-    """Converts operators one after the other.
+def _norm_size(operator: FloatOperator, shape: tuple[int, ...]) -> int:
+    return math.prod(shape[-operator.settings["num_axes"] :])
+
+
+def _output_scale(
+    site: "_Site", shape: tuple[int, ...], largest: float, largest_of_all: float
+) -> Any:
+    """Returns the scale of an operator's result.
 
     Args:
-      floats: the operators.
-      x: the first one's input, of the calibration batch.
-      scale: its scale.
-      bits: of weights and activations.
-
-    Returns:
-      Integer operators, the scales of their results, and the last result in the trained network.
+      site: the operator, without that scale.
+      shape: the shape of the result.
+      largest: the largest magnitude of the result in the trained network.
+      largest_of_all: that of its inputs as well.
     """
-    integers, scales = [], []
-    following = [operator.kind for operator in floats[1:]] + [""]
-    for operator, next_kind in zip(floats, following, strict=True):
-        y = operator.apply(x)
-        if operator.kind in ACTIVATIONS:
-            output_scale = _scale(y, bits)
-        else:
-            output_scale = HEADROOM * _scale(y, MAX_BITS)
-        if next_kind in NORMS:
-            smallest = operators.min_norm_scale(y[0].size, _NORM_EPSILON)
-            output_scale = max(output_scale, smallest)
-        integers.append(_convert_one(operator, x, scale, output_scale, bits))
-        scales.append(output_scale)
-        x, scale = y, output_scale
-    return tuple(integers), tuple(scales), x
+    kind = site.operator.kind
+    if kind in _SAME_SCALE:
+        return site.input_scales[0]
+    if kind in ("object_tokens", "select_tokens"):
+        scale = np.full(shape[-1], site.input_scale)
+        scale[:3] = 1.0
+        return scale
+    if kind == "softmax":
+        return 2.0**-operators.SOFTMAX_FRACTION_BITS
+    if kind in _FEW_BITS:
+        return _scale(largest, site.bits)
+    if kind == "residual_sum":  # whose terms must fit as well
+        largest = largest_of_all
+    return HEADROOM * _scale(largest, MAX_BITS)
 
 
-def _convert_head(
-    head: FloatOperator, x: Array, scale: float, bits: int
-) -> tuple[IntegerDense, float]:
-    """Converts a linear head. Returns it and the scale of its result."""
-    output_scale = HEADROOM * _scale(head.apply(x), MAX_BITS)
-    return _convert_linear(head, scale, output_scale, bits), output_scale
+class _Site(NamedTuple):
+    """What the conversion of an operator depends on.
+
+    Attributes:
+      operator: the operator.
+      input_scales: the scales of its inputs.
+      input_shapes: their shapes, of one observation.
+      bits: of weights and activations.
+      output_scale: the scale of its result.
+    """
+
+    operator: FloatOperator
+    input_scales: Sequence[Any]
+    input_shapes: Sequence[tuple[int, ...]]
+    bits: int
+    output_scale: Any = None
+
+    @property
+    def input_scale(self) -> float:
+        """The scale of the first input; of tokens, that of features."""
+        return float(np.ravel(self.input_scales[0])[-1])
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.operator.settings
 
 
-def _convert_linear(
-    operator: FloatOperator, scale: float, output_scale: float, bits: int
-) -> IntegerDense:
-    kernel, bias, kernel_scale = _quantize_kernel(operator, scale, bits)
-    return IntegerDense(kernel, bias, dyadic(scale * kernel_scale / output_scale))
+def _linear(site: _Site) -> IntegerDense:
+    kernel, bias, kernel_scale = _quantize_kernel(site)
+    return IntegerDense(kernel, bias, dyadic(site.input_scale * kernel_scale / site.output_scale))
 
 
-def _convert_one(
-    operator: FloatOperator, x: Array, scale: float, output_scale: float, bits: int
-) -> Operator:
-    kind, params = operator.kind, operator.params
-    if kind == "linear":
-        return _convert_linear(operator, scale, output_scale, bits)
-    if kind == "convolution":
-        kernel, bias, kernel_scale = _quantize_kernel(operator, scale, bits)
-        rescale = dyadic(scale * kernel_scale / output_scale)
-        return IntegerConv(kernel, bias, rescale, **operator.settings)
-    if kind in ("layer_norm", "rms_norm"):
-        size, center = x[0].size, kind == "layer_norm"
-        _check_size(operator.layer, size, operators.MAX_NORM_SIZE)
-        unit = math.sqrt(size) * 2.0**-operators.NORM_FRACTION_BITS
-        gain = np.asarray(params["scale"], np.float64)
-        offset = np.asarray(params.get("bias", np.zeros_like(gain)), np.float64)
-        return IntegerNorm(
-            epsilon=np.int32(operators.norm_epsilon(scale, size, _NORM_EPSILON, center)),
-            rescale=dyadic(gain * unit / output_scale),
-            bias=np.clip(np.round(offset / output_scale), -(2**30), 2**30).astype(np.int32),
-            center=center,
-        )
-    if kind == "relu":
-        return ReLU(dyadic(scale / output_scale), bits)
-    if kind == "gelu":
-        unit = scale * 2.0**-operators.GELU_FRACTION_BITS
-        return GELU(operators.gelu_argument(scale), dyadic(unit / output_scale), bits)
+def _convolution(site: _Site) -> IntegerConv:
+    kernel, bias, kernel_scale = _quantize_kernel(site)
+    rescale = dyadic(site.input_scale * kernel_scale / site.output_scale)
+    return IntegerConv(kernel, bias, rescale, **site.settings)
+
+
+def _norm(site: _Site) -> IntegerNorm:
+    operator, params = site.operator, site.operator.params
+    size, center = _norm_size(operator, site.input_shapes[0]), operator.kind == "layer_norm"
+    _check_size(operator.layer, size, operators.MAX_NORM_SIZE)
+    unit = math.sqrt(size) * 2.0**-operators.NORM_FRACTION_BITS
+    gain = np.asarray(params["scale"], np.float64)
+    offset = np.asarray(params.get("bias", np.zeros_like(gain)), np.float64)
+    return IntegerNorm(
+        epsilon=np.int32(operators.norm_epsilon(site.input_scale, size, _NORM_EPSILON, center)),
+        rescale=dyadic(gain * unit / site.output_scale),
+        bias=_round_to_int32(offset / site.output_scale),
+        center=center,
+        num_axes=operator.settings["num_axes"],
+    )
+
+
+def _relu(site: _Site) -> ReLU:
+    return ReLU(dyadic(site.input_scale / site.output_scale), site.bits)
+
+
+def _gelu(site: _Site) -> GELU:
+    unit = site.input_scale * 2.0**-operators.GELU_FRACTION_BITS
+    argument = operators.gelu_argument(site.input_scale)
+    return GELU(argument, dyadic(unit / site.output_scale), site.bits)
+
+
+def _tanh(site: _Site) -> Tanh:
     unit = 2.0**-operators.TANH_FRACTION_BITS
-    return Tanh(operators.tanh_argument(scale), dyadic(unit / output_scale), bits)
+    argument = operators.tanh_argument(site.input_scale)
+    return Tanh(argument, dyadic(unit / site.output_scale), site.bits)
 
 
-def _quantize_kernel(
-    operator: FloatOperator, scale: float, bits: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _round(site: _Site) -> Round:
+    return Round(dyadic(site.input_scale / site.output_scale), site.bits)
+
+
+def _residual_sum(site: _Site) -> ResidualSum:
+    return ResidualSum(
+        *(
+            operators.residual_argument(scale, site.output_scale, MAX_BITS)
+            for scale in site.input_scales
+        )
+    )
+
+
+def _gate(site: _Site) -> Gate:
+    return Gate(dyadic(math.prod(site.input_scales) / site.output_scale), site.bits)
+
+
+def _object_tokens(site: _Site) -> ObjectTokens:
+    last = np.maximum(np.asarray(site.settings["grid"], np.int32) - 1, 1)
+    rescale = dyadic(1 / (last * site.input_scale))
+    return ObjectTokens(rescale, last, site.bits, site.settings["size"])
+
+
+def _select_tokens(site: _Site) -> SelectTokens:
+    """Converts the tokens of a vector, a sequence or an image.
+
+    A token's entry is one of the observation's, or a constant: the number of the entry is found by
+    looking at an observation of numbers.
+    """
+    shape = site.input_shapes[0]
+    numbers = 1 + jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(1, *shape)
+    constant, numbered = (
+        np.asarray(site.operator.apply(x))[0] for x in (jnp.zeros_like(numbers), numbers)
+    )
+    index = np.round(numbered - constant).astype(np.int32) - 1
+    return SelectTokens(index, np.round(constant / site.output_scale).astype(np.int8))
+
+
+def _add_positions(site: _Site) -> AddPositions:
+    table = np.asarray(site.operator.params["table"], np.float64)
+    table_scale = _scale(table, site.bits)
+    x_scale, y_scale = (
+        operators.residual_argument(scale, site.output_scale, MAX_BITS)
+        for scale in (site.input_scale, table_scale)
+    )
+    rounded = np.round(table / table_scale).astype(np.int8)
+    return AddPositions(rounded, x_scale, y_scale, site.settings["columns"])
+
+
+def _prepend_summary(site: _Site) -> PrependSummary:
+    summary = _round_to_int32(site.operator.params["summary"] / site.output_scale)
+    return PrependSummary(summary, dyadic(site.input_scale / site.output_scale))
+
+
+def _attention_scores(site: _Site) -> AttentionScores:
+    heads = site.settings["heads"]
+    size = site.input_shapes[0][-1] // heads
+    product_scale = math.prod(site.input_scales[:2]) / math.sqrt(size)
+    slopes = site.operator.params.get("slopes")
+    return AttentionScores(
+        rescale=dyadic(product_scale / site.output_scale),
+        slopes=None if slopes is None else dyadic(slopes[:, None, None] / site.output_scale),
+        heads=heads,
+    )
+
+
+def _softmax(site: _Site) -> AttentionWeights:
+    return AttentionWeights(operators.softmax_argument(site.input_scale))
+
+
+def _attention_sum(site: _Site) -> AttentionSum:
+    return AttentionSum(dyadic(math.prod(site.input_scales) / site.output_scale), site.bits)
+
+
+_CONVERTERS: Mapping[str, Callable[[_Site], Operator]] = {
+    "linear": _linear,
+    "convolution": _convolution,
+    "layer_norm": _norm,
+    "rms_norm": _norm,
+    "relu": _relu,
+    "gelu": _gelu,
+    "tanh": _tanh,
+    "round": _round,
+    "residual_sum": _residual_sum,
+    "max_pool": lambda site: MaxPool(),
+    "gate": _gate,
+    "object_tokens": _object_tokens,
+    "select_tokens": _select_tokens,
+    "add_positions": _add_positions,
+    "prepend_summary": _prepend_summary,
+    "attention_scores": _attention_scores,
+    "softmax": _softmax,
+    "attention_sum": _attention_sum,
+    "summary_token": lambda site: SummaryToken(),
+    "mean_token": lambda site: MeanToken(),
+}
+
+
+def _quantize_kernel(site: _Site) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the kernel and bias of a linear operator in integers, and the kernel's scales.
 
     The scale of a channel is that of its weights, or larger where the bias, which is in units of
     the product of both scales, would exceed 2^30.
     """
-    kernel, bias = (np.asarray(operator.params[name], np.float64) for name in ("kernel", "bias"))
-    _check_size(operator.layer, math.prod(kernel.shape[:-1]), operators.MAX_INPUTS)
+    params, scale = site.operator.params, site.input_scale
+    kernel, bias = (np.asarray(params[name], np.float64) for name in ("kernel", "bias"))
+    _check_size(site.operator.layer, math.prod(kernel.shape[:-1]), operators.MAX_INPUTS)
     largest = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)))
     kernel_scale = np.maximum(
-        largest / quantized_max(bits), np.abs(bias) / (scale * operators.MAX_BIAS)
+        largest / quantized_max(site.bits), np.abs(bias) / (scale * operators.MAX_BIAS)
     )
     kernel_scale = np.where(kernel_scale == 0, 1.0, kernel_scale)
     return (
@@ -441,6 +607,10 @@ def _quantize_kernel(
         np.round(bias / (scale * kernel_scale)).astype(np.int32),
         kernel_scale,
     )
+
+
+def _round_to_int32(x: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(x), -(2**30), 2**30).astype(np.int32)
 
 
 def _check_size(layer: str, size: int, largest: int) -> None:

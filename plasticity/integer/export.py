@@ -1,6 +1,8 @@
 """Export of integer policies: a StableHLO artifact, and weights and scales as a NumPy file."""
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 
 from plasticity.integer.conversion import Conversion
 from plasticity.integer.operators import norm_fraction_bits
-from plasticity.integer.policy import Operator
+from plasticity.integer.policy import IntegerNorm, Operator, run_operators
 
 __all__ = ["export_stablehlo", "policy_arrays"]
 
@@ -27,28 +29,30 @@ def policy_arrays(conversion: Conversion, observation_shape: tuple[int, ...]) ->
       observation_shape: the shape of one observation.
 
     Returns:
-      `observation_scale` (float32), `bits`, `logits_scale` (float32) and the names of `operators`
-      in order; and of each its kind `<name>.operator` and its integers. Dyadic numbers are pairs of
-      multiplier and shift, [2, ...].
+      The quantizer's `offset`, `scale` and `bound` (float32); `continuous`; `policy_scale`
+      (float32), the scale of the policy's head; the names of `operators` in order; and of each its
+      kind `<name>.operator`, which results it reads (`<name>.inputs`), and its integers. Dyadic
+      numbers are pairs of multiplier and shift, [2, ...].
     """
-    operators = (*conversion.policy.torso, conversion.policy.policy)
-    floats = (*conversion.torso, conversion.heads[0])
+    policy = conversion.policy
+    floats = conversion.operators[: policy.policy]
     names = [f"{number}_{operator.layer}_{operator.kind}" for number, operator in enumerate(floats)]
     arrays: dict[str, Any] = {
-        "observation_scale": np.float32(conversion.scales.observation),
-        "logits_scale": np.float32(conversion.scales.policy),
-        "bits": np.int32(conversion.bits),
+        **{name: np.asarray(value) for name, value in vars(conversion.quantizer).items()},
+        "continuous": np.bool_(policy.continuous),
+        "policy_scale": np.float32(conversion.policy_scale),
         "operators": np.array(names),
     }
-    shape: tuple[int, ...] = (1, *observation_shape)
-    for name, operator, kind in zip(names, operators, (x.kind for x in floats), strict=True):
-        arrays[f"{name}.operator"] = np.array(kind)
-        if kind in ("layer_norm", "rms_norm"):
-            size = int(np.prod(shape[1:]))
-            fraction_bits = norm_fraction_bits(size, kind == "layer_norm")
-            arrays[f"{name}.fraction_bits"] = np.int32(fraction_bits)
-        arrays |= {f"{name}.{key}": value for key, value in _fields(operator).items()}
-        shape = jax.eval_shape(operator, jax.ShapeDtypeStruct(shape, jnp.int8)).shape
+    observation = jax.ShapeDtypeStruct((1, *observation_shape), jnp.int8)
+    results = jax.eval_shape(partial(run_operators, policy.operators, policy.inputs), observation)
+    for name, operator, integers in zip(names, floats, policy.operators, strict=False):
+        arrays[f"{name}.operator"] = np.array(operator.kind)
+        arrays[f"{name}.inputs"] = np.array(operator.inputs)
+        if isinstance(integers, IntegerNorm):
+            shape = results[operator.inputs[0]].shape
+            size = math.prod(shape[-integers.num_axes :])
+            arrays[f"{name}.fraction_bits"] = np.int32(norm_fraction_bits(size, integers.center))
+        arrays |= {f"{name}.{key}": value for key, value in _fields(integers).items()}
     return arrays
 
 
@@ -57,14 +61,14 @@ def _fields(operator: Operator) -> Mapping[str, Any]:
     return {
         name: np.stack(value) if isinstance(value, tuple) else np.asarray(value)
         for name, value in vars(operator).items()
-        if name != "center"
+        if value is not None
     }
 
 
 def export_stablehlo(
     conversion: Conversion, observation_shape: tuple[int, ...], batch_size: int = 1
 ) -> jax.export.Exported:
-    """Exports the function from int8 observations [B, ...] to greedy actions int32 [B].
+    """Exports `IntegerPolicy.act`, from int8 observations [B, ...] to greedy actions.
 
     The weights are constants of it. `mlir_module_serialized` of the result is StableHLO's portable
     bytecode, which compilers of other projects read; `call` computes it in JAX.

@@ -33,12 +33,16 @@ __all__ = [
     "NORM_FRACTION_BITS",
     "SOFTMAX_FRACTION_BITS",
     "TANH_FRACTION_BITS",
+    "attention_scores",
+    "attention_sum",
     "convolution",
     "exp_negative",
     "gelu",
     "gelu_argument",
     "layer_norm",
     "linear",
+    "masked_mean",
+    "max_pool",
     "min_norm_scale",
     "norm_epsilon",
     "norm_fraction_bits",
@@ -195,8 +199,8 @@ def softmax_argument(scale: np.ndarray | float) -> Dyadic:
     return dyadic(np.asarray(scale, np.float64) * 2**_EXP_ARGUMENT_BITS)
 
 
-def softmax(x: Array, argument: Dyadic) -> Array:
-    """Computes softmax along the last axis, exp(x - max) / sum(exp(x - max)).
+def softmax(x: Array, argument: Dyadic, valid: Array | None = None) -> Array:
+    """Computes softmax along the last axis, exp(x - max) / sum(exp(x - max)), of valid entries.
 
     The error of a probability is at most 0.005. exp(-16) and less is exp(-16). Magnitudes: with at
     most 2^16 entries the sum is below 2^31, a numerator is below 2^30.
@@ -204,13 +208,17 @@ def softmax(x: Array, argument: Dyadic) -> Array:
     Args:
       x: int32 [..., n], |x| <= 16383, n <= 2^16.
       argument: `softmax_argument` of the scale of x.
+      valid: which entries count, bool, broadcast against x; all if not given. The others' result is
+        0, and so is that of all where none is valid.
 
     Returns:
-      int32, to be multiplied by 2^-SOFTMAX_FRACTION_BITS.
+      int32 from 0 to 2^15, to be multiplied by 2^-SOFTMAX_FRACTION_BITS.
     """
-    difference = jnp.max(x, axis=-1, keepdims=True) - x
+    counted = x if valid is None else jnp.where(valid, x, -quantized_max(MAX_BITS))
+    difference = jnp.max(counted, axis=-1, keepdims=True) - counted
     e = exp_negative(requantize(difference, argument, MAX_BITS))
-    total = jnp.sum(e, axis=-1, keepdims=True, dtype=jnp.int32)
+    e = e if valid is None else jnp.where(valid, e, 0)
+    total = jnp.maximum(jnp.sum(e, axis=-1, keepdims=True, dtype=jnp.int32), 1)
     return jax.lax.div((e << SOFTMAX_FRACTION_BITS) + total // 2, jnp.broadcast_to(total, e.shape))
 
 
@@ -329,24 +337,96 @@ def _bit_length(x: Array) -> Array:
     return 32 - jax.lax.clz(x)
 
 
-def residual_argument(scale: float, output_scale: float) -> Dyadic:
+def attention_scores(query: Array, key: Array) -> Array:
+    """Computes the products of queries and keys, Q K^T, with int32 accumulators.
+
+    Exact. The result is to be multiplied by the scales of both. With at most 2^16 entries a head,
+    its magnitude is at most 127^2 2^16 < 2^30.
+
+    Args:
+      query: int8 [B, S, heads, d], without -128.
+      key: int8 [B, T, heads, d], without -128.
+
+    Returns:
+      int32 [B, heads, S, T].
+    """
+    return jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.int32)
+
+
+def attention_sum(weights: Array, value: Array) -> Array:
+    """Computes the sum of values by the weights of `softmax`, with int32 accumulators.
+
+    Exact. The result is to be multiplied by the scale of the values and by
+    2^-SOFTMAX_FRACTION_BITS. The weights of a query add up to at most 2^15 + T / 2, each being
+    rounded: the magnitude is at most 127 (2^15 + 2^15) < 2^23 for T <= 2^16.
+
+    Args:
+      weights: int32 [B, heads, S, T], as `softmax` returns them.
+      value: int8 [B, T, heads, d], without -128.
+
+    Returns:
+      int32 [B, S, heads, d].
+    """
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value.astype(jnp.int32))
+
+
+def masked_mean(x: Array, valid: Array) -> Array:
+    """Computes the mean of valid tokens, floor(sum / count + 1/2); 0 where none is valid.
+
+    The scale is that of x. Magnitudes: twice the sum of 2^16 tokens is at most 2^17 16383, and with
+    their number below 2^31.
+
+    Args:
+      x: int32 [B, T, units], |x| <= 16383, T <= 2^16.
+      valid: bool [B, T].
+
+    Returns:
+      int32 [B, units].
+    """
+    total = jnp.sum(jnp.where(valid[..., None], x, 0), axis=1, dtype=jnp.int32)
+    count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True, dtype=jnp.int32), 1)
+    return jnp.floor_divide(2 * total + count, 2 * count)
+
+
+def max_pool(x: Array) -> Array:
+    """Computes the largest of 3 x 3 numbers at every second place, padded as by "SAME". Exact.
+
+    Args:
+      x: int32 [B, H, W, C].
+
+    Returns:
+      int32 [B, ceil(H / 2), ceil(W / 2), C].
+    """
+    smallest = jnp.int32(jnp.iinfo(jnp.int32).min)
+    return jax.lax.reduce_window(x, smallest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+
+
+def residual_argument(scale: float, output_scale: float, bits: int = 8) -> Dyadic:
     """Returns the dyadic number with which `residual_sum` scales an input."""
-    return dyadic(scale / output_scale * 2**_RESIDUAL_BITS if output_scale else 0.0)
+    return dyadic(scale / output_scale * 2 ** _residual_bits(bits) if output_scale else 0.0)
 
 
 def residual_sum(x: Array, y: Array, x_scale: Dyadic, y_scale: Dyadic, bits: int) -> Array:
     """Computes x + y, at scales of their own, and requantizes the sum to `bits` bits.
 
-    Both are brought to 1/64 of the scale of the result, added, and rounded: the error is at most
-    1/2 + 1/64 + 2^-15 |result| of a unit, where |x| and |y| are below 255 of them.
+    Up to 8 bits both are brought to 1/64 of the scale of the result, added, and rounded: the error
+    is at most 1/2 + 1/64 + 2^-15 (|x| + |y|) of a unit, where |x| and |y| are below 255 of them.
+    With 15 bits they are brought to the scale of the result: the error is at most
+    1 + 2^-15 (|x| + |y|) of a unit, where |x| and |y| have 15 bits in it.
 
     Args:
       x: int8 or int32.
-      y: likewise, of the same shape.
+      y: likewise, of a shape that broadcasts.
       x_scale: `residual_argument` of the scale of x and that of the result.
       y_scale: likewise of y.
-      bits: of the result, at most 8.
+      bits: of the result, at most 8, or 15.
     """
     total = requantize(x, x_scale, MAX_BITS) + requantize(y, y_scale, MAX_BITS)
     bound = quantized_max(bits)
-    return jnp.clip(rounding_shift(total, _RESIDUAL_BITS), -bound, bound).astype(jnp.int8)
+    total = jnp.clip(rounding_shift(total, _residual_bits(bits)), -bound, bound)
+    return total.astype(jnp.int8 if bits <= 8 else jnp.int32)
+
+
+def _residual_bits(bits: int) -> int:
+    """Returns the bits by which the terms of a residual sum are finer than its result."""
+    return _RESIDUAL_BITS if bits <= 8 else 0

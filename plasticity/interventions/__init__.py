@@ -8,6 +8,7 @@ from plasticity.interventions import (
     projection,
     regularizers,
     resets,
+    self_supervision,
     unit_resets,
     update_rules,
 )
@@ -28,6 +29,7 @@ from plasticity.interventions.optimizer import Adam, Optimizer
 from plasticity.interventions.projection import *
 from plasticity.interventions.regularizers import *
 from plasticity.interventions.resets import *
+from plasticity.interventions.self_supervision import *
 from plasticity.interventions.unit_resets import *
 from plasticity.interventions.update_rules import *
 
@@ -51,5 +53,6 @@ __all__ += normalization.__all__
 __all__ += projection.__all__
 __all__ += regularizers.__all__
 __all__ += resets.__all__
+__all__ += self_supervision.__all__
 __all__ += unit_resets.__all__
 __all__ += update_rules.__all__

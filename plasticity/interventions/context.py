@@ -68,7 +68,8 @@ class Context(NamedTuple):
       update: agent updates completed before this one; int32 [].
       init_params: draws parameters from their initial distribution, with a key.
       apply: computes the network's output from trained parameters and observations [M, ...]; or
-        from `Steps` or `Sequences`, if it has a memory, which is empty otherwise.
+        from `Steps` or `Sequences`, if it has a memory, which is empty otherwise; an encoder's also
+        from `Tokens`, see `Output.tokens`.
       effective_params: computes the parameters that the network uses from the trained ones.
       optimizer: the update rule, with the changes of all interventions.
       precision: that of the run. `apply` computes at it; networks of your own do so by

@@ -12,6 +12,7 @@ from plasticity.networks import (
     distributions,
     initializers,
     linalg,
+    masked_modeling,
     memory,
     mosaic,
     param_tree,
@@ -30,6 +31,7 @@ from plasticity.networks.convolution import *
 from plasticity.networks.distributions import *
 from plasticity.networks.initializers import *
 from plasticity.networks.linalg import *
+from plasticity.networks.masked_modeling import *
 from plasticity.networks.memory import *
 from plasticity.networks.mosaic import *
 from plasticity.networks.param_tree import *
@@ -49,6 +51,7 @@ __all__ += convolution.__all__
 __all__ += distributions.__all__
 __all__ += initializers.__all__
 __all__ += linalg.__all__
+__all__ += masked_modeling.__all__
 __all__ += memory.__all__
 __all__ += mosaic.__all__
 __all__ += param_tree.__all__

@@ -66,7 +66,8 @@ class ActorCritic(nn.Module):
             value_features, value_layers = self.value_torso(observation)
             torsos["value_memory"] = value_features
             for outputs, value_outputs in zip(layers, value_layers, strict=True):
-                outputs |= {f"value_{name}": x for name, x in value_outputs.items()}
+                if isinstance(outputs, dict):  # layers by name
+                    outputs |= {f"value_{name}": x for name, x in value_outputs.items()}
         memory: Memory = ()
         if self.memory is not None:
             torsos, memory = self._recur(self.memory, torsos, inputs)

@@ -115,7 +115,10 @@ def attend(
 
 
 def attention_path(
-    query: Array, key: Array, fused: bool, platform: str | None = None
+    query: Array | jax.ShapeDtypeStruct,
+    key: Array | jax.ShapeDtypeStruct,
+    fused: bool,
+    platform: str | None = None,
 ) -> Literal["cudnn", "xla", "plain"]:
     """Returns how attention is computed: fused by cuDNN, by JAX's function on XLA, or written out.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from plasticity.networks.attention import AttentionLayer
 from plasticity.networks.distributions import Distribution, distribution_class
 from plasticity.networks.memory import Memory, Sequences
+from plasticity.networks.tokens import Tokens
 from plasticity.networks.values import CategoricalValue
 from plasticity.struct import TARGET, SettingError, Struct, fields
 
@@ -19,6 +20,13 @@ __all__ = ["BaseNetwork", "NetworkShapes", "Output", "Params", "check_network", 
 
 Array = jax.Array
 Params = Any  # a parameter tree: {"torso": {layer: ...}, "policy": ..., "value": ...}
+
+
+class TokenPrediction(NamedTuple):
+    """The tokens that an encoder reads, and what it predicts of each: for masked modeling."""
+
+    tokens: Tokens  # [B, T, ...]
+    features: Array  # [B, T, F]: the prediction of `tokens.features`
 
 
 class Output(NamedTuple):
@@ -34,6 +42,7 @@ class Output(NamedTuple):
     preactivations: dict[str, Array]  # inputs of the activation functions, after norms
     intrinsic_value: Array | None = None  # [B]: of intrinsic rewards, if asked for
     attention: dict[str, AttentionLayer] | None = None  # of attention layers by name, if any
+    tokens: TokenPrediction | None = None  # where the network predicts the features of its tokens
     memory: Memory = ()  # after the step, or the last one of a sequence; () without memory
     value_distribution: CategoricalValue | None = None  # [B]: of which `value` is the mean, if any
 
@@ -82,6 +91,8 @@ class BaseNetwork(Struct):
         parameters alike (`L2Init`, `ShrinkPerturb`, `ResetAll`, ...) and update rules need no
         names.
 
+    An encoder of tokens may have a field `masked_modeling`. If true, its module takes `Tokens` in
+    place of observations, and returns `Output.tokens`.
     A network with memory overrides `initial_memory` as well, and its module also reads `Steps` and
     `Sequences`. If it has a recurrent layer "memory" between torso and heads, as `RecurrentLayer`
     is, and "value_memory" for a torso of the value's own, `Output.activations` has its outputs

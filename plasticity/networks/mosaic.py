@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,11 +14,13 @@ from plasticity.networks.attention import (
     AttentionLayer,
     alibi_bias,
     attend,
+    attention_path,
     attention_weights,
     layer_norm,
 )
+from plasticity.networks.base import TokenPrediction
 from plasticity.networks.initializers import uniform
-from plasticity.networks.tokens import Tokenizer, repeat_valid, unpad
+from plasticity.networks.tokens import Tokenizer, Tokens, repeat_valid, unpad
 from plasticity.networks.torso import NORMS, Dense
 from plasticity.struct import SettingError, static_field
 
@@ -37,6 +39,7 @@ class EncoderLayers(NamedTuple):
     activations: dict[str, Array]  # [B, T, units] in blocks, [B, units] of the last
     preactivations: dict[str, Array]
     attention: dict[str, AttentionLayer]
+    tokens: TokenPrediction | None = None  # where the encoder predicts the features of its tokens
 
 
 class Pieces(NamedTuple):
@@ -104,6 +107,9 @@ class Encoder(nn.Module):
     `down_<i>`, which writes to the tokens; and `down_<i>_norm`. The last hidden layer is that on
     the pooled result, BERT's pooler.
 
+    With masked modeling, `mask_0` is added to tokens whose features are masked, and the linear
+    layer `prediction_<depth>` predicts the features of each token.
+
     Attributes:
       tokenizer: makes tokens of observations.
       width: the width of a token.
@@ -113,6 +119,7 @@ class Encoder(nn.Module):
       activation: the activation function of hidden layers.
       norm: the normalization of preactivations, a name in `NORMS`.
       pieces: how it computes.
+      masked_modeling: whether it predicts the features of its tokens.
     """
 
     tokenizer: Tokenizer
@@ -123,13 +130,33 @@ class Encoder(nn.Module):
     activation: Activation
     norm: str
     pieces: Pieces
+    masked_modeling: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens that are computed for an observation, with summary and padding."""
+        if not self.pieces.unpadding:
+            return self.tokenizer.capacity + self._has_summary
+        size = self.tokenizer.max_tokens + self._has_summary
+        return size + size % 2  # even, as cuDNN's attention wants
+
+    def attention_path(self, dtype: Any, platform: str) -> str:
+        """Returns how a platform computes attention in a type; see `attention_path`."""
+        shape = (1, self.num_tokens, self.heads, self.width // self.heads)
+        query = jax.ShapeDtypeStruct(shape, dtype)
+        return attention_path(query, query, self.pieces.fused_attention, platform)
 
     @nn.compact
-    def __call__(self, observation: Array) -> tuple[Array, EncoderLayers]:
-        """Computes the features of observations, [B, *shape] -> [B, width]."""
+    def __call__(self, observation: Array | Tokens) -> tuple[Array, EncoderLayers]:
+        """Computes the features of observations, [B, *shape] -> [B, width].
+
+        In place of observations it takes tokens, such as those of an earlier output with some of
+        their features masked.
+        """
         pieces = self.pieces
         layers = EncoderLayers({}, {}, {})
-        x, bias, valid = self._embed(observation)
+        tokens = observation if isinstance(observation, Tokens) else self._tokens(observation)
+        x, bias, valid = self._embed(tokens)
         for i in range(self.depth):
             name = f"attention_{i}"
             attended, weights = self._attend(name, self._before(name, x), bias, valid)
@@ -145,24 +172,34 @@ class Encoder(nn.Module):
             )
         if pieces.norm_order == "pre":
             x = self._normalize(f"pooling_{self.depth}_norm", x)
+        if self.masked_modeling:
+            rows = x[:, -tokens.valid.shape[1] :]  # without a summary
+            features = Dense(self.tokenizer.num_features, name=f"prediction_{self.depth}")(rows)
+            layers = layers._replace(tokens=TokenPrediction(tokens, features))
         name = f"hidden_{self.depth}"
         x = Dense(self.width // self.activation.widening, name=name)(self._pool(x, valid))
         x, layers.preactivations[name] = self._activate(self.depth, x)
         layers.activations[name] = x
         return x, layers
 
-    def _embed(self, observation: Array) -> tuple[Array, Array | None, Array]:
+    def _tokens(self, observation: Array) -> Tokens:
+        """Returns the tokens of observations, without most of the padding if it is left out."""
+        tokens = self.tokenizer(observation)
+        if not self.pieces.unpadding:
+            return tokens
+        return unpad(tokens, self.num_tokens - self._has_summary)
+
+    def _embed(self, tokens: Tokens) -> tuple[Array, Array | None, Array]:
         """Returns tokens [B, T, width], the bias of attention, and which tokens are valid.
 
         A summary token is the first, valid, and at no distance from any other.
         """
-        pieces, tokens = self.pieces, self.tokenizer(observation)
-        has_summary = pieces.pooling == "summary"
-        if pieces.unpadding:
-            # Even with the summary, as cuDNN's attention wants.
-            size = self.tokenizer.max_tokens
-            tokens = unpad(tokens, size + (size + has_summary) % 2)
-        x = Dense(self.width, name="embedding_0")(tokens.features)
+        pieces = self.pieces
+        x = Dense(self.width, name="embedding_0")(self.tokenizer.inputs(tokens))
+        if self.masked_modeling:
+            mask = Embedding(1, self.width, name="mask_0")()
+            if tokens.masked is not None:
+                x = x + jnp.where(tokens.masked[..., None], mask, 0)
         if pieces.positions == "learned":
             rows, columns = self.tokenizer.grid
             table = Embedding(rows * columns, self.width, name="position_0")()
@@ -170,7 +207,7 @@ class Encoder(nn.Module):
             x = x + table[cell]
         valid = tokens.valid
         bias = alibi_bias(tokens.position, self.heads) if pieces.positions == "alibi" else None
-        if has_summary:
+        if self._has_summary:
             summary = Embedding(1, self.width, name="summary_0")()
             x = jnp.concatenate([jnp.broadcast_to(summary, (len(x), 1, self.width)), x], axis=1)
             valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
@@ -229,9 +266,13 @@ class Encoder(nn.Module):
     def _after(self, name: str, x: Array) -> Array:
         return self._normalize(f"{name}_norm", x) if self.pieces.norm_order == "post" else x
 
+    @property
+    def _has_summary(self) -> bool:
+        return self.pieces.pooling == "summary"
+
     def _pool(self, x: Array, valid: Array) -> Array:
         """Returns the summary token, or the mean of valid tokens. [B, width]."""
-        if self.pieces.pooling == "summary":
+        if self._has_summary:
             return x[:, 0]
         count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1).astype(x.dtype)
         return jnp.sum(jnp.where(valid[..., None], x, 0), axis=1) / count
@@ -270,6 +311,8 @@ class Mosaic(ActorCriticNetwork):
         input is.
       pooling: `summary`, a learned token that attends to all others; or `mean`, of valid tokens.
       patch: the height and width of an image's patches.
+      masked_modeling: whether the policy's encoder has a mask token, and predicts the features of
+        tokens, as `plasticity.networks.masked_modeling_loss` needs. `MaskedModeling` sets it.
       shared, memory, memory_size, value_head, value_bins, value_range, value_sigma: see
         `ActorCriticNetwork`; a torso is an encoder.
     """
@@ -288,6 +331,7 @@ class Mosaic(ActorCriticNetwork):
     norm_order: str = static_field("post", choices=("post", "pre"))
     pooling: str = static_field("summary", choices=("summary", "mean"))
     patch: int = static_field(8, ge=1)
+    masked_modeling: bool = static_field(False)
 
     def torso(self, observation_shape: tuple[int, ...], name: str | None = None) -> Encoder:
         """Builds the encoder.
@@ -315,8 +359,22 @@ class Mosaic(ActorCriticNetwork):
             activation,
             self.norm,
             pieces,
+            masked_modeling=self.masked_modeling and name == "torso",
             name=name,
         )
+
+    def attention_path(
+        self, observation_shape: tuple[int, ...], precision: str, platform: str
+    ) -> str:
+        """Returns how a platform computes attention at a precision: `cudnn`, `xla` or `plain`.
+
+        Args:
+          observation_shape: the shape of one observation.
+          precision: that of the run.
+          platform: a name of JAX's, such as `cpu` or `gpu`.
+        """
+        dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
+        return self.torso(observation_shape).attention_path(dtype, platform)
 
     def _activation(self) -> Activation:
         activation = get_activation(self.activation)

@@ -70,19 +70,21 @@ class Tokens(NamedTuple):
     features: Array  # [B, T, F]
     position: Array  # [B, T, 2]: row and column; (i, 0) in a sequence
     valid: Array  # bool [B, T]
+    masked: Array | None = None  # bool [B, T]: which have a mask for features, if any
 
 
-def join_tokens(valid: Array, position: Any, features: Array) -> Array:
-    """Returns tokens as one array of a `TokenShape`. float32 [T, 3 + F].
+def join_tokens(valid: Any, position: Any, features: Any) -> Any:
+    """Returns tokens as one array of a `TokenShape`, of JAX or of NumPy. float32 [T, 3 + F].
 
     Args:
       valid: which are no padding, bool [T].
       position: row and column, [T, 2], of padding too.
       features: [T, F].
     """
-    features = jnp.where(valid[:, None], features, 0)
-    columns = (valid[:, None], jnp.asarray(position), features)
-    return jnp.concatenate([column.astype(jnp.float32) for column in columns], axis=1)
+    xp = valid.__array_namespace__()
+    features = xp.where(valid[:, None], features, 0)
+    columns = (valid[:, None], xp.asarray(position), features)
+    return xp.concatenate([column.astype(xp.float32) for column in columns], axis=1)
 
 
 def permute_positions(observation: Array, permutation: Array) -> Array:
@@ -146,26 +148,47 @@ class Tokenizer:
         """The largest number of tokens of an observation."""
         return self.shape.max_tokens if isinstance(self.shape, TokenShape) else math.prod(self.grid)
 
+    @property
+    def num_features(self) -> int:
+        """The number of features of a token (F)."""
+        if isinstance(self.shape, TokenShape):
+            return self.shape.features
+        if len(self.shape) == 3:
+            return self.patch * self.patch * self.shape[2]
+        return self.shape[1] if len(self.shape) == 2 else 1
+
+    @property
+    def capacity(self) -> int:
+        """The number of tokens of an observation, padding included."""
+        return self.shape[0] if isinstance(self.shape, TokenShape) else math.prod(self.grid)
+
     def __call__(self, observation: Array) -> Tokens:
         """Returns the tokens of observations, [B, *shape].
 
-        Features of objects and of an image's patches include their coordinates, from -1 to 1. Those
-        of a vector's entry are its value times its one-hot index, and the index itself.
+        Features are an object's, a row, a vector's entry or the pixels of a patch. They do not say
+        where the token is: see `inputs`.
         """
         if isinstance(self.shape, TokenShape):
-            tokens = _object_tokens(observation)
-        elif len(self.shape) == 3:
-            tokens = self._sequence(_patches(observation, self.patch))
-        elif len(self.shape) == 2:
-            return self._sequence(observation)
+            return _object_tokens(observation)
+        if len(self.shape) == 3:
+            return self._sequence(_patches(observation, self.patch))
+        return self._sequence(observation if len(self.shape) == 2 else observation[..., None])
+
+    def inputs(self, tokens: Tokens) -> Array:
+        """Returns what an encoder embeds of tokens: features, and where each is. [B, T, inputs].
+
+        For objects and patches it is the features and the coordinates, from -1 to 1; for an entry
+        of a vector its value times its one-hot index, and the index itself; for a row the row.
+        """
+        features = tokens.features
+        if len(self.shape) == 2 and not isinstance(self.shape, TokenShape):
+            return features
+        if len(self.shape) == 1:
+            place = self._one_hot_index(tokens)
+            features = features * place
         else:
-            entry = jnp.eye(self.shape[0], dtype=observation.dtype)
-            value = observation[..., None] * entry
-            index = jnp.broadcast_to(entry, value.shape)
-            return self._sequence(jnp.concatenate([value, index], axis=-1))
-        return tokens._replace(
-            features=jnp.concatenate([tokens.features, self._coordinates(tokens)], axis=-1)
-        )
+            place = self._coordinates(tokens)
+        return jnp.concatenate([features, place], axis=-1)
 
     def _sequence(self, features: Array) -> Tokens:
         """Returns tokens that are all valid, in the order of the grid's cells."""
@@ -173,6 +196,11 @@ class Tokenizer:
         position = jnp.asarray(np.stack([rows, columns], -1), features.dtype)
         shape = features.shape[:2]
         return Tokens(features, jnp.broadcast_to(position, (*shape, 2)), jnp.ones(shape, bool))
+
+    def _one_hot_index(self, tokens: Tokens) -> Array:
+        """Returns the one-hot indices of a vector's entries; 0 for padding. [B, T, n]."""
+        is_entry = tokens.position[..., :1] == jnp.arange(self.shape[0])
+        return (is_entry & tokens.valid[..., None]).astype(tokens.features.dtype)
 
     def _coordinates(self, tokens: Tokens) -> Array:
         """Returns positions scaled to [-1, 1]; 0 for padding. [B, T, 2]."""

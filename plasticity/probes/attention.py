@@ -5,13 +5,13 @@ Padding does not count. "all" is the mean over layers.
 
 import jax.numpy as jnp
 
-from plasticity.networks import connections, singular_values
+from plasticity.networks import connections, masked_modeling_loss, singular_values
 from plasticity.networks.attention import AttentionLayer
 from plasticity.probes.base import Array, Probe, View
 from plasticity.probes.ranks import effective_rank
 from plasticity.struct import field
 
-__all__ = ["AttentionEntropy", "ClosedGates", "TokenRank"]
+__all__ = ["AttentionEntropy", "ClosedGates", "MaskedModelingLoss", "TokenRank"]
 
 
 class AttentionEntropy(Probe):
@@ -64,6 +64,27 @@ class ClosedGates(Probe):
             x = view.output.preactivations[name]
             shut[name] = jnp.all(x.reshape(-1, x.shape[-1]) < -self.threshold, axis=0)
         return _with_mean({name: jnp.mean(x.astype(jnp.float32)) for name, x in shut.items()})
+
+
+class MaskedModelingLoss(Probe):
+    """The mean squared error of the predicted features of masked tokens (Devlin et al. 2019).
+
+    It is that of the intervention `MaskedModeling`, on the probe batch: tokens are chosen anew at
+    each measurement, and 15 % of them, as in MosaicBERT's evaluation (Portes et al. 2023). Networks
+    without that intervention report nothing.
+
+    Attributes:
+      rate: the fraction of the valid tokens that are chosen.
+    """
+
+    rate: float = field(0.15, gt=0, le=1)
+
+    def __call__(self, view: View) -> dict[str, Array]:
+        predicted = view.output.tokens
+        if predicted is None:
+            return {}
+        loss = masked_modeling_loss(view.apply, view.params, predicted.tokens, self.rate, view.key)
+        return {"all": loss}
 
 
 def _entropy(layer: AttentionLayer) -> Array:

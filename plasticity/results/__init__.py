@@ -16,6 +16,7 @@ from plasticity.results import (
     comparisons,
     curves,
     loading,
+    pareto,
     plots,
     shift_plots,
     statistics,
@@ -25,6 +26,7 @@ from plasticity.results import (
 from plasticity.results.comparisons import *
 from plasticity.results.curves import *
 from plasticity.results.loading import *
+from plasticity.results.pareto import *
 from plasticity.results.plots import *
 from plasticity.results.shift_plots import *
 from plasticity.results.statistics import *
@@ -56,6 +58,7 @@ __all__ = [
 __all__ += comparisons.__all__
 __all__ += curves.__all__
 __all__ += loading.__all__
+__all__ += pareto.__all__
 __all__ += plots.__all__
 __all__ += shift_plots.__all__
 __all__ += statistics.__all__

@@ -39,7 +39,7 @@ from plasticity.results.statistics import (
     warn_about_seeds,
 )
 from plasticity.results.transfer import past_returns
-from plasticity.storage.table import ResultsError, replacing
+from plasticity.storage.table import ResultsError, concat, replacing
 
 __all__ = [
     "LEARNING_CURVE_BINS",
@@ -55,6 +55,7 @@ __all__ = [
     "overview",
     "past_returns_figure",
     "save",
+    "side_by_side",
     "within_round_figure",
 ]
 
@@ -124,6 +125,7 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
         "hessian_eigenvalue": "Top Hessian eigenvalue",
         "ntk_rank": "NTK rank",
         "trainability": "Loss on random targets",
+        "capacity": "Loss on a random policy, or value",
         "feature_norm": "Feature norm (L2)",
         "feature_cosine": "Feature cosine",
         "linearized_units": "Linearized units (fraction)",
@@ -134,6 +136,7 @@ METRIC_NAMES: Mapping[str, str] = MappingProxyType(
         "attention_entropy": "Attention entropy (nats)",
         "token_rank": "Effective rank of tokens",
         "closed_gates": "Closed gates (fraction)",
+        "masked_modeling_loss": "Loss on masked tokens (MSE)",
         "gradient_steps": "Gradient steps of an update",
         "quantization_error": "Quantization error, 8 bits",
         "quantization_error_4bit": "Quantization error, 4 bits",
@@ -567,6 +570,57 @@ def overview(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Fig
         figure.align_ylabels()
         figure.suptitle(f"{readable(env)}, shift: {readable(shift)}, {count_seeds(frame)}")
         _legend(panels["A"], frame)
+    return figure
+
+
+@checked()
+def side_by_side(
+    frames: Mapping[str, pd.DataFrame],
+    metrics: Sequence[str] = (RETURN,),
+    references: Sequence[str] = REFERENCES,
+) -> Figure:
+    """Plots several experiments beside each other by round, as of several networks.
+
+    Args:
+      frames: a results table of one env and shift for each column, by its title.
+      metrics: a row of panels each, which share an axis where it is a return; a panel is left out
+        where its table has no such metric.
+      references: as in `overview`.
+
+    Returns:
+      The figure.
+
+    Warns:
+      UserWarning: seeds diverged, or runs share a seed.
+
+    Raises:
+      ResultsError: a table holds several envs or shifts, or none has one of the metrics.
+    """
+    if not isinstance(frames, Mapping) or not frames:
+        raise ResultsError(f"frames: is {type(frames).__name__}; expected tables by their titles")
+    every = concat(frames.values())
+    known = {name: set(frame["metric"]) for name, frame in frames.items()}
+    with plt.rc_context(STYLE):
+        figure = new_figure((3.6 * len(frames) + 0.6, 2.0 * len(metrics) + 0.9))
+        panels = figure.subplots(len(metrics), len(frames), squeeze=False)
+        for row, metric in zip(panels, metrics, strict=True):
+            select(every, metric)
+            for ax, (title, frame) in zip(row, frames.items(), strict=True):
+                if metric not in known[title]:
+                    ax.set_axis_off()
+                    continue
+                lines_by_round(frame, metric, ax=ax, references=references)
+                if metric == metrics[0]:
+                    ax.set_title(title)
+                if ax is not row[0]:
+                    ax.set_ylabel("")
+                if metric.endswith("return") and ax is not row[0]:
+                    ax.sharey(row[0])
+        for column in panels.T:
+            for ax in [ax for ax in column if ax.axison][:-1]:
+                ax.set_xlabel("")
+        figure.align_ylabels()
+        _legend(panels[0, 0], every)
     return figure
 
 

@@ -57,6 +57,7 @@ class Progress:
         self._compiled = (self._began, 0)  # when the first interval was done, and its updates
         self._done = 0
         self._return = float("nan")
+        self._result = "return nan"
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -74,7 +75,7 @@ class Progress:
         if kind is None and self._console.is_terminal:
             took = time.perf_counter() - self._began
             speed = self._pace() * self._steps_per_update
-            self._print(f"return {self._return:.2f}  {speed:,.0f} steps/s  took {took:.0f} s")
+            self._print(f"{self._result}  {speed:,.0f} steps/s  took {took:.0f} s")
 
     def show(
         self,
@@ -83,7 +84,7 @@ class Progress:
         train_return: Mapping[str, jax.Array] | None,
         ends_round: bool,
     ) -> None:
-        """Updates the display.
+        """Shows the round and the return.
 
         Args:
           round: the current round, 1 for the first.
@@ -91,17 +92,29 @@ class Progress:
           train_return: the mean return of each run, "all" [S], where it has been measured.
           ends_round: whether the round is complete.
         """
-        if not self._done:
-            self._compiled = (time.perf_counter(), update)
-        self._done = update
         if train_return is not None and not np.all(np.isnan(train_return["all"])):
             self._return = float(np.nanmean(train_return["all"]))
+        result = f"return {self._return:.2f}"
+        self.update(update, result, ends_round, f"round {round}/{self._rounds}  ")
+
+    def update(self, update: int, result: str, prints: bool, before: str = "") -> None:
+        """Updates the display.
+
+        Args:
+          update: updates completed.
+          result: what is shown, also at the end.
+          prints: whether a line is printed where no terminal shows a bar.
+          before: what is shown before it, but at the end.
+        """
+        if not self._done:
+            self._compiled = (time.perf_counter(), update)
+        self._done, self._result = update, result
         pace = self._pace()
-        status = f"round {round}/{self._rounds}  return {self._return:.2f}"
+        status = before + result
         if pace:
             status += f"  {pace * self._steps_per_update:,.0f} steps/s"
         self._bar.update(self._task, completed=update, status=status)
-        if ends_round and not self._console.is_terminal:
+        if prints and not self._console.is_terminal:
             left = f"  {(self._updates - update) / pace:.0f} s left" if pace else ""
             self._print(status + left)
 

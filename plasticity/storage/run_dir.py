@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,10 +17,12 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import pandas as pd
 from omegaconf import OmegaConf
 
+from plasticity.agents.normalization import RunningMeanStd
 from plasticity.renamed import rename_config
 from plasticity.storage import table
 from plasticity.storage.errors import writing
@@ -27,6 +30,7 @@ from plasticity.storage.user_code import digest_user_code
 from plasticity.struct import SettingError
 
 PARAMS = "params"
+OBS_STATS = "obs_stats.npz"
 CHECKPOINTS = "checkpoints"
 FIGURES = "figures"
 INTEGER = "integer"
@@ -202,6 +206,26 @@ def load_params(path: str | Path) -> Any:
         return checkpointer.restore(params)
 
 
+def load_obs_stats(path: str | Path) -> RunningMeanStd:
+    """Loads the statistics by which the networks of a run directory see observations normalized.
+
+    They are those of the end of the runs, [S, *observation_shape] with an axis of seeds.
+
+    Raises:
+      ResultsError: there are none, or they cannot be read.
+    """
+    stats = Path(path) / OBS_STATS
+    try:
+        with np.load(stats) as file:
+            return RunningMeanStd(*(file[name] for name in RunningMeanStd._fields))
+    except FileNotFoundError as error:
+        message = f"{stats}: does not exist; expected the statistics of observations"
+        raise table.ResultsError(message) from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        message = f"{stats}: cannot be read; expected the statistics of observations"
+        raise table.ResultsError(message) from error
+
+
 class RunDir:
     """A run directory whose runs are training. Leaving the block writes how that ended.
 
@@ -210,6 +234,7 @@ class RunDir:
       trained_together: number of runs that train in the same program.
       update: updates that have been completed already.
       keep_checkpoint: whether the last checkpoint is kept.
+      timing: returns the seconds of the parts of the training so far.
     """
 
     def __init__(
@@ -218,8 +243,9 @@ class RunDir:
         trained_together: int,
         update: int = 0,
         keep_checkpoint: bool = False,
+        timing: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        self._info = info
+        self._info, self._timing = info, timing
         self._meta: dict[str, Any] = {
             "seeds": list(info.seeds),
             "updates": info.updates,
@@ -271,8 +297,18 @@ class RunDir:
         with writing(self._info.folder / PARAMS), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((self._info.folder / PARAMS).resolve(), params, force=True)
 
+    def write_obs_stats(self, stats: RunningMeanStd) -> None:
+        """Writes the final statistics of observations, as host arrays."""
+        path = self._info.folder / OBS_STATS
+        with table.replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **stats._asdict())
+
     def _write_meta(self, status: str) -> None:
-        session = {**self._session, "wall_seconds": round(time.perf_counter() - self._start, 1)}
+        session = {
+            **self._session,
+            "wall_seconds": round(time.perf_counter() - self._start, 1),
+            "seconds": dict(self._timing()),
+        }
         meta = {"status": status, **self._meta, "sessions": [*self._earlier, session]}
         with table.replacing(self._info.folder / table.META) as temporary:
             temporary.write_text(json.dumps(meta, indent=2) + "\n")

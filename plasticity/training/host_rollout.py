@@ -207,6 +207,11 @@ class HostWorker:
             self.close()
             raise
 
+    @property
+    def probe_batch(self) -> Array:
+        """The probe batch of the round, [S, B, *observation_shape]."""
+        return self._probe_batch
+
     def start_round(self) -> None:
         """See `Trainer.start_round`."""
         self.state = self._compiled(loop.start_round, donate=1)(self._runs, self.state)

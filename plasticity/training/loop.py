@@ -28,6 +28,7 @@ from plasticity.networks import (
     Output,
     Params,
     Sequences,
+    Tokens,
     at_precision,
     map_observation,
     with_memory,
@@ -171,8 +172,9 @@ def make_context(
         params = description.initialize(drawn, jax.random.fold_in(key, 1))
         return run.intervention.add_params(params, jax.random.fold_in(key, 0))
 
-    def apply(params: Params, inputs: Inputs) -> Output:
-        if obs_stats is not None:
+    def apply(params: Params, inputs: Inputs | Tokens) -> Output:
+        # Tokens are of observations that have been normalized.
+        if obs_stats is not None and not isinstance(inputs, Tokens):
             inputs = map_observation(obs_stats.normalize, inputs)
         return compute({"params": run.intervention.effective_params(params)}, inputs)
 

@@ -80,14 +80,20 @@ def check_memory(runs: Sequence[Run]) -> None:
         needs["schedule.probe_batch_size"] = schedule.probe_batch_size * observation
         needs["schedule.eval_episodes"] = schedule.eval_episodes * place
         needs["seed"] = len(runs) * _bytes(state)
-    if max(needs.values()) <= room:
-        return
-    key = next(key for key, need in needs.items() if need > room)
-    raise SettingError(
-        *_culprit(key, runs),
-        f"must be smaller: at least {needs[key] / 1e9:,.1f} GB are needed, and this machine has "
-        f"{room / 1e9:,.1f} GB of memory",
-    )
+    for key, need in needs.items():
+        if need > room:
+            check_bytes(*_culprit(key, runs), need)
+
+
+def check_bytes(key: str, value: object, need: int) -> None:
+    """Raises `SettingError` if a setting needs more bytes than this machine has memory."""
+    if need > (room := _total()):
+        raise SettingError(
+            key,
+            value,
+            f"must be smaller: at least {need / 1e9:,.1f} GB are needed, and this machine has "
+            f"{room / 1e9:,.1f} GB of memory",
+        )
 
 
 def _culprit(key: str, runs: Sequence[Run]) -> tuple[str, object]:

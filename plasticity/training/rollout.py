@@ -214,14 +214,20 @@ def warn_of_cut_off_episodes(env: str, max_steps: int) -> None:
     )
 
 
-def sample(env: CompiledEnv, task: Task, size: int, key: Array) -> Array:
-    """Samples observations of `task` met under random actions. [size, *observation_shape]."""
+def sample(
+    env: CompiledEnv, task: Task, size: int, key: Array, policy: Policy | None = None
+) -> Array:
+    """Samples observations of `task` met under random actions, or those of a policy.
+
+    Returns:
+      Observations, [size, *observation_shape].
+    """
     num_envs, num_steps = sample_shape(size)
     start_key, rollout_key, choice_key = jax.random.split(key, 3)
     _, trajectory, _ = rollout(
         env,
         task,
-        random_policy(env),
+        policy or random_policy(env),
         reset(env, task, num_envs, start_key),
         num_steps,
         rollout_key,

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from plasticity.agents import Metrics
+from plasticity.agents.normalization import RunningMeanStd
 from plasticity.networks import Params
 from plasticity.storage import run_dir
 from plasticity.storage.checkpoints import CheckpointManager, flatten
@@ -33,6 +34,7 @@ from plasticity.training.fusion import fuse
 from plasticity.training.initial_params import load_initial_params
 from plasticity.training.run import Run, Schedule, seeds_of, stack
 from plasticity.training.state import EpisodeStats, MetricSums, RunState
+from plasticity.training.timing import Timing
 from plasticity.training.trainer import make_trainer
 
 __all__ = ["CHECKPOINT_MINUTES", "Job", "train_in_memory", "train_jobs"]
@@ -151,6 +153,7 @@ def train_jobs(
     ends = list(itertools.accumulate(len(job.runs) for job in jobs))
     shares = [slice(end - len(job.runs), end) for job, end in zip(jobs, ends, strict=True)]
     infos = [job.info for job in jobs]
+    timing = Timing()
     with contextlib.ExitStack() as exits:
         checkpoints = exits.enter_context(
             CheckpointManager(
@@ -163,7 +166,8 @@ def train_jobs(
         initial_params = load_initial_params(fused) if checkpoint is None else None
         update = 0 if checkpoint is None else int(checkpoint.state.update[0])
         run_dirs = [
-            exits.enter_context(RunDir(info, ends[-1], update, keep_checkpoint)) for info in infos
+            exits.enter_context(RunDir(info, ends[-1], update, keep_checkpoint, timing.summary))
+            for info in infos
         ]
         tracking = exits.enter_context(
             Tracking(trackers, infos, lambda i, after: recorder.frame(shares[i], after), update)
@@ -182,7 +186,7 @@ def train_jobs(
             last[0] = checkpoint
 
         try:
-            params = _train_rounds(
+            params, obs_stats = _train_rounds(
                 stacked,
                 recorder,
                 progress or make_progress(stacked, shown=False),
@@ -191,6 +195,7 @@ def train_jobs(
                 checkpoint,
                 on_record=lambda: tracking.flush(recorder.update),
                 initial_params=initial_params,
+                timing=timing,
             )
         except KeyboardInterrupt:
             try:
@@ -200,6 +205,8 @@ def train_jobs(
             raise
         write_tables()
         for folder, share in zip(run_dirs, shares, strict=True):
+            if obs_stats is not None:
+                folder.write_obs_stats(jax.tree.map(lambda x, own=share: x[own], obs_stats))
             folder.write_params(jax.tree.map(lambda x, own=share: x[own], params))
         if keep_checkpoint and checkpoint_dir is not None and last[0] is not None:
             # The job goes on alone, if at all.
@@ -220,7 +227,13 @@ def make_recorder(runs: Sequence[Run], names: Sequence[str]) -> Recorder:
       runs: the runs, [S].
       names: the table's `run` column, for each run.
     """
-    labels: list[dict[str, str | int]] = [
+    schedule, batch_size = runs[0].schedule, runs[0].agent.batch_size
+    return Recorder(run_labels(runs, names), schedule.updates_per_round, batch_size)
+
+
+def run_labels(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, str | int]]:
+    """Returns the columns of a results table that identify each run, [S]."""
+    return [
         {
             "run": name,
             "env": run.env.name,
@@ -230,7 +243,6 @@ def make_recorder(runs: Sequence[Run], names: Sequence[str]) -> Recorder:
         }
         for name, run in zip(names, runs, strict=True)
     ]
-    return Recorder(labels, runs[0].schedule.updates_per_round, runs[0].agent.batch_size)
 
 
 def make_progress(runs: Run, title: str = "", shown: bool = True) -> Progress:
@@ -316,7 +328,8 @@ def _train_rounds(
     checkpoint: Checkpoint | None = None,
     on_record: Callable[[], None] = lambda: None,
     initial_params: Params | None = None,
-) -> Params:
+    timing: Timing | None = None,
+) -> tuple[Params, RunningMeanStd | None]:
     """Trains stacked runs through all rounds, or through those that remain.
 
     Args:
@@ -328,11 +341,14 @@ def _train_rounds(
       checkpoint: the checkpoint to resume from; the beginning if not given.
       on_record: called after each record.
       initial_params: the parameters to begin with, [S, ...]; drawn at random if not given.
+      timing: measures the time of everything.
 
     Returns:
-      The final parameters, as host arrays [S, ...].
+      The final parameters, and the statistics of observations if they are normalized, as host
+      arrays [S, ...].
     """
     schedule, intervals = runs.schedule, probe_intervals(runs).items()
+    timing = timing or Timing()
     end_of_round = schedule.updates_per_round
     num_runs = len(seeds_of(runs))
 
@@ -360,11 +376,14 @@ def _train_rounds(
         for round in range(done // end_of_round + 1, schedule.rounds + 1):
             last = max(done - (round - 1) * end_of_round, 0)
             if round > 1 and last == 0:
-                trainer.start_round()
+                with timing.measure("round_starts"):
+                    trainer.start_round()
+                    jax.block_until_ready(trainer.state)
             for stop in measurement_updates(runs):
                 if stop <= last:
                     continue
-                sums = on_host(trainer.train_updates(stop - last))
+                with timing.measure_updates(stop - last):
+                    sums = on_host(trainer.train_updates(stop - last))
                 pending = sums if pending is None else jax.tree.map(np.add, pending, sums)
                 last = stop
                 metrics: Metrics = {}
@@ -372,12 +391,15 @@ def _train_rounds(
                     metrics |= mean_metrics(pending)
                     pending = jax.tree.map(np.zeros_like, pending)
                 if schedule.eval_episodes and is_due(schedule.eval_every, stop):
-                    metrics |= trainer.evaluate()
+                    with timing.measure("evaluation"):
+                        metrics |= jax.device_get(trainer.evaluate())
                 if stop == end_of_round and is_past_evaluation_due(schedule, round):
-                    metrics |= trainer.evaluate_past(round - 1)
+                    with timing.measure("past_evaluation"):
+                        metrics |= jax.device_get(trainer.evaluate_past(round - 1))
                 probes = [name for name, every in intervals if is_due(every, stop)]
                 if probes:
-                    metrics |= trainer.run_probes(probes)
+                    with timing.measure("probes"):
+                        metrics |= jax.device_get(trainer.run_probes(probes))
                 update = (round - 1) * end_of_round + stop
                 state = trainer.state
                 recorder.add(update, jax.device_get(metrics), state.diverged)
@@ -390,7 +412,7 @@ def _train_rounds(
                     save_checkpoint(Checkpoint(on_host(trainer.state), pending))
                     saved_at = time.monotonic()
                 signals.check()
-        return on_host(trainer.state.train_state.params)
+        return on_host((trainer.state.train_state.params, trainer.state.obs_stats))
 
 
 def _absolute(path: str) -> Path:

@@ -92,7 +92,7 @@ def test_intrinsic_reward_equals_numpy():
     batch alone, channels from the wrong side, or statistics that a rollout is not part of."""
     state, context = initial(run_of())
 
-    def policy(observation):
+    def policy(observation, memory):
         return Output(None, None, {}, {}, intrinsic_value=jnp.arange(3.0))
 
     @jax.jit

@@ -3,17 +3,17 @@
 import jax
 import numpy as np
 import pytest
-from helpers import RUN
+from helpers import RUN, Tug
 
 import plasticity as pl
 from plasticity import results
 from plasticity.agents import PPO
-from plasticity.cli.integer import _main
+from plasticity.cli.integer import _main, load_finished_runs
 from plasticity.integer import convert, numpy_reader
 from plasticity.storage.run_dir import RunDir
 from plasticity.struct import TARGET, to_config
 from plasticity.training import loop
-from plasticity.training.integer_evaluation import calibration_batch
+from plasticity.training.integer_evaluation import calibration_batch, evaluate_in_integers
 from plasticity.training.run import stack
 from plasticity.training.train import Job
 
@@ -73,6 +73,29 @@ def test_integer_reports_and_exports_every_seed(params, shell, tmp_path, capsys)
     assert "greedy actions that agree" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_continuous_actions_and_normalized_observations(tmp_path):
+    """Would catch statistics that are not kept, or are not those that the policy acts with."""
+    run = pl.Run(
+        env=Tug(),
+        network=pl.Network(hidden=(8,), activation="tanh"),
+        agent=PPO(num_envs=4, num_steps=20, minibatch_size=20, normalize_observations=True),
+        schedule=pl.Schedule(rounds=1, updates_per_round=3, probe_batch_size=64),
+    )
+    pl.train(run, tmp_path, progress=False)
+    ((run, params, stats),) = load_finished_runs(tmp_path)
+    np.testing.assert_allclose(stats.mean, [100, 100], atol=2)
+    evaluation = evaluate_in_integers(run, params, 8, 20, stats)
+    assert evaluation.action_agreement is None
+    assert evaluation.action_error < 0.02
+    returns = [evaluation.returns["eval_train_return", "greedy", p] for p in ("float", "integer")]
+    np.testing.assert_allclose(*returns, rtol=0.03)
+    observation = np.asarray(calibration_batch(run)[1])
+    mean = evaluation.conversion.policy.act(evaluation.conversion.quantize(observation))
+    policy = loop.make_context(run, 0, 0, stats).apply(params, observation).policy
+    np.testing.assert_allclose(mean * evaluation.conversion.policy_scale, policy.mean, atol=0.05)
+
+
 def nan(params):
     return {**params, "value": {**params["value"], "bias": np.full((2, 1), np.nan, np.float32)}}
 
@@ -94,7 +117,7 @@ def nan(params):
         (
             {"run": RUN.replace(agent=PPO(normalize_observations=True))},
             "run",
-            "normalize_observations",
+            "obs_stats.npz: does not exist",
         ),
     ],
 )

@@ -37,3 +37,39 @@ def test_returns_and_weight_norms_beside_it_are_those_of_the_shipped_results():
         names = list(returns.index if ".2f" in form else norms.unstack().index)
         for name in ("warm_start", "layer_norm"):
             assert form.format(*values[names.index(name)]) in text
+
+
+@pytest.mark.parametrize("name", ["mlp", "layer_norm", "impala", "mosaic", "pendulum"])
+def test_table_of_policies_is_that_of_the_shipped_measurements(name):
+    """Would catch numbers of another network, or more agreement than was measured."""
+    frame = results.read(ROOT / "docs/quantization/policies.parquet")
+    frame = frame[frame["run"] == name]
+
+    def mean(metric, policy="integer", **keys):
+        rows = frame[(frame["metric"] == metric) & (frame["policy"] == policy)]
+        for key, value in keys.items():
+            rows = rows[rows[key] == value]
+        return rows["value"].mean()
+
+    agreement = f"{mean('action_agreement'):.1%}"
+    if name == "pendulum":
+        agreement = f"error of the mean {mean('action_error'):.3f}"
+    returns = frame[frame["metric"].isin(["eval_train_return", "eval_test_return"])]
+    by_policy = returns.pivot(
+        index=["metric", "actions", "seed"], columns="policy", values=["value", "low", "high"]
+    )
+    integer = by_policy["value"]["integer"]
+    within = (integer >= by_policy["low"]["float"]) & (integer <= by_policy["high"]["float"])
+    cells = [
+        agreement,
+        f"{mean('policy_kl'):.4f}",
+        f"{mean('value_error'):.3f} of {mean('value_std'):.2f}",
+        *(
+            f"{mean('eval_train_return', policy, actions='sampled'):.2f}"
+            for policy in ("float", "integer")
+        ),
+        f"{within.sum()} of {len(within)}",
+        *(f"{mean('size_bytes', policy):,.0f}" for policy in ("float", "integer")),
+        *(f"{mean('steps_per_second', policy):,.0f}" for policy in ("float", "integer")),
+    ]
+    assert f"| `{name}` | {' | '.join(cells)} |" in (ROOT / "docs/integer.md").read_text()

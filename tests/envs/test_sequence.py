@@ -9,7 +9,7 @@ import pytest
 from helpers import same
 
 import plasticity as pl
-from plasticity.envs import CartPole, Games, Gather, Gymnax, Navix, Sequence
+from plasticity.envs import CartPole, Games, Gather, Gymnasium, Gymnax, Navix, Sequence
 from plasticity.envs.base import Levels, Task
 from plasticity.struct import SettingError, to_config
 from plasticity.training.run import check_run
@@ -25,6 +25,7 @@ FAMILIES = (
     "MiniGrid-Dynamic-Obstacles-6x6-v0",
 )
 LEFT = 0
+ONE_HOT = "minigrid.wrappers.OneHotPartialObsWrapper"
 
 
 def jitted(env):
@@ -53,6 +54,35 @@ def test_navix_tokens_are_the_cells_that_are_not_empty(empty):
         assert token[0] == (thing[0] not in (0, 1))
         hot = set(np.flatnonzero(token[3:]))
         assert hot == ({thing[0], 11 + thing[1], 17 + thing[2]} if token[0] else set())
+
+
+def test_gymnasium_tokens_equal_navixs(empty):
+    """Would catch rows for columns, or an agent that is encoded in another way."""
+    env, task, reset, _, step = empty
+    observe = jax.jit(env.replace(observation="objects").observe)
+    host = Gymnasium(env.id, levels=5, observation="objects", wrappers=(ONE_HOT,))
+    assert host.observation_shape == env.replace(observation="objects").observation_shape
+    room = host.make(1)
+    room.set_task(jax.tree.map(np.asarray, task))
+    state = reset(task, jax.random.key(0))
+    tokens = room.reset(np.ones(1, bool), np.random.default_rng(0))
+    assert tokens.dtype == np.float32
+    for action in (2, 1, 2, 0, 2, 0, 0, 2, 1):
+        assert np.array_equal(tokens[0], np.asarray(observe(task, state)))
+        state = step(task, state, jnp.int32(action), jax.random.key(0)).state
+        tokens = room.step(np.array([action])).observation
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (Gymnasium("CartPole-v1", observation="objects"), "env.observation='objects': must be box"),
+        (Gymnasium("MiniGrid-Empty-5x5-v0", observation="objects", scale=0.1), "env.scale=0.1"),
+    ],
+)
+def test_gymnasium_refuses_tokens_that_cannot_be(env, message):
+    with pytest.raises(SettingError, match=message):
+        env.check()
 
 
 def real(task="MiniGrid-Empty-5x5-v0", limit=30):

@@ -113,7 +113,10 @@ def test_all_cases_can_be_run():
     assert len(labels) == len({*labels})
     by_label = {case.label: case for case in all_cases()}
     assert by_label["intervention/redo"].run("paper").intervention.name == "redo"
-    for label in ("shift/dynamics", "shift/permute_blocks", "network/impala", "agent/continuous"):
+    for label in (
+        *("shift/dynamics", "shift/permute_blocks", "shift/permute_features"),
+        *("network/impala", "network/mosaic", "agent/continuous", "probes/token_rank"),
+    ):
         by_label[label].run("paper")
 
 

@@ -151,6 +151,41 @@ def test_residual_sum_has_half_a_unit_of_error():
         np.testing.assert_allclose(result, exact, rtol=0, atol=0.5 + 1 / 64 + 127 / 2**15)
 
 
+@pytest.mark.parametrize("tokens", [1, 2**16])
+def test_attention_does_not_overflow_at_its_bounds(tokens):
+    """Would catch weights that add up to more than int32 holds, or a mean of 16 bits too many."""
+    x = np.full((1, tokens, 1), 16383, np.int64)
+    valid = np.ones((1, tokens), bool)
+    for sign in (1, -1):
+        assert operators.masked_mean(int32(sign * x), valid).tolist() == [[sign * 16383]]
+    scores = RNG.integers(-3, 4, (1, 1, 1, tokens))
+    weights = operators.softmax(int32(scores), operators.softmax_argument(0.1))
+    value = np.full((1, tokens, 1, 1), -127, np.int8)
+    expected = -127 * np.asarray(weights, np.int64).sum()
+    assert abs(expected) <= 127 * (2**15 + tokens / 2)
+    assert operators.attention_sum(weights, value).tolist() == [[[[expected]]]]
+
+
+def test_masked_softmax_and_mean_leave_padding_out():
+    """Would catch weight on padding, also where it is larger, and 0 / 0 without a token."""
+    x = int32([[5, 300, -20], [5, 300, -20]])
+    valid = np.array([[True, False, True], [False, False, False]])
+    argument = operators.softmax_argument(0.01)
+    weights = operators.softmax(x, argument, valid)
+    alone = operators.softmax(x[:1, ::2], argument)
+    assert weights.tolist() == [[alone[0, 0].item(), 0, alone[0, 1].item()], [0, 0, 0]]
+    assert operators.masked_mean(x[..., None], valid).tolist() == [[-7], [0]]  # -7.5 upwards
+
+
+def test_residual_sum_of_15_bits_has_a_unit_of_error():
+    """Would catch the scale of sums of 8 bits."""
+    x, y = RNG.integers(-8000, 8001, (2, 4000))
+    scales = [operators.residual_argument(scale, 1.0, 15) for scale in (1.0, 0.03)]
+    result = operators.residual_sum(int32(x), int32(y), *scales, 15)
+    exact = x + 0.03 * y
+    np.testing.assert_allclose(result, exact, rtol=0, atol=1 + 8240 / 2**15)
+
+
 def test_operators_can_be_mapped_over_a_stack():
     """Would catch an operator that takes a batch's axes for granted."""
     x = int32(rows_of(8)).reshape(2, 3, 8)

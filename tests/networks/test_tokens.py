@@ -32,7 +32,7 @@ def padded(features=2):
 def test_unpad_keeps_every_valid_token_in_order(size):
     """Would catch a token that is lost or moved elsewhere: pad(unpad(x)) = x * mask."""
     tokens = padded()
-    kept = unpad(Tokens(*map(jnp.asarray, tokens)), size)
+    kept = unpad(jax.tree.map(jnp.asarray, tokens), size)
     again = np.zeros(tokens.features.shape)
     for row, valid in enumerate(VALID):
         count = valid.sum()
@@ -63,16 +63,21 @@ def test_tokens_of_objects_hide_what_is_in_padding():
     tokens = Tokenizer(shape)(broken[None])
     np.testing.assert_array_equal(tokens.valid, [[True, False]])
     np.testing.assert_array_equal(tokens.position, [[[0, 2], [0, 0]]])
+    np.testing.assert_array_equal(tokens.features, [[[3, 4], [0, 0]]])
     # The last two are the coordinates, from -1 to 1.
-    np.testing.assert_array_equal(tokens.features, [[[3, 4, -1, 1], [0, 0, 0, 0]]])
+    inputs = Tokenizer(shape).inputs(tokens)
+    np.testing.assert_array_equal(inputs, [[[3, 4, -1, 1], [0, 0, 0, 0]]])
 
 
 def test_tokens_of_a_vector_are_its_entries():
     """Would catch entries that a set of tokens could not tell apart."""
-    tokens = Tokenizer((3,))(jnp.array([[5.0, 6, 7]]))
+    tokenizer = Tokenizer((3,))
+    tokens = tokenizer(jnp.array([[5.0, 6, 7]]))
+    np.testing.assert_array_equal(tokens.features[0, :, 0], [5, 6, 7])
     np.testing.assert_array_equal(
-        tokens.features[0], np.concatenate([np.diag([5.0, 6, 7]), np.eye(3)], axis=1)
+        tokenizer.inputs(tokens)[0], np.concatenate([np.diag([5.0, 6, 7]), np.eye(3)], axis=1)
     )
+    np.testing.assert_array_equal(tokenizer.inputs(unpad(tokens, 4))[0, 3], [0] * 6)
     np.testing.assert_array_equal(tokens.position[0], [[0, 0], [1, 0], [2, 0]])
     assert tokens.valid.all()
 
@@ -80,11 +85,12 @@ def test_tokens_of_a_vector_are_its_entries():
 def test_tokens_of_an_image_are_its_patches():
     """Would catch patches that mix rows and columns, or images whose size is no multiple."""
     image = np.arange(4 * 6 * 2.0).reshape(1, 4, 6, 2)
-    tokens = Tokenizer((4, 6, 2), patch=2)(jnp.asarray(image))
-    assert tokens.features.shape == (1, 6, 8 + 2)
-    np.testing.assert_array_equal(tokens.features[0, 4, :8], image[0, 2:4, 2:4].reshape(-1))
+    tokenizer = Tokenizer((4, 6, 2), patch=2)
+    tokens = tokenizer(jnp.asarray(image))
+    assert tokens.features.shape == (1, 6, 8)
+    np.testing.assert_array_equal(tokens.features[0, 4], image[0, 2:4, 2:4].reshape(-1))
     np.testing.assert_array_equal(tokens.position[0, 4], [1, 1])
-    np.testing.assert_array_equal(tokens.features[0, 4, 8:], [1, 0])
+    np.testing.assert_array_equal(tokenizer.inputs(tokens)[0, 4, 8:], [1, 0])
     for shape, key in (((4, 6, 2), "network.patch=4"), ((300,), "at most 256"), ((), "no tokens")):
         with pytest.raises(SettingError, match=key):
             Tokenizer(shape, patch=4).check()

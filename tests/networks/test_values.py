@@ -140,5 +140,7 @@ def test_what_knows_no_categorical_value_is_refused():
     ):
         with pytest.raises(SettingError, match=message):
             check_run(run)
-    with pytest.raises(SettingError, match=r"network\.value_head='hl_gauss': must be scalar"):
+    with pytest.raises(
+        SettingError, match=r"network\.value_head='hl_gauss': must be one of scalar"
+    ):
         check_integer_run(RUN)

@@ -1,17 +1,20 @@
 """Probes of policy and trainability against NumPy, and all probes on real runs."""
 
 import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax.traverse_util import flatten_dict
 from probe_helpers import measure, view_of
 
 from plasticity import probes
 from plasticity.networks import Categorical, Network, Output
 from plasticity.probes import (
+    Capacity,
     PolicyChurn,
     PolicyKL,
     Probe,
@@ -116,10 +119,63 @@ def test_trainability_matches_numpy():
         assert measure(probe, view) == pytest.approx(expected, rel=1e-4)
 
 
+def test_capacity_matches_numpy():
+    """Would catch a rate that does not fall, a divergence the other way, or one copy for both."""
+    rng = np.random.default_rng(1)
+    x, drawn, present, initial = (rng.normal(size=size) for size in ((6, 2), *[(2, 4)] * 3))
+    softmax = partial(scipy.special.softmax, axis=1)
+    target = x @ drawn
+
+    def final_loss(kernel, gradient, loss):
+        kernel, m, v = kernel.copy(), 0.0, 0.0
+        for t in range(1, 4):
+            g = gradient(x @ kernel)
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            scale = np.sqrt(v / (1 - 0.999**t)) + 1e-8
+            kernel -= 0.1 * (1 - (t - 1) / 3) * m / (1 - 0.9**t) / scale
+        return loss(x @ kernel)
+
+    def policy_gradient(out):
+        return x.T @ np.pad(softmax(out[:, :3]) - softmax(target[:, :3]), ((0, 0), (0, 1))) / 6
+
+    def policy_loss(out):
+        p, q = softmax(target[:, :3]), softmax(out[:, :3])
+        return np.mean(np.sum(p * np.log(p / q), axis=1))
+
+    def value_gradient(out):
+        error = np.pad((out - target)[:, 3:], ((0, 0), (3, 0)))
+        return 2 * x.T @ error / 6
+
+    def value_loss(out):
+        return np.mean((out - target)[:, 3] ** 2)
+
+    def apply(kernel, observation):
+        outputs = observation @ kernel
+        return Output(Categorical(outputs[:, :3]), outputs[:, 3], {}, {})
+
+    view = view_of(
+        jnp.asarray(present, jnp.float32),
+        apply,
+        observation=jnp.asarray(x, jnp.float32),
+        initial_params=jnp.asarray(initial, jnp.float32),
+        init_params=lambda key: jnp.asarray(drawn, jnp.float32),
+    )
+    assert measure(Capacity(steps=3, learning_rate=0.1), view) == pytest.approx(
+        {
+            "policy": final_loss(present, policy_gradient, policy_loss),
+            "value": final_loss(present, value_gradient, value_loss),
+            "fresh_policy": final_loss(initial, policy_gradient, policy_loss),
+            "fresh_value": final_loss(initial, value_gradient, value_loss),
+        },
+        rel=1e-4,
+    )
+
+
 @pytest.mark.slow
 def test_probes_run_on_stacked_runs_with_two_torsos(tiny_run):
     """Would catch a probe that fails for two torsos, widening, norms, or runs in a stack."""
     smaller = {
+        "Capacity": {"steps": 2},
         "Trainability": {"steps": 2},
         "HessianEigenvalue": {"iterations": 3},
         "NTKRank": {"size": 4},

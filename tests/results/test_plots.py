@@ -182,3 +182,17 @@ def test_saved_figures_are_reproducible(tmp_path: Path, frame: pd.DataFrame) -> 
     for first, second in zip(*paths, strict=True):
         assert first.read_bytes() == second.read_bytes()
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_side_by_side_leaves_out_what_a_table_lacks(frame: pd.DataFrame) -> None:
+    """Would catch a metric of one network that is drawn in the column of another."""
+    other = frame[frame["metric"] != "dead_units"].assign(value=lambda rows: rows["value"] + 1)
+    figure = results.side_by_side({"a": frame, "b": other}, ["train_return", "dead_units"])
+    left, right, below, empty = figure.axes
+    assert [ax.get_title() for ax in (left, right)] == ["a", "b"]
+    assert left.get_ylim() == right.get_ylim()
+    assert below.lines
+    assert not empty.lines
+    assert not empty.axison
+    with pytest.raises(results.ResultsError, match="metric srank"):
+        results.side_by_side({"a": frame}, ["srank"])

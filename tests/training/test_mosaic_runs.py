@@ -27,10 +27,11 @@ def test_mosaic_trains_from_the_command_line_to_the_table(shell, tmp_path):
     """Would catch a shift, probe or table that knows no tokens, and a stack that is no stack."""
     probes = (
         "probes=[weight_norm,linearized_units,deviation_from_isometry,dormant_units,"
-        "attention_entropy,token_rank,closed_gates]"
+        "attention_entropy,token_rank,closed_gates,masked_modeling_loss]"
     )
+    methods = "'intervention=[masked_modeling,shrink_perturb]'"
     shifts = "'shift=[permute,permute_features]'"
-    assert shell(f"{LINE} agent.minibatch_size=20 {shifts} {probes}") == 0
+    assert shell(f"{LINE} agent.minibatch_size=20 {shifts} {methods} {probes}") == 0
     table = pl.results.read(tmp_path / "out/metrics.parquet")
     assert set(table.seed) == {0, 1}
     assert set(table["round"]) == {1, 2}
@@ -41,6 +42,7 @@ def test_mosaic_trains_from_the_command_line_to_the_table(shell, tmp_path):
         ("attention_entropy", {"attention_0", "all"}),
         ("token_rank", {"attention_0", "all"}),
         ("closed_gates", {"hidden_0", "all"}),
+        ("masked_modeling_loss", {"all"}),
         ("dormant_units", {"hidden_0", "hidden_1", "all"}),
     ):
         assert set(table.layer[table.metric == metric]) == layers

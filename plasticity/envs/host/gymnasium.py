@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
-import minigrid  # noqa: F401  registers MiniGrid's tasks
 import numpy as np
 from flax.core import FrozenDict
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
+from minigrid.minigrid_env import MiniGridEnv
 
 from plasticity.envs.base import Task, scale_action
 from plasticity.envs.host.processes import ProcessVectorEnv, check_picklable
 from plasticity.envs.host.vector_env import HostEnv, HostStep
+from plasticity.envs.minigrid_tokens import symbolic_tokens, token_shape
 from plasticity.struct import TARGET, SettingError, field, locate, static_field, thaw
 
 __all__ = ["Gymnasium"]
@@ -42,6 +44,9 @@ class Gymnasium(HostEnv):
       scale: a factor of observations.
       vectorization: `sync` steps the environments in sequence, `async` each in its own process.
       kwargs: arguments of `gymnasium.make`.
+      observation: `box`, that of the environment and its wrappers; or `objects`, object tokens of a
+        MiniGrid task, fully observed, as those of `Navix`. Wrappers of observations are then left
+        out.
     """
 
     id: str = static_field(kind=str)
@@ -50,6 +55,7 @@ class Gymnasium(HostEnv):
     scale: float = static_field(1.0, gt=0)
     vectorization: str = static_field("sync", choices=("sync", "async"))
     kwargs: Mapping[str, Any] = static_field(FrozenDict(), kind=Mapping)
+    observation: str = static_field("box", choices=("box", "objects"))
 
     @property
     def name(self) -> str:
@@ -73,6 +79,8 @@ class Gymnasium(HostEnv):
 
     def check(self) -> None:
         _ = self._spaces
+        if self.observation == "objects" and self.scale != 1:
+            raise SettingError("env.scale", self.scale, "must be 1 for env.observation=objects")
         if self.vectorization == "async":
             check_picklable(self._make_env(), self.id)
 
@@ -87,12 +95,12 @@ class Gymnasium(HostEnv):
 
     @property
     def _spaces(self) -> "Spaces":
-        return _spaces(self.id, self.kwargs, self.wrappers)
+        return _spaces(self.id, self.kwargs, self.wrappers, self.observation)
 
     def _make_env(self) -> Callable[[], gymnasium.Env[Any, Any]]:
         """Returns a function that makes one environment."""
         spec, kwargs = self._spaces.spec, thaw(self.kwargs)
-        wrappers = [_locate_wrapper(wrapper) for wrapper in self.wrappers]
+        wrappers = _wrappers(self.wrappers, self.observation)
 
         def make() -> gymnasium.Env[Any, Any]:
             env: Any = gymnasium.make(spec, **kwargs)
@@ -195,7 +203,40 @@ def _num_actions(space: gymnasium.Space[Any]) -> int:
     return int(combinations) if combinations <= _MAX_ACTIONS else 0
 
 
-def _locate_wrapper(wrapper: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+class ObjectTokens(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Observes a MiniGrid task's whole grid as object tokens; see `symbolic_tokens`."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        grid: Any = env.unwrapped
+        self.token_shape = token_shape(grid.height, grid.width)
+        self.observation_space = gymnasium.spaces.Box(0, np.inf, self.token_shape, np.float32)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """Returns the tokens of the present state. float32 [H * W, 24]."""
+        env: Any = self.unwrapped
+        # Indexed by column and row. The agent is encoded as in MiniGrid's FullyObsWrapper.
+        symbolic = env.grid.encode()
+        symbolic[tuple(env.agent_pos)] = OBJECT_TO_IDX["agent"], COLOR_TO_IDX["red"], env.agent_dir
+        return symbolic_tokens(symbolic.swapaxes(0, 1))
+
+
+Wrapper = tuple[Callable[..., Any], dict[str, Any]]  # and its arguments
+
+
+def _wrappers(wrappers: tuple[Any, ...], observation: str) -> list[Wrapper]:
+    """Returns the wrappers of an environment, innermost first."""
+    located = [_locate_wrapper(wrapper) for wrapper in wrappers]
+    if observation != "objects":
+        return located
+
+    def is_kept(wrap: Any) -> bool:
+        return not (isinstance(wrap, type) and issubclass(wrap, gymnasium.ObservationWrapper))
+
+    return [*(wrapper for wrapper in located if is_kept(wrapper[0])), (ObjectTokens, {})]
+
+
+def _locate_wrapper(wrapper: Any) -> Wrapper:
     """Returns a wrapper and its arguments."""
     if not isinstance(wrapper, Mapping):
         return locate(wrapper, "env.wrappers"), {}
@@ -221,7 +262,9 @@ def _is_flattenable(space: gymnasium.Space[Any]) -> bool:
 
 
 @functools.cache
-def _spaces(id: str, kwargs: Mapping[str, Any], wrappers: tuple[Any, ...]) -> Spaces:
+def _spaces(
+    id: str, kwargs: Mapping[str, Any], wrappers: tuple[Any, ...], observation: str = "box"
+) -> Spaces:
     """Returns the spaces of an environment, which is made and closed for that.
 
     Raises:
@@ -246,6 +289,13 @@ def _spaces(id: str, kwargs: Mapping[str, Any], wrappers: tuple[Any, ...]) -> Sp
         except Exception as error:  # a user's wrapper may raise anything
             allowed = f"must wrap {id} ({error!r})"
             raise SettingError("env.wrappers", thaw(wrapper), allowed) from error
+    shape: tuple[int, ...] | None = None
+    if observation == "objects":
+        if not isinstance(env.unwrapped, MiniGridEnv):
+            allowed = f"must be box: {id} is no task of MiniGrid's"
+            raise SettingError("env.observation", observation, allowed)
+        env = ObjectTokens(env)
+        shape = env.token_shape
     observations, actions = env.observation_space, env.action_space
     env.close()
     if not isinstance(observations, gymnasium.spaces.Box):
@@ -265,4 +315,4 @@ def _spaces(id: str, kwargs: Mapping[str, Any], wrappers: tuple[Any, ...]) -> Sp
             f"must have discrete actions, at most {_MAX_ACTIONS} combinations, or a bounded box, "
             f"not {actions}; env.wrappers can name a gymnasium.ActionWrapper of yours",
         )
-    return Spaces(spec, observations.shape, num_actions, actions)
+    return Spaces(spec, shape or observations.shape, num_actions, actions)
