@@ -14,7 +14,7 @@ from plasticity.agents import *
 from plasticity.config import from_config
 from plasticity.envs import *
 from plasticity.interventions import *
-from plasticity.networks import BaseNetwork, Mosaic, Network, Output, Regressor
+from plasticity.networks import BaseNetwork, Mosaic, Network, Output, Regressor, SimBa, SimBaV2
 from plasticity.probes import *
 from plasticity.renamed import renamed_attribute
 from plasticity.shifts import *
@@ -31,6 +31,8 @@ __all__ = [
     "Run",
     "Schedule",
     "SettingError",
+    "SimBa",
+    "SimBaV2",
     "field",
     "from_config",
     "load_obs_stats",

@@ -46,7 +46,7 @@ class A2C(Agent):
       learning_rate: Adam's step size.
       adam_eps: Adam's epsilon.
       ent_coef: weight of the entropy bonus.
-      vf_coef: weight of the squared value error.
+      vf_coef: weight of the squared value error, or of the cross-entropy of a categorical value.
       gae_lambda: decay of generalized advantage estimation.
       max_grad_norm: global norm that gradients are clipped to.
       normalize_advantages: whether advantages are normalized over the rollout.

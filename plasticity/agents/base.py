@@ -140,6 +140,9 @@ class Agent(Struct):
     def check_sequences(self) -> None:
         """Raises `SettingError` if it cannot learn from sequences, as of networks with memory."""
 
+    def check_categorical_value(self) -> None:
+        """Raises `SettingError` if it cannot learn categorical values (`CategoricalValue`)."""
+
     @abstractmethod
     def optimizer(self, key: Array) -> Optimizer:
         """Returns the update rule, before interventions change it.
@@ -268,6 +271,7 @@ def gradient_step(
         step,
         context._replace(key=step_key),
     )
+    train_state = train_state._replace(params=context.project(train_state.params))
     return state, train_state, {**metrics, "gradient_norm": norms(gradients)}
 
 
@@ -324,6 +328,7 @@ def end_update(
       square of the change of the parameters, and `explained_variance` of the rollout's values.
     """
     state, train_state = interventions.after_update(state, train_state, rollout, context)
+    train_state = train_state._replace(params=context.project(train_state.params))
     change = optax.tree.sub(train_state.params, rollout.params)
     explained = explained_variance(rollout.batch.value, rollout.batch.target)
     metrics = {"update_size": root_mean_squares(change), "explained_variance": {"all": explained}}

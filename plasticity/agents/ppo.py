@@ -55,7 +55,8 @@ class PPO(Agent):
       adam_eps: Adam's epsilon.
       clip_eps: clipping range of the probability ratio.
       ent_coef: weight of the entropy bonus.
-      vf_coef: weight of the squared value error, which is not halved.
+      vf_coef: weight of the squared value error, which is not halved; or of the cross-entropy of
+        a categorical value.
       gamma: discount factor.
       gae_lambda: decay of generalized advantage estimation.
       max_grad_norm: global norm that gradients are clipped to.
@@ -63,6 +64,7 @@ class PPO(Agent):
         epoch, as in CleanRL (see `scan_epochs`); all epochs are made if not given.
       vf_clip_eps: clipping range of the value around that of the rollout; not clipped if not given.
         CleanRL's `clip_vloss` takes that of the ratio: `'agent.vf_clip_eps=${agent.clip_eps}'`.
+        Categorical values cannot be clipped.
       lr_schedule: how the learning rate falls to 0, "linear" or "cosine"; constant if not given.
         It is counted in gradient steps made since the optimizer's state was last reset: since the
         last shift, unless `reset_optimizer` is off.
@@ -133,6 +135,14 @@ class PPO(Agent):
                 "must be that of whole sequences, in equal shares of all environments, for a "
                 f"network with memory: one of {', '.join(map(str, sizes))} where "
                 f"agent.num_envs={self.num_envs} and agent.num_steps={self.num_steps}",
+            )
+
+    def check_categorical_value(self) -> None:
+        if self.vf_clip_eps is not None:
+            raise SettingError(
+                "agent.vf_clip_eps",
+                self.vf_clip_eps,
+                "must not be set where the value is categorical, as by network.value_head",
             )
 
     def optimizer(self, key: Array) -> Optimizer:
@@ -407,15 +417,18 @@ def normalize_advantages(batch: Batch) -> Batch:
 
 
 def value_loss(output: Output, batch: Batch, clip_eps: Array | float | None = None) -> Array:
-    """Returns the squared error of the value of each transition, summed over value heads. [M].
+    """Returns the loss of the value of each transition, summed over value heads. [M].
+
+    It is the squared error, or the cross-entropy of a categorical value (`Output.value_loss`).
 
     Args:
       output: the network's output.
       batch: the transitions.
-      clip_eps: if given, the error is the larger one of the value and of the value clipped to this
-        distance from that of the rollout. The intrinsic value is not clipped, as in CleanRL.
+      clip_eps: if given, the squared error is the larger one of the value and of the value clipped
+        to this distance from that of the rollout. The intrinsic value is not clipped, as in
+        CleanRL.
     """
-    loss = jnp.square(output.value - batch.target)
+    loss = output.value_loss(batch.target)
     if clip_eps is not None:
         clipped = batch.value + jnp.clip(output.value - batch.value, -clip_eps, clip_eps)
         loss = jnp.maximum(loss, jnp.square(clipped - batch.target))

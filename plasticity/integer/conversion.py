@@ -180,7 +180,11 @@ def check_convertible(
         kind = f"{type(network).__module__}.{type(network).__qualname__}"
         allowed = "must be plasticity.networks.Network or .Mosaic"
         raise SettingError(f"network.{TARGET}", kind, allowed)
-    for key, known in (("activation", _ACTIVATIONS), ("norm", _NORMS)):
+    for key, known in (
+        ("activation", _ACTIVATIONS),
+        ("norm", _NORMS),
+        ("value_head", ("scalar",)),
+    ):
         value = getattr(network, key)
         if value not in known:
             allowed = f"must be one of {', '.join(known)} to have an integer form"

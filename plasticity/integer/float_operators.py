@@ -261,8 +261,8 @@ def _add_tokens(builder: _Builder) -> int:
         tokens = tokenizer(observation)
         if size:
             tokens = unpad(tokens, size)
-        columns = (tokens.valid[..., None].astype(jnp.float32), tokens.position, tokens.features)
-        return jnp.concatenate(columns, axis=-1)
+        valid, features = tokens.valid[..., None].astype(jnp.float32), tokenizer.inputs(tokens)
+        return jnp.concatenate([valid, tokens.position, features], axis=-1)
 
     kind = "object_tokens" if are_objects else "select_tokens"
     return builder.add("tokens", kind, apply, 0, size=size, grid=tokenizer.grid)

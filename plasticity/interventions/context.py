@@ -55,6 +55,10 @@ class GradientStep(NamedTuple):
     activations: dict[str, Array]
 
 
+def _keep(params: Params) -> Params:
+    return params
+
+
 class Context(NamedTuple):
     """Tools that every hook may use.
 
@@ -64,12 +68,14 @@ class Context(NamedTuple):
       update: agent updates completed before this one; int32 [].
       init_params: draws parameters from their initial distribution, with a key.
       apply: computes the network's output from trained parameters and observations [M, ...]; or
-        from `Steps` or `Sequences`, if it has a memory, which is empty otherwise; an encoder's also
-        from `Tokens`, see `Output.tokens`.
+        from `Steps` or `Sequences`, if it has a memory, which is empty otherwise; of an encoder
+        also from `Tokens`, see `Output.tokens`.
       effective_params: computes the parameters that the network uses from the trained ones.
       optimizer: the update rule, with the changes of all interventions.
       precision: that of the run. `apply` computes at it; networks of your own do so by
         `plasticity.networks.at_precision`.
+      project: projects trained parameters as the network does: see `BaseNetwork.project`. It is
+        called after every hook that changes them.
     """
 
     key: Array
@@ -80,6 +86,7 @@ class Context(NamedTuple):
     effective_params: Callable[[Params], Params]
     optimizer: optax.GradientTransformation
     precision: str = "float32"
+    project: Callable[[Params], Params] = _keep
 
 
 def reset_moments(train_state: TrainState, mask: Params, context: Context) -> optax.OptState:

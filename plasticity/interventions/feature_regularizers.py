@@ -20,7 +20,7 @@ from plasticity.interventions.base import (
     State,
     TrainState,
 )
-from plasticity.networks import Output, Params, connections
+from plasticity.networks import Output, Params, connections, layer_index
 from plasticity.networks.initializers import uniform
 from plasticity.struct import field, static_field
 
@@ -30,8 +30,9 @@ __all__ = ["ChurnReduction", "InFeR", "KLPenalty", "ProximalFeatures"]
 class InFeR(Intervention):
     """Regresses auxiliary heads to a multiple of their initial outputs (Lyle et al. 2022).
 
-    The network gets auxiliary linear heads g on what the policy's head reads, the last hidden layer
-    or the recurrent layer after it, which are trained with it.
+    The network gets auxiliary linear heads g on what the policy's head reads, which are trained
+    with it: the last hidden layer, the recurrent layer after it, or the features of a torso of
+    residual blocks such as SimBa's.
     The loss gets the term coefficient * sum over heads of (g(x; theta) - scale * g(x; theta_0))^2,
     averaged over the minibatch. theta_0 are all parameters at the beginning of the run, including
     these heads. The heads are initialized like any linear layer, are the entry "infer" of the
@@ -79,7 +80,8 @@ class InFeR(Intervention):
         rollout: Rollout,
         context: Context,
     ) -> Array:
-        layer = "memory" if "memory" in params else _last_layer(params)
+        read = [name for name in ("memory", "features") if name in output.activations]
+        layer = read[0] if read else _last_layer(params)
 
         def outputs(activations: dict[str, Array], params: Params) -> Array:
             heads = params["infer"]
@@ -257,9 +259,5 @@ class ChurnReduction(Intervention):
 
 
 def _last_layer(params: Params) -> str:
-    """Returns the name of the hidden layer that feeds the policy's head, or its recurrent layer."""
-    readers = {("policy", "kernel"), ("memory", "input", "kernel")}
-    (name,) = (
-        name for name, layer in connections(params).items() if readers.intersection(layer.outgoing)
-    )
-    return name
+    """Returns the name of the policy's last hidden layer."""
+    return max((name for name in connections(params) if name in params["torso"]), key=layer_index)

@@ -19,8 +19,10 @@ from plasticity.networks import (
     precision,
     recurrent,
     regressor,
+    simba,
     tokens,
     torso,
+    values,
 )
 from plasticity.networks.activations import *
 from plasticity.networks.actor_critic import *
@@ -37,8 +39,10 @@ from plasticity.networks.param_tree import *
 from plasticity.networks.precision import *
 from plasticity.networks.recurrent import *
 from plasticity.networks.regressor import *
+from plasticity.networks.simba import *
 from plasticity.networks.tokens import *
 from plasticity.networks.torso import *
+from plasticity.networks.values import *
 
 __all__: list[str] = []
 __all__ += activations.__all__
@@ -56,5 +60,7 @@ __all__ += param_tree.__all__
 __all__ += precision.__all__
 __all__ += recurrent.__all__
 __all__ += regressor.__all__
+__all__ += simba.__all__
 __all__ += tokens.__all__
 __all__ += torso.__all__
+__all__ += values.__all__

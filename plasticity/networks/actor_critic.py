@@ -1,7 +1,11 @@
 """The default network: a torso that policy and value share, or one each, and a linear head each."""
 
+from abc import abstractmethod
+from typing import ClassVar, NamedTuple
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from plasticity.networks.activations import get_activation
 from plasticity.networks.base import BaseNetwork, Output, Params
@@ -9,12 +13,20 @@ from plasticity.networks.distributions import Categorical, Distribution, Gaussia
 from plasticity.networks.initializers import draw_orthogonal
 from plasticity.networks.memory import Inputs, Memory, Sequences, Steps, without_memory
 from plasticity.networks.recurrent import CELLS, Recurrent
-from plasticity.networks.torso import NORMS, Convolution, Dense, Torso, linear
+from plasticity.networks.torso import NORMS, Convolution, Dense, Linear, Torso, linear
+from plasticity.networks.values import VALUE_DISTRIBUTIONS, Bins, CategoricalValue
 from plasticity.struct import SettingError, static_field
 
-__all__ = ["ActorCritic", "Network"]
+__all__ = ["ActorCritic", "ActorCriticNetwork", "Network", "ValueHead"]
 
 Array = jax.Array
+
+
+class ValueHead(NamedTuple):
+    """The kind of a value head that is categorical."""
+
+    distribution: type[CategoricalValue]
+    bins: Bins
 
 
 class ActorCritic(nn.Module):
@@ -26,6 +38,9 @@ class ActorCritic(nn.Module):
 
     With memory there is a recurrent layer between a torso and its heads: `memory`, and
     `value_memory` after the value's torso.
+
+    The head `value` computes the value, or the logits of a categorical one. An intrinsic value is
+    always a number.
     """
 
     torso: nn.Module
@@ -34,6 +49,8 @@ class ActorCritic(nn.Module):
     continuous: bool = False
     intrinsic: bool = False
     memory: Recurrent | None = None
+    value_head: ValueHead | None = None
+    head_linear: Linear = linear
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Output:
@@ -58,14 +75,30 @@ class ActorCritic(nn.Module):
             layers.activations.update(rows)
         features = torsos["memory"]
         value_features = torsos.get("value_memory", features)
-        intrinsic = Dense(1, name="intrinsic_value") if self.intrinsic else None
+        policy = Head(self.num_actions, self.continuous, self.head_linear, name="policy")(features)
+        value, distribution = self._value(value_features)
+        intrinsic = self._dense(1, "intrinsic_value") if self.intrinsic else None
         return Output(
-            policy=Head(self.num_actions, self.continuous, name="policy")(features),
-            value=Dense(1, name="value")(value_features)[..., 0],
+            policy=policy,
+            value=value,
             **layers._asdict(),
             intrinsic_value=None if intrinsic is None else intrinsic(value_features)[..., 0],
             memory=memory,
+            value_distribution=distribution,
         )
+
+    def _dense(self, features: int, name: str) -> Dense:
+        return Dense(features, self.head_linear, name=name)
+
+    def _value(self, features: Array) -> tuple[Array, CategoricalValue | None]:
+        """Computes the value, and the distribution of which it is the mean if it is categorical."""
+        if self.value_head is None:
+            return self._dense(1, "value")(features)[..., 0], None
+        kind, bins = self.value_head
+        logits = self._dense(bins.number, "value")(features)
+        # A mean over bins in bfloat16 would be off by as much as a bin.
+        distribution = kind(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), bins)
+        return distribution.mean, distribution
 
     def _recur(
         self, kind: Recurrent, torsos: dict[str, Array], inputs: Inputs
@@ -100,49 +133,50 @@ class Head(nn.Module):
 
     num_actions: int
     continuous: bool
+    linear: Linear = linear
 
     @nn.compact
     def __call__(self, x: Array) -> Distribution:
-        outputs = linear(self, x, self.num_actions)
+        outputs = self.linear(self, x, self.num_actions)
         if not self.continuous:
             return Categorical(outputs)
         return Gaussian(outputs, self.param("log_std", nn.initializers.zeros, (self.num_actions,)))
 
 
-class Network(BaseNetwork):
-    """A multilayer perceptron or a convolutional network with linear heads.
+class ActorCriticNetwork(BaseNetwork):
+    """Base class of networks of torsos and heads: a subclass defines `torso`.
 
     Attributes:
-      hidden: width of each fully connected layer.
-      activation: activation function after each hidden layer: a name in `ACTIVATIONS`, or an
-        import path of a function or a Flax module class (see `get_activation`).
-      norm: normalization of each layer before its activation: a name in `NORMS`.
       shared: whether policy and value share a torso, or have one each.
-      channels: channels of each convolution before the fully connected layers; none if
-        observations are not images.
-      kernel: kernel size of each convolution, or of all.
-      stride: stride of each convolution, or of all.
-      padding: zeros on each side for each convolution, or for all.
-      blocks: residual blocks after each convolution, as in IMPALA's network (Espeholt et al. 2018).
       memory: a recurrent layer between torso and heads, of each torso: `gru` or `lstm`. None if not
         given.
       memory_size: the units of the recurrent layer.
-      init: "orthogonal" draws weights as CleanRL does (see `draw_orthogonal`), also where a method
-        draws new ones. If not given, they are uniform, as PyTorch's default.
+      value_head: `scalar`, a number; or a categorical value, which is trained by cross-entropy:
+        `two_hot` or `hl_gauss` (see `TwoHot` and `HLGauss`).
+      value_bins: the number of bins of a categorical value.
+      value_range: the least and the largest return that a categorical value can be. Targets
+        beyond it count as its ends.
+      value_sigma: the standard deviation of `hl_gauss`, in widths of a bin.
+      head_linear: computes the linear layer of each head.
     """
 
-    hidden: tuple[int, ...] = static_field((256, 256), ge=1, least=1, most=100)
-    activation: str = static_field("relu")
-    norm: str = static_field("none", choices=lambda: tuple(NORMS))
-    shared: bool = static_field(True)
-    channels: tuple[int, ...] = static_field((), kind=int, ge=1, most=100)
-    kernel: tuple[int, ...] = static_field((4,), ge=1, least=1)
-    stride: tuple[int, ...] = static_field((2,), ge=1, least=1)
-    padding: tuple[int, ...] = static_field((1,), ge=0, least=1)
-    blocks: int = static_field(0, ge=0, le=100)
-    memory: str | None = static_field(None, kind=str, choices=lambda: tuple(CELLS))
-    memory_size: int = static_field(128, ge=1)
-    init: str | None = static_field(None, kind=str, choices=("orthogonal",))
+    head_linear: ClassVar[Linear] = staticmethod(linear)
+
+    shared: bool = static_field(True, kw_only=True)
+    memory: str | None = static_field(None, kind=str, choices=lambda: tuple(CELLS), kw_only=True)
+    memory_size: int = static_field(128, ge=1, kw_only=True)
+    value_head: str = static_field("scalar", choices=("scalar", *VALUE_DISTRIBUTIONS), kw_only=True)
+    value_bins: int = static_field(101, ge=2, kw_only=True)
+    value_range: tuple[float, float] = static_field((-10.0, 10.0), least=2, most=2, kw_only=True)
+    value_sigma: float = static_field(0.75, gt=0, kw_only=True)
+
+    @abstractmethod
+    def torso(self, observation_shape: tuple[int, ...], name: str | None = None) -> nn.Module:
+        """Builds the module of the layers before the heads. Raises as `build` does.
+
+        It maps observations [B, *observation_shape] to features [B, units] and `Layers`.
+        """
+        raise NotImplementedError
 
     def build(
         self,
@@ -160,8 +194,7 @@ class Network(BaseNetwork):
           intrinsic: whether there is a second value head.
 
         Raises:
-          SettingError: there is no such activation, it does not divide a width, or images are too
-            small for the convolutions.
+          SettingError: the description does not suit the observations, or sizes do not go together.
         """
         torso, value_torso = (
             self.torso(observation_shape, name) for name in ("torso", "value_torso")
@@ -173,10 +206,9 @@ class Network(BaseNetwork):
             continuous,
             intrinsic,
             self._recurrent(),
+            self._value_head(),
+            type(self).head_linear,
         )
-
-    def initialize(self, params: Params, key: Array) -> Params:
-        return params if self.init is None else draw_orthogonal(params, key)
 
     def initial_memory(self, batch_size: int) -> Memory:
         if (recurrent := self._recurrent()) is None:
@@ -187,8 +219,60 @@ class Network(BaseNetwork):
     def _recurrent(self) -> Recurrent | None:
         return None if self.memory is None else Recurrent(self.memory, self.memory_size)
 
+    def _value_head(self) -> ValueHead | None:
+        if self.value_head == "scalar":
+            return None
+        low, high = self.value_range
+        if not low < high:
+            raise SettingError(
+                "network.value_range", self.value_range, "must be two numbers in ascending order"
+            )
+        bins = Bins(self.value_bins, low, high, self.value_sigma)
+        return ValueHead(VALUE_DISTRIBUTIONS[self.value_head], bins)
+
+
+class Network(ActorCriticNetwork):
+    """A multilayer perceptron or a convolutional network with linear heads.
+
+    Attributes:
+      hidden: width of each fully connected layer.
+      activation: activation function after each hidden layer: a name in `ACTIVATIONS`, or an
+        import path of a function or a Flax module class (see `get_activation`).
+      norm: normalization of each layer before its activation: a name in `NORMS`.
+      channels: channels of each convolution before the fully connected layers; none if
+        observations are not images.
+      kernel: kernel size of each convolution, or of all.
+      stride: stride of each convolution, or of all.
+      padding: zeros on each side for each convolution, or for all.
+      blocks: residual blocks after each convolution, as in IMPALA's network (Espeholt et al. 2018).
+      init: "orthogonal" draws weights as CleanRL does (see `draw_orthogonal`), also where a method
+        draws new ones. If not given, they are uniform, as PyTorch's default.
+    """
+
+    hidden: tuple[int, ...] = static_field((256, 256), ge=1, least=1, most=100)
+    activation: str = static_field("relu")
+    norm: str = static_field("none", choices=lambda: tuple(NORMS))
+    channels: tuple[int, ...] = static_field((), kind=int, ge=1, most=100)
+    kernel: tuple[int, ...] = static_field((4,), ge=1, least=1)
+    stride: tuple[int, ...] = static_field((2,), ge=1, least=1)
+    padding: tuple[int, ...] = static_field((1,), ge=0, least=1)
+    blocks: int = static_field(0, ge=0, le=100)
+    init: str | None = static_field(None, kind=str, choices=("orthogonal",))
+
+    def initialize(self, params: Params, key: Array) -> Params:
+        return params if self.init is None else draw_orthogonal(params, key)
+
     def torso(self, observation_shape: tuple[int, ...], name: str | None = None) -> Torso:
-        """Builds the module of the layers before the heads. Raises as `build` does."""
+        """Builds the module of the layers before the heads.
+
+        Args:
+          observation_shape: the shape of one observation.
+          name: of the module.
+
+        Raises:
+          SettingError: there is no such activation, it does not divide a width, or images are too
+            small for the convolutions.
+        """
         activation = get_activation(self.activation)
         for field, widths in (("hidden", self.hidden), ("channels", self.channels)):
             if any(units % activation.widening for units in widths):

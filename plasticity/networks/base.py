@@ -13,9 +13,10 @@ from plasticity.networks.attention import AttentionLayer
 from plasticity.networks.distributions import Distribution, distribution_class
 from plasticity.networks.memory import Memory, Sequences
 from plasticity.networks.tokens import Tokens
+from plasticity.networks.values import CategoricalValue
 from plasticity.struct import TARGET, SettingError, Struct, fields
 
-__all__ = ["BaseNetwork", "Output", "Params", "check_network"]
+__all__ = ["BaseNetwork", "NetworkShapes", "Output", "Params", "check_network", "network_shapes"]
 
 Array = jax.Array
 Params = Any  # a parameter tree: {"torso": {layer: ...}, "policy": ..., "value": ...}
@@ -43,6 +44,19 @@ class Output(NamedTuple):
     attention: dict[str, AttentionLayer] | None = None  # of attention layers by name, if any
     tokens: TokenPrediction | None = None  # where the network predicts the features of its tokens
     memory: Memory = ()  # after the step, or the last one of a sequence; () without memory
+    value_distribution: CategoricalValue | None = None  # [B]: of which `value` is the mean, if any
+
+    def value_loss(self, target: Array) -> Array:
+        """Returns the loss of the value of each observation, [B].
+
+        It is the squared error; or the cross-entropy, if the value is categorical.
+
+        Args:
+          target: the return that the value should be, [B].
+        """
+        if self.value_distribution is None:
+            return jnp.square(self.value - target)
+        return self.value_distribution.loss(target)
 
 
 class BaseNetwork(Struct):
@@ -63,7 +77,8 @@ class BaseNetwork(Struct):
       - "policy" and "value", the linear heads; "intrinsic_value" beside them, if asked for.
 
     `Output.activations` and `.preactivations` have the layers of the torso under the same names,
-    and those of the value's under "value_hidden_<i>".
+    and those of the value's under "value_hidden_<i>". If the heads read no hidden layer, as where
+    these write to a residual stream, `activations` has what they read as "features".
 
     Without these names less is measured, and some methods do not apply:
 
@@ -76,12 +91,13 @@ class BaseNetwork(Struct):
         parameters alike (`L2Init`, `ShrinkPerturb`, `ResetAll`, ...) and update rules need no
         names.
 
-    An encoder of tokens may have a field `masked_modeling`. If true, its module takes `Tokens` in
-    place of observations, and returns `Output.tokens`.
     A network with memory overrides `initial_memory` as well, and its module also reads `Steps` and
     `Sequences`. If it has a recurrent layer "memory" between torso and heads, as `RecurrentLayer`
     is, and "value_memory" for a torso of the value's own, `Output.activations` has its outputs
     under these names, and probes of features measure them.
+
+    An encoder of tokens may have a field `masked_modeling`. If true, its module takes `Tokens` in
+    place of observations, and returns `Output.tokens`.
 
     Interventions that change the architecture set a field of the description, `norm` or
     `activation`: see `replace`. `check_run` refuses them for a network without that field.
@@ -118,6 +134,16 @@ class BaseNetwork(Struct):
         """
         return params
 
+    def project(self, params: Params) -> Params:
+        """Projects parameters onto the set that they belong to, as the unit sphere.
+
+        It is called after every gradient step, and after interventions have changed parameters.
+
+        Args:
+          params: the trained parameters, with those that interventions have added.
+        """
+        return params
+
     def initial_memory(self, batch_size: int) -> Memory:
         """Returns the memory at the beginning of an episode: zeros [batch_size, ...], or ()."""
         return ()
@@ -140,7 +166,13 @@ class BaseNetwork(Struct):
         return super().replace(**changes)
 
 
-@lru_cache(maxsize=64)
+class NetworkShapes(NamedTuple):
+    """The shapes of a network's parameters, and of its output on a batch."""
+
+    params: Params
+    output: Output
+
+
 def check_network(
     network: BaseNetwork,
     observation_shape: tuple[int, ...],
@@ -148,6 +180,18 @@ def check_network(
     continuous: bool = False,
     intrinsic: bool = False,
 ) -> Params:
+    """Returns the shapes of a network's parameters: see `network_shapes`."""
+    return network_shapes(network, observation_shape, num_actions, continuous, intrinsic).params
+
+
+@lru_cache(maxsize=64)
+def network_shapes(
+    network: BaseNetwork,
+    observation_shape: tuple[int, ...],
+    num_actions: int,
+    continuous: bool = False,
+    intrinsic: bool = False,
+) -> NetworkShapes:
     """Checks that a network's module returns an `Output` of the right shapes.
 
     Traces the module without computing anything. Results are cached.
@@ -160,7 +204,7 @@ def check_network(
       intrinsic: whether an `intrinsic_value` is required.
 
     Returns:
-      The shapes of the module's parameters.
+      The shapes of the module's parameters and output.
 
     Raises:
       SettingError: the module returns something else; or `build` raises it.
@@ -222,7 +266,7 @@ def check_network(
             shape == (batch_size, 3),
             f"the value of its output must be of shape [n, T] for sequences, not {shape}",
         )
-    return variables["params"]
+    return NetworkShapes(variables["params"], output)
 
 
 def _import_path(network: BaseNetwork) -> str:

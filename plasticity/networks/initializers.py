@@ -1,6 +1,7 @@
-"""A fast initializer, for methods that draw weights at every gradient step."""
+"""Initializers: a fast one, for methods that draw at every gradient step, and published ones."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ from plasticity.networks.base import Params
 from plasticity.networks.linalg import sequence_after
 from plasticity.networks.param_tree import MEMORIES, value_heads
 
-__all__ = ["draw_orthogonal", "uniform"]
+__all__ = ["draw_orthogonal", "he_normal", "orthogonal", "redraw_kernels", "uniform"]
 
 Array = jax.Array
+# From the path of the layer, a key, the old kernel and the kernel drawn before.
+DrawKernel = Callable[[tuple[str, ...], Array, Array, Array], Array]
 
 
 def uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
@@ -49,17 +52,33 @@ def draw_orthogonal(params: Params, key: Array) -> Params:
       key: randomness.
     """
     gains = {"policy": 0.01} | dict.fromkeys((*value_heads(params), *MEMORIES), 1.0)
+
+    def draw(path: tuple[str, ...], key: Array, kernel: Array, after: Array) -> Array:
+        return gains.get(path[0], math.sqrt(2)) * orthogonal(key, kernel, after)
+
+    return redraw_kernels(params, key, draw)
+
+
+def redraw_kernels(params: Params, key: Array, draw: DrawKernel) -> Params:
+    """Redraws all kernels and sets their biases to 0. Parameters of other names are kept.
+
+    Args:
+      params: newly drawn parameters.
+      key: randomness.
+      draw: draws a kernel, given the path of its layer, a key, the old kernel, and the kernel drawn
+        before it, after which it is to be computed: see `sequence_after`.
+    """
     last = jnp.zeros(())  # decompositions run one after the other
 
-    def redraw(entry: Params, gain: float, key: Array) -> Params:
+    def redraw(entry: Params, path: tuple[str, ...], key: Array) -> Params:
         nonlocal last
         redrawn = {}
         for i, (name, leaf) in enumerate(sorted(entry.items())):
             leaf_key = jax.random.fold_in(key, i)
             if isinstance(leaf, dict):
-                redrawn[name] = redraw(leaf, gain, leaf_key)
+                redrawn[name] = redraw(leaf, (*path, name), leaf_key)
             elif name == "kernel":
-                redrawn[name] = last = gain * _orthogonal(leaf_key, leaf.shape, last, leaf.dtype)
+                redrawn[name] = last = draw(path, leaf_key, leaf, last)
             elif name == "bias" and "kernel" in entry:
                 redrawn[name] = jnp.zeros_like(leaf)
             else:
@@ -67,15 +86,27 @@ def draw_orthogonal(params: Params, key: Array) -> Params:
         return redrawn
 
     return {
-        name: redraw(entry, gains.get(name, math.sqrt(2)), jax.random.fold_in(key, i))
+        name: redraw(entry, (name,), jax.random.fold_in(key, i))
         for i, (name, entry) in enumerate(sorted(params.items()))
     }
 
 
-def _orthogonal(key: Array, shape: tuple[int, ...], after: Array, dtype: jnp.dtype) -> Array:
-    """Draws a matrix [prod(shape[:-1]), shape[-1]] with orthonormal columns, or rows. [*shape]."""
-    rows, columns = math.prod(shape[:-1]), shape[-1]
-    normal = jax.random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
+def orthogonal(key: Array, kernel: Array, after: Array) -> Array:
+    """Draws a matrix [prod(shape[:-1]), shape[-1]] with orthonormal columns, or rows. [*shape].
+
+    Args:
+      key: randomness.
+      kernel: for the shape and the dtype.
+      after: what is computed before: see `sequence_after`.
+    """
+    rows, columns = math.prod(kernel.shape[:-1]), kernel.shape[-1]
+    normal = jax.random.normal(key, (max(rows, columns), min(rows, columns)), kernel.dtype)
     q, r = jnp.linalg.qr(sequence_after(normal, after))
-    q *= jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0).astype(dtype)  # so that it is uniform
-    return (q if rows >= columns else q.T).reshape(shape)
+    q *= jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0).astype(kernel.dtype)  # so that it is uniform
+    return (q if rows >= columns else q.T).reshape(kernel.shape)
+
+
+def he_normal(key: Array, kernel: Array, after: Array) -> Array:
+    """Draws a kernel from He's truncated normal distribution, as Flax does: see `orthogonal`."""
+    draw = jax.nn.initializers.he_normal()
+    return sequence_after(draw(key, kernel.shape, kernel.dtype), after)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plasticity.networks.activations import Activation, get_activation
-from plasticity.networks.actor_critic import ActorCritic
+from plasticity.networks.actor_critic import ActorCriticNetwork
 from plasticity.networks.attention import (
     AttentionLayer,
     alibi_bias,
@@ -18,7 +18,7 @@ from plasticity.networks.attention import (
     attention_weights,
     layer_norm,
 )
-from plasticity.networks.base import BaseNetwork, TokenPrediction
+from plasticity.networks.base import TokenPrediction
 from plasticity.networks.initializers import uniform
 from plasticity.networks.tokens import Tokenizer, Tokens, repeat_valid, unpad
 from plasticity.networks.torso import NORMS, Dense
@@ -278,7 +278,7 @@ class Encoder(nn.Module):
         return jnp.sum(jnp.where(valid[..., None], x, 0), axis=1) / count
 
 
-class Mosaic(BaseNetwork):
+class Mosaic(ActorCriticNetwork):
     """An attention encoder over tokens, of MosaicBERT's pieces (Portes et al. 2023).
 
     Tokens are objects (`env.observation=objects`), the entries of a vector, or patches of an image.
@@ -311,9 +311,10 @@ class Mosaic(BaseNetwork):
         input is.
       pooling: `summary`, a learned token that attends to all others; or `mean`, of valid tokens.
       patch: the height and width of an image's patches.
-      shared: whether policy and value share an encoder, or have one each.
       masked_modeling: whether the policy's encoder has a mask token, and predicts the features of
         tokens, as `plasticity.networks.masked_modeling_loss` needs. `MaskedModeling` sets it.
+      shared, memory, memory_size, value_head, value_bins, value_range, value_sigma: see
+        `ActorCriticNetwork`; a torso is an encoder.
     """
 
     width: int = static_field(64, ge=1)
@@ -330,42 +331,18 @@ class Mosaic(BaseNetwork):
     norm_order: str = static_field("post", choices=("post", "pre"))
     pooling: str = static_field("summary", choices=("summary", "mean"))
     patch: int = static_field(8, ge=1)
-    shared: bool = static_field(True)
     masked_modeling: bool = static_field(False)
 
-    def build(
-        self,
-        observation_shape: tuple[int, ...],
-        num_actions: int,
-        continuous: bool = False,
-        intrinsic: bool = False,
-    ) -> ActorCritic:
-        """Builds the Flax module. See `BaseNetwork.build`.
+    def torso(self, observation_shape: tuple[int, ...], name: str | None = None) -> Encoder:
+        """Builds the encoder.
+
+        Args:
+          observation_shape: the shape of one observation.
+          name: of the module.
 
         Raises:
           SettingError: observations have no tokens, or widths do not fit.
         """
-        torso, value_torso = (
-            self._encoder(observation_shape, name) for name in ("torso", "value_torso")
-        )
-        return ActorCritic(
-            torso, None if self.shared else value_torso, num_actions, continuous, intrinsic
-        )
-
-    def attention_path(
-        self, observation_shape: tuple[int, ...], precision: str, platform: str
-    ) -> str:
-        """Returns how a platform computes attention at a precision: `cudnn`, `xla` or `plain`.
-
-        Args:
-          observation_shape: the shape of one observation.
-          precision: that of the run.
-          platform: a name of JAX's, such as `cpu` or `gpu`.
-        """
-        dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
-        return self._encoder(observation_shape, "torso").attention_path(dtype, platform)
-
-    def _encoder(self, observation_shape: tuple[int, ...], name: str) -> Encoder:
         tokenizer, activation = Tokenizer(observation_shape, self.patch), self._activation()
         tokenizer.check()
         if self.width % self.heads:
@@ -385,6 +362,19 @@ class Mosaic(BaseNetwork):
             masked_modeling=self.masked_modeling and name == "torso",
             name=name,
         )
+
+    def attention_path(
+        self, observation_shape: tuple[int, ...], precision: str, platform: str
+    ) -> str:
+        """Returns how a platform computes attention at a precision: `cudnn`, `xla` or `plain`.
+
+        Args:
+          observation_shape: the shape of one observation.
+          precision: that of the run.
+          platform: a name of JAX's, such as `cpu` or `gpu`.
+        """
+        dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
+        return self.torso(observation_shape).attention_path(dtype, platform)
 
     def _activation(self) -> Activation:
         activation = get_activation(self.activation)

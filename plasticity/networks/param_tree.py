@@ -98,8 +98,8 @@ class Connections(NamedTuple):
     A unit is an entry of a fully connected layer or a channel of a convolutional one. Entries of a
     recurrent layer, which have gates and are their own inputs, do not count as such. With
     residual blocks it is a channel of the residual stream: the weights of everything that is added
-    to the stream are incoming. In an encoder's block it is a hidden unit of the MLP or the GLU; of
-    a GLU the weights of both halves are incoming.
+    to the stream are incoming. In a block with a layer `down_<i>`, of an encoder or of SimBa, it is
+    a hidden unit of the block's MLP or GLU; of a GLU the weights of both halves are incoming.
     """
 
     # The last axis is the units, before the activation widens.
@@ -136,8 +136,9 @@ def connections(params: Params) -> dict[str, Connections]:
             if not name.startswith("hidden_") or name.endswith("_out"):
                 continue
             writers, readers = _neighbors(name, layers)
-            is_last = layer_index(name) == depth_of(layers) - 1 and not name.endswith("_in")
-            pairs = [entry for writer in writers for entry in (writer, _norm_of(writer))]
+            is_inner = name.endswith("_in") or readers == [name.replace("hidden", "down")]
+            is_last = layer_index(name) == depth_of(layers) - 1 and not is_inner
+            pairs = [entry for writer in writers for entry in (writer, *_scales_of(writer))]
             incoming = list(dict.fromkeys(pairs))
             outgoing: list[tuple[str, ...]] = [(torso, entry) for entry in readers]
             if is_last and memory in params:
@@ -157,7 +158,7 @@ def connections(params: Params) -> dict[str, Connections]:
 
 
 def attention_kernels(params: Params) -> list[tuple[str, ...]]:
-    """Returns the paths of the kernels of an encoder that write no hidden layer.
+    """Returns the paths of the kernels of blocks that write no hidden layer.
 
     They are those of queries, keys, values and outputs of attention, and those of `down_<i>`.
     """
@@ -174,7 +175,7 @@ def _neighbors(name: str, layers: Params) -> tuple[list[str], list[str]]:
     if name.endswith("_in"):
         return [name], [name.removesuffix("in") + "out"]
     up, down = (name.replace("hidden", part) for part in ("up", "down"))
-    if down in layers:  # of a block of an encoder
+    if down in layers:  # which writes to the stream
         return [name, *([up] if up in layers else [])], [down]
     blocks = [entry for entry in layers if entry.startswith(f"{name}_")]
     following = f"hidden_{layer_index(name) + 1}"
@@ -187,8 +188,9 @@ def _neighbors(name: str, layers: Params) -> tuple[list[str], list[str]]:
     )
 
 
-def _norm_of(linear_name: str) -> str:
-    return linear_name.replace("hidden_", "norm_")
+def _scales_of(linear_name: str) -> list[str]:
+    """Returns the names of the norm and of the scaler that may follow a linear layer."""
+    return [linear_name.replace("hidden_", prefix) for prefix in ("norm_", "scaler_")]
 
 
 def _kernels(params: Params, path: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from plasticity.networks.activations import Activation
 from plasticity.networks.convolution import convolve
 from plasticity.networks.initializers import uniform
 
-__all__ = ["NORMS", "Conv", "Convolution", "Dense", "Layers", "Torso", "linear"]
+__all__ = ["NORMS", "Conv", "Convolution", "Dense", "Layers", "Linear", "Torso", "linear"]
 
 Array = jax.Array
 
@@ -67,14 +67,19 @@ def linear_params(module: nn.Module, inputs: int, features: int) -> tuple[Array,
     return kernel, module.param("bias", uniform, (features,), bound)
 
 
+# Computes a linear layer with parameters of a module, from inputs and the number of features.
+Linear = Callable[[nn.Module, Array, int], Array]
+
+
 class Dense(nn.Module):
     """A linear layer."""
 
     features: int
+    linear: Linear = linear
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return linear(self, x, self.features)
+        return self.linear(self, x, self.features)
 
 
 class Convolution(NamedTuple):

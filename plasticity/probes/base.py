@@ -32,7 +32,7 @@ class View:
         round. A network with memory reads each of them as the first of an episode.
       key: randomness for this measurement.
       apply: computes the network's output from trained parameters and observations [B, ...], or
-        sequences; an encoder's also from `Tokens`, see `Output.tokens`.
+        sequences; of an encoder also from `Tokens`, see `Output.tokens`.
       effective_params: computes the parameters that the network uses from the trained ones.
       init_params: draws parameters from their initial distribution, with a key.
       per_sample_loss: computes the agent's loss of each transition, from parameters and a batch.

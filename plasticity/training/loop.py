@@ -104,6 +104,7 @@ def start_round(run: Run, state: RunState) -> RunState:
     intervention, train_state = run.intervention.on_shift(
         state.intervention, state.train_state, context
     )
+    train_state = train_state._replace(params=context.project(train_state.params))
     if run.agent.reset_optimizer:
         train_state = train_state._replace(opt_state=context.optimizer.init(train_state.params))
     intrinsic = run.intrinsic.on_shift(
@@ -161,13 +162,12 @@ def make_context(
       update: updates completed, int32 [].
       obs_stats: statistics by which the network sees observations normalized, if it does.
     """
-    network = build_network(run)
+    network, description = build_network(run), run.intervention.network(run.network)
     compute = at_precision(network.apply, run.precision)
     no_obs = jnp.zeros((1, *run.env.observation_shape))
 
     def init_params(key: Array) -> Params:
         # Flax folds a hash of each parameter's path into the key, and so leaves small numbers free.
-        description = run.intervention.network(run.network)
         drawn = network.init(key, no_obs)["params"]
         params = description.initialize(drawn, jax.random.fold_in(key, 1))
         return run.intervention.add_params(params, jax.random.fold_in(key, 0))
@@ -188,6 +188,7 @@ def make_context(
         effective_params=run.intervention.effective_params,
         optimizer=run.intervention.optimizer(optimizer).build(),
         precision=run.precision,
+        project=description.project,
     )
 
 

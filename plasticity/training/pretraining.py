@@ -18,6 +18,7 @@ from plasticity.networks import (
     Tokens,
     masked_modeling_loss,
     with_masked_modeling,
+    with_memory,
 )
 from plasticity.rng import Stream, key_for
 from plasticity.storage.signals import SignalGuard
@@ -207,15 +208,18 @@ def _collect_held_out(run: Run, *acting_settings: Any) -> Array:
 
 
 def _sample(run: Run, acting: Sequence[Any], task: Task, size: int, key: Array) -> Array:
+    env = loop.wrap_task(run.env)
     if not acting:
-        return rollouts.sample(loop.wrap_task(run.env), task, size, key)
+        return rollouts.sample(env, task, size, key)
     acting_run, params = acting
     apply = _context(acting_run).apply
 
-    def policy(observation: Array, memory: Memory = ()) -> Output:
-        return apply(params, observation)
+    def policy(observation: Array, memory: Memory) -> Output:
+        return apply(params, with_memory(observation, memory))
 
-    return rollouts.sample(loop.wrap_task(run.env), task, size, key, policy)
+    num_envs, _ = rollouts.sample_shape(size)
+    memory = initial_memory(acting_run, num_envs)
+    return rollouts.sample(env, task, size, key, policy, memory)
 
 
 def _init(run: Run, settings: Pretraining) -> TrainState:

@@ -215,9 +215,23 @@ def warn_of_cut_off_episodes(env: str, max_steps: int) -> None:
 
 
 def sample(
-    env: CompiledEnv, task: Task, size: int, key: Array, policy: Policy | None = None
+    env: CompiledEnv,
+    task: Task,
+    size: int,
+    key: Array,
+    policy: Policy | None = None,
+    memory: Memory = (),
 ) -> Array:
     """Samples observations of `task` met under random actions, or those of a policy.
+
+    Args:
+      env: the environment.
+      task: the task.
+      size: how many.
+      key: the key.
+      policy: the policy; random if not given.
+      memory: its memory at the beginning of an episode, of as many environments as `sample_shape`
+        says.
 
     Returns:
       Observations, [size, *observation_shape].
@@ -228,7 +242,7 @@ def sample(
         env,
         task,
         policy or random_policy(env),
-        reset(env, task, num_envs, start_key),
+        reset(env, task, num_envs, start_key, memory),
         num_steps,
         rollout_key,
     )

@@ -17,7 +17,7 @@ from plasticity.networks import (
     Memory,
     Network,
     TokenShape,
-    check_network,
+    network_shapes,
 )
 from plasticity.probes import Probes
 from plasticity.shifts import Shifts
@@ -142,17 +142,19 @@ def check_run(run: Run) -> None:
     run.env.check()
     run.shift.check(run.env)
     network = run.intervention.network(run.network)
-    params = check_network(
+    shapes = network_shapes(
         network,
         run.env.observation_shape,
         run.env.num_actions,
         continuous=run.env.continuous_actions,
         intrinsic=run.intrinsic.value_head,
     )
-    run.intervention.check_layers(network, params)
+    run.intervention.check_layers(network, shapes.params)
     run.agent.check()
     if jax.tree.leaves(jax.eval_shape(lambda: initial_memory(run, 1))):
         run.agent.check_sequences()
+    if shapes.output.value_distribution is not None:
+        run.agent.check_categorical_value()
     run.intervention.optimizer(run.agent.optimizer(jax.random.key(0))).build()
     run.intervention.check()
     run.intrinsic.check(run.agent, run.env.observation_shape)

@@ -121,7 +121,8 @@ def test_policies_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     check_run(run)
     check_pretraining([run], Pretraining(policy="there"), [policy_run(Toy())])
     monkeypatch.setattr(
-        "plasticity.cli.pretrain.load_finished_runs", lambda folder: [policy_run(Toy(), seed=4)]
+        "plasticity.cli.pretrain.load_finished_runs",
+        lambda folder: [(*policy_run(Toy(), seed=4), None)],
     )
     with pytest.raises(SettingError, match=r"must hold a run of seed 0; has \[4\]"):
         load_policies(str(tmp_path), [run])

@@ -214,8 +214,10 @@ def test_tokens_are_selected_from_other_observations(shape, patch):
     conversion = convert(network, params, x)
     select = jax.jit(lambda operator, q: operator(q))
     q = select(conversion.policy.operators[0], conversion.quantize(x)) * conversion.scales[1]
-    tokens = Tokenizer(shape, patch)(x)
-    np.testing.assert_allclose(q[..., 3:], tokens.features, atol=float(conversion.scales[0][-1]))
+    tokenizer = Tokenizer(shape, patch)
+    tokens = tokenizer(x)
+    atol = float(conversion.scales[0][-1])
+    np.testing.assert_allclose(q[..., 3:], tokenizer.inputs(tokens), atol=atol)
     np.testing.assert_array_equal(q[..., 1:3], tokens.position)
 
 

@@ -110,6 +110,12 @@ class RND(IntrinsicModule):
             raise SettingError(
                 "intrinsic.network.memory", self.network.memory, "must not be set: it has none"
             )
+        if self.network.value_head != "scalar":
+            raise SettingError(
+                "intrinsic.network.value_head",
+                self.network.value_head,
+                "must be scalar: it has no value",
+            )
         if len(hidden) < (2 if self.network.channels else 3):
             raise SettingError(
                 "intrinsic.network.hidden",

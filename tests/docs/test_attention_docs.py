@@ -1,0 +1,20 @@
+"""The numbers of docs/attention.md are those of the shipped results."""
+
+import pytest
+from helpers import ROOT
+
+from plasticity import results
+
+
+@pytest.mark.parametrize("network", ["small", "mosaic"])
+def test_the_returns_of_both_networks_are_those_of_the_shipped_results(network):
+    """Would catch a table that the results, or the end of a round, have moved away from."""
+    frame = results.load(ROOT / "docs/attention" / network)
+    assert frame["seed"].nunique() == 4
+    ends = results.end_of_rounds(frame, "train_return")
+    means = ends.groupby(["intervention", "round"])["value"].mean().unstack()
+    page = (ROOT / "docs/attention.md").read_text()
+    for name, row in means.iterrows():
+        cells = " | ".join("" if value != value else f"{value:.2f}" for value in row)
+        line = f"| `{network}` | `{name}` | {cells} |".replace("|  |", "| |").replace("|  |", "| |")
+        assert line in page
