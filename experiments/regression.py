@@ -115,8 +115,8 @@ def errors_by_method(frame: pd.DataFrame) -> pd.DataFrame:
 def markdown(errors: pd.DataFrame) -> str:
     """Formats the errors of `errors_by_method` as a Markdown table with a row for each method."""
     step_sizes = list(dict.fromkeys(errors["step_size"]))
-    header = "".join(f" | step size {size:g}" for size in step_sizes)
-    lines = [f"| {header} |", "| ---" * (len(step_sizes) + 1) + " |"]
+    header = "".join(f"step size {size:g} | " for size in step_sizes)
+    lines = [f"| | {header}".rstrip(), "| --- " * (len(step_sizes) + 1) + "|"]
     for name, rows in errors.groupby("intervention", sort=False):
         cells = {
             row.step_size: f"{row.first:.2f} → {row.last:.2f} "

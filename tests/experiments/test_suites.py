@@ -9,7 +9,16 @@ from plasticity.cli.command import CONFIGS, runs_of
 from plasticity.training.run import check_run
 from plasticity.training.sweep import train
 
-SUITES = sorted(path.stem for path in (CONFIGS / "experiment/suites").glob("*.yaml"))
+# The environment steps of a run, and of one of its rounds, at the size of the source.
+SUITES = {
+    "slippery_ant": (20e6, 2e6),
+    "chain_control": (1.6e6, 160e3),
+    "chain_minatar": (6e6, 2e6),
+    "chain_procgen": (20e6, 2e6),
+    "chain_dmc": (3e6, 1e6),
+    "plasticine_procgen": (20e6, 2e6),
+    "plasticine_dmc": (6e6, 1e6),
+}
 PAGE = (ROOT / "docs/suites.md").read_text()
 
 
@@ -19,38 +28,30 @@ def steps(run):
     return a_round * run.schedule.rounds, a_round
 
 
-@pytest.mark.parametrize("name", SUITES)
-def test_each_suite_can_be_composed_and_is_documented(name):
-    """Would catch a setting that was renamed, or one that its environment does not have."""
-    assert f"suites/{name}" in PAGE or f"suites/{name.removesuffix('_full')}" in PAGE
-    runs = runs_of(f"experiment=suites/{name}")
+def test_there_is_a_test_of_each_suite():
+    """Would catch a suite, or a size of one, that is not tested."""
+    files = {path.stem for path in (CONFIGS / "experiment/suites").glob("*.yaml")}
+    assert files == {name + suffix for name in SUITES for suffix in ("", "_full")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "sizes"), SUITES.items(), ids=SUITES)
+def test_each_suite_can_be_composed_at_both_sizes(name, sizes):
+    """Would catch a setting that was renamed or that its environment lacks, or another size."""
+    assert f"`experiment=suites/{name}`" in PAGE
     try:
+        runs, full = (runs_of(f"experiment=suites/{name}{size}") for size in ("", "_full"))
         check_run(runs[0])
     except pl.SettingError as error:
         if "must be installed" in str(error) or "needs Qt 5" in str(error):
             pytest.skip(str(error))
         raise
-    full = runs_of(f"experiment=suites/{name.removesuffix('_full')}_full")
-    assert not runs[0].agent.reset_optimizer  # none of the sources resets it
+    assert steps(full[0]) == pytest.approx(sizes, rel=2e-3)
     assert steps(runs[0])[0] <= steps(full[0])[0]
     assert len(runs) <= len(full)
-
-
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    {
-        "slippery_ant": (20e6, 2e6),
-        "chain_control": (1.6e6, 160e3),
-        "chain_minatar": (6e6, 2e6),
-        "chain_procgen": (20e6, 2e6),
-        "chain_dmc": (3e6, 1e6),
-        "plasticine_procgen": (20e6, 2e6),
-        "plasticine_dmc": (6e6, 1e6),
-    }.items(),
-)
-def test_full_sizes_are_those_of_the_sources(name, sizes):
-    """Would catch a size that is not what the documentation says."""
-    assert steps(runs_of(f"experiment=suites/{name}_full")[0]) == pytest.approx(sizes, rel=2e-3)
+    # None of the sources resets it.
+    assert not runs[0].agent.reset_optimizer
+    assert not full[0].agent.reset_optimizer
 
 
 def test_the_page_has_the_errors_of_the_shipped_results():
