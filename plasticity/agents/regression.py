@@ -88,6 +88,9 @@ class OnlineRegression(Agent):
     def check_sequences(self) -> None:
         raise SettingError("agent", "regression", "must be another for a network with memory")
 
+    def check_categorical_value(self) -> None:
+        raise SettingError("agent", "regression", "must be another for a categorical value")
+
     def minibatches(self, key: Array, num_samples: int | None = None) -> Array:
         return jnp.arange(num_samples or self.batch_size)[:, None]
 

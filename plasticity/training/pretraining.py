@@ -241,7 +241,7 @@ def _train(
     num_steps: Array,
 ) -> tuple[TrainState, Array]:
     """Makes gradient steps, from the number `first` on. Returns the sum of their losses as well."""
-    apply = _context(run).apply
+    context = _context(run)
 
     def step(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, total = carry
@@ -253,11 +253,11 @@ def _train(
 
         def loss(params: Params) -> Array:
             tokens = _tokens(run, params, minibatch)
-            return masked_modeling_loss(apply, params, tokens, _TRAIN_RATE, loss_key)
+            return masked_modeling_loss(context.apply, params, tokens, _TRAIN_RATE, loss_key)
 
         value, gradients = jax.value_and_grad(loss)(state.params)
         updates, opt_state = _optimizer(settings).update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = context.project(optax.apply_updates(state.params, updates))
         return TrainState(params, opt_state), total + value
 
     return jax.lax.fori_loop(0, num_steps, step, (state, jnp.zeros(())))

@@ -181,7 +181,9 @@ def test_methods_of_units_layers_and_heads_act_on_residual_torsos(network, memor
     run = RUN.replace(
         network=network.replace(memory=memory, shared=False, value_head="two_hot", value_bins=5),
         intervention=chain(*METHODS),
-        probes=pl.probes.Probes.of(pl.probes.GradientDormantUnits(), pl.probes.SpectralNorm()),
+        probes=pl.probes.Probes.of(
+            pl.GradientDormantUnits(), pl.SpectralNorm(), pl.QuantizationError(), pl.DeadUnits()
+        ),
     )
 
     def train(run):

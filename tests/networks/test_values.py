@@ -7,7 +7,7 @@ import pytest
 from helpers import Toy, same
 from scipy import stats
 
-from plasticity.agents import A2C, PPO, RND
+from plasticity.agents import A2C, PPO, RND, OnlineRegression
 from plasticity.agents.ppo import value_loss
 from plasticity.interventions import Batch, PlasticityInjection, ResetFinal, chain
 from plasticity.networks import (
@@ -128,6 +128,10 @@ def test_what_knows_no_categorical_value_is_refused():
         (
             RUN.replace(agent=RUN.agent.replace(vf_clip_eps=0.2)),
             r"agent\.vf_clip_eps=0\.2: must not be set where the value is categorical",
+        ),
+        (
+            RUN.replace(agent=OnlineRegression()),
+            r"agent='regression': must be another for a categorical value",
         ),
         (
             RUN.replace(network=NETWORK.replace(value_range=(3, 3))),
