@@ -16,6 +16,7 @@ from experiments.juliani_ash_2024.size import evaluate_sizes
 from experiments.juliani_ash_2024.size import markdown as sizes_markdown
 from plasticity import results
 from plasticity.cli.command import runs_of
+from plasticity.cli.methods import methods
 
 PAGES = pages()
 README = PAGES["README.md"]
@@ -154,3 +155,10 @@ def test_the_coefficients_are_those_that_were_chosen(size, prefix):
         chosen = OmegaConf.load(ROOT / f"configs/intervention/{size}/{name}.yaml")
         assert float(line[2]) == found.iloc[0, 0]
         assert chosen[name][key] == found.iloc[0, 0]
+
+
+def test_the_numbers_of_methods_are_those_that_the_command_lists():
+    """Would catch counts that later methods have moved away from."""
+    counts = {group: len(methods(group)) for group in ("intervention", "probes", "shift")}
+    text = "In total there are {intervention} interventions, {probes} probes and {shift} shifts"
+    assert text.format(**counts) in README
