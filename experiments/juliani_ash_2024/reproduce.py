@@ -188,7 +188,7 @@ def markdown(frame: pd.DataFrame) -> list[str]:
         texts += [f"### {title}"] * bool(title)
         texts.append(_claims(group))
         if len(rows := frame[frame["env"].isin(group["env"])]):
-            texts += [_returns(rows), _transfer(rows)]
+            texts += [_returns(rows), *_transfer(rows)]
             texts.append(_effects(effects[effects["env"].isin(group["env"])]))
     return texts
 
@@ -209,15 +209,15 @@ def _returns(frame: pd.DataFrame) -> str:
     return _by_shift(study.returns(frame), cell)
 
 
-def _transfer(frame: pd.DataFrame) -> str:
+def _transfer(frame: pd.DataFrame) -> list[str]:
+    """Formats the table of forward transfer; nothing where there is none, as without shifts."""
+
+    def cell(row: Any) -> str:
+        return _interval(row.forward_transfer, row.forward_transfer_low, row.forward_transfer_high)
+
     table = results.transfer_metrics(frame)
     table = table[table["forward_transfer"].notna()]
-    return _by_shift(
-        table,
-        lambda row: _interval(
-            row.forward_transfer, row.forward_transfer_low, row.forward_transfer_high
-        ),
-    )
+    return [_by_shift(table, cell)] if len(table) else []
 
 
 def _by_shift(table: pd.DataFrame, cell: Callable[[Any], str]) -> str:

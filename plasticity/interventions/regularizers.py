@@ -21,7 +21,15 @@ from plasticity.interventions.base import (
     State,
     TrainState,
 )
-from plasticity.networks import Output, Params, at, attention_kernels, by_layer, connections
+from plasticity.networks import (
+    Output,
+    Params,
+    Sequences,
+    at,
+    attention_kernels,
+    by_layer,
+    connections,
+)
 from plasticity.struct import field, static_field
 
 __all__ = [
@@ -197,7 +205,7 @@ class EWC(Intervention):
     ) -> tuple[State, TrainState]:
         index_key, action_key = jax.random.split(context.key)
         observation = rollout.batch.observation
-        steps = rollout.batch.log_prob[0].size  # of a sequence, or 1
+        steps = observation.not_done.shape[1] if isinstance(observation, Sequences) else 1
         number = -(-self.samples // steps)
         indices = jax.random.randint(index_key, (number,), 0, len(observation))
         latest = fisher_information(

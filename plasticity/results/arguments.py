@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 Rule = Callable[[Any], str | None]  # returns what is expected where a value breaks the rule
 
-_TEXT = ("run", "env", "shift", "intervention", "metric", "layer")  # columns of strings
+_TEXT = ("run", "env", "shift", "intervention", "metric", "layer", "variant")  # columns of strings
 
 
 def frame_with(columns: Sequence[str], *, rows: bool = True, unique: Sequence[str] = ()) -> Rule:
@@ -109,6 +109,12 @@ def _groups(value: object) -> str | None:
     return None if known else "expected lists of names by title"
 
 
+def _frames(value: object) -> str | None:
+    rule = frame_with(COLUMNS)
+    known = isinstance(value, Mapping) and value and not any(map(rule, value.values()))
+    return None if known else "expected results tables by title"
+
+
 _name = within(Range(str))
 _names = each(Range(str))
 _count = within(Range(int, ge=1, le=1_000_000))
@@ -120,6 +126,7 @@ RULES: Mapping[str, Rule] = {
     "ax": within(Range(Axes)),
     "baseline": _name,
     "bins_per_round": _count,
+    "chain": _names,
     "confidence": within(Range(float, gt=0, lt=1)),
     "config": _names,
     "control": _name,
@@ -127,6 +134,7 @@ RULES: Mapping[str, Rule] = {
     "first": _count,
     "figure": either(within(Range(Figure)), within(Range(Axes))),
     "frame": frame_with(COLUMNS),
+    "frames": _frames,
     "groups": _groups,
     "how": within(Range(str, choices=("mean", "last"))),
     "intervention": _name,
@@ -163,6 +171,7 @@ RULES: Mapping[str, Rule] = {
     "targets": each(Range(str), 1),
     "thresholds": each(Range(float), 1),
     "values": _numbers,
+    "variants": frame_with(("variant", "pieces", "training_seconds"), unique=("variant",)),
     "where": _path,
 }
 

@@ -61,7 +61,7 @@ def pareto_scores(frame: pd.DataFrame, last: int = 3) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-@checked(variants=frame_with(("pieces", _SECONDS)))
+@checked()
 def pareto_table(
     frame: pd.DataFrame, variants: pd.DataFrame, last: int = 3, confidence: float = 0.95
 ) -> pd.DataFrame:
@@ -97,7 +97,7 @@ def pareto_table(
     return pd.concat([table, pd.DataFrame(rows)], axis=1)
 
 
-@checked(variants=frame_with(("pieces", _SECONDS)))
+@checked()
 def pareto_figure(
     frame: pd.DataFrame,
     variants: pd.DataFrame,

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from plasticity.results.arguments import checked
+from plasticity.results.arguments import checked, each
 from plasticity.results.curves import compute_iqm_over_time, rounds_of_parts, within_round
 from plasticity.results.statistics import (
     REFERENCES,
@@ -40,6 +40,7 @@ from plasticity.results.statistics import (
 )
 from plasticity.results.transfer import past_returns
 from plasticity.storage.table import ResultsError, concat, replacing
+from plasticity.struct import Range
 
 __all__ = [
     "LEARNING_CURVE_BINS",
@@ -574,7 +575,7 @@ def overview(frame: pd.DataFrame, references: Sequence[str] = REFERENCES) -> Fig
     return figure
 
 
-@checked()
+@checked(metrics=each(Range(str), 1))
 def side_by_side(
     frames: Mapping[str, pd.DataFrame],
     metrics: Sequence[str] = (RETURN,),
@@ -597,8 +598,6 @@ def side_by_side(
     Raises:
       ResultsError: a table holds several envs or shifts, or none has one of the metrics.
     """
-    if not isinstance(frames, Mapping) or not frames:
-        raise ResultsError(f"frames: is {type(frames).__name__}; expected tables by their titles")
     every = concat(frames.values())
     known = {name: set(frame["metric"]) for name, frame in frames.items()}
     with plt.rc_context(STYLE):

@@ -31,6 +31,9 @@ MODEL = {"points": POINTS, "target": "train_return", "metrics": ["dead_units"]}
 
 PAST = with_past_returns(FRAME.query("metric == 'train_return'"), lambda *_: 1.0)
 
+VARIANTS = pd.DataFrame({"variant": ["a"], "pieces": [0], "training_seconds": [1.0]})
+PARETO = {"frame": FRAME.query("intervention == 'warm_start'").assign(run="a")}
+
 # Of each function, arguments with which it works.
 WORKING = {
     "aggregates": {"scores": SCORES},
@@ -58,6 +61,9 @@ WORKING = {
     "metric_points": {"frame": FRAME, "target": "train_return", "metrics": ["dead_units"]},
     "overview": {"frame": FRAME},
     "paired_tests": {"scores": SCORES, "against": "warm_start"},
+    "pareto_figure": PARETO | {"variants": VARIANTS},
+    "pareto_scores": PARETO,
+    "pareto_table": PARETO | {"variants": VARIANTS},
     "past_returns": {"frame": PAST},
     "past_returns_figure": {"frame": PAST},
     "performance_profiles": {"scores": SCORES, "thresholds": [0.0]},
@@ -69,6 +75,7 @@ WORKING = {
     "scores": METRIC,
     "select": METRIC,
     "shared_seeds": {"frame": FRAME},
+    "side_by_side": {"frames": {"a": FRAME}},
     "sort_rows": {"frame": FRAME},
     "summary": {"frame": FRAME},
     "t_interval": {"values": [1.0, 2.0]},

@@ -118,6 +118,7 @@ def test_a_legend_of_long_names_stays_within_the_figure() -> None:
 
 def test_every_metric_of_training_has_a_name() -> None:
     learning = "policy_loss value_loss policy_entropy approx_kl clip_fraction explained_variance"
+    learning += " squared_error"
     sizes = "gradient_norm update_size gradient_steps"
     returns = "train_return eval_train_return eval_test_return eval_past_return episodes"
     expected = " ".join((learning, sizes, returns)).split()
