@@ -293,6 +293,8 @@ class Mosaic(ActorCriticNetwork):
 
     Dropout is left out. Policy and value share the encoder, unless `shared` is false.
 
+    All attributes of `ActorCriticNetwork` can be set as well. Its torso is an encoder.
+
     Attributes:
       width: the width of a token.
       depth: the number of blocks.
@@ -313,8 +315,6 @@ class Mosaic(ActorCriticNetwork):
       patch: the height and width of an image's patches.
       masked_modeling: whether the policy's encoder has a mask token, and predicts the features of
         tokens, as `plasticity.networks.masked_modeling_loss` needs. `MaskedModeling` sets it.
-      shared, memory, memory_size, value_head, value_bins, value_range, value_sigma: see
-        `ActorCriticNetwork`; a torso is an encoder.
     """
 
     width: int = static_field(64, ge=1)

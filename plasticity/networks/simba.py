@@ -174,6 +174,8 @@ class SimBa(_ResidualNetwork):
     Units are those of the hidden layers within the blocks. `Output.activations` also has the
     features that the heads read, as "features".
 
+    All attributes of `ActorCriticNetwork` can be set as well.
+
     Attributes:
       width: the width of the residual stream.
       depth: the number of blocks.
@@ -181,8 +183,6 @@ class SimBa(_ResidualNetwork):
       activation: the activation function of hidden layers, as for `Network`.
       norm: the normalization of preactivations of hidden layers, as for `Network`; beside the layer
         norms that are SimBa's own.
-      shared, memory, memory_size, value_head, value_bins, value_range, value_sigma: see
-        `ActorCriticNetwork`.
     """
 
     norm: str = static_field("none", choices=lambda: tuple(NORMS))
@@ -218,14 +218,14 @@ class SimBaV2(_ResidualNetwork):
 
     Units are those of the hidden layers within the blocks, and have no biases.
 
+    All attributes of `ActorCriticNetwork` can be set as well.
+
     Attributes:
       width: the width of the residual stream.
       depth: the number of blocks.
       expansion: the width of a block's hidden layer, in widths of the stream.
       activation: the activation function of hidden layers, as for `Network`.
       input_shift: the constant c.
-      shared, memory, memory_size, value_head, value_bins, value_range, value_sigma: see
-        `ActorCriticNetwork`.
     """
 
     head_linear: ClassVar[Linear] = staticmethod(linear_on_sphere)

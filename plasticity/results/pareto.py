@@ -40,8 +40,9 @@ def pareto_scores(frame: pd.DataFrame, last: int = 3) -> pd.DataFrame:
         first.
 
     Returns:
-      Columns variant, seed, train_return: the return at the ends of the last rounds; and loss: that
-      at the end of the first round minus that. Seeds that diverged are NaN.
+      A row for each variant and seed, with the columns variant, seed, train_return (the return at
+      the ends of the last rounds) and loss (that at the end of the first round minus that). Seeds
+      that diverged are NaN.
 
     Raises:
       ResultsError: there are several envs or shifts, or fewer than two rounds.
