@@ -14,12 +14,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.tables import write_csv
+from experiments.tables import methods_table
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import command
@@ -73,7 +74,7 @@ def evaluate(frame: pd.DataFrame, target: Path) -> None:
       target: the folder to write to.
     """
     errors = errors_by_method(frame)
-    write_csv(errors, target / "tables" / f"{ERROR}.csv")
+    table.write_csv(errors, target / "tables" / f"{ERROR}.csv")
     results.save(figure(frame), target / "figures" / ERROR)
     print(f"Squared error: first {_AVERAGED} rounds → last {_AVERAGED} (rise [95 %])\n")
     print(markdown(errors), end="\n\n")
@@ -114,17 +115,13 @@ def errors_by_method(frame: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(errors: pd.DataFrame) -> str:
     """Formats the errors of `errors_by_method` as a Markdown table with a row for each method."""
-    step_sizes = list(dict.fromkeys(errors["step_size"]))
-    header = "".join(f"step size {size:g} | " for size in step_sizes)
-    lines = [f"| | {header}".rstrip(), "| --- " * (len(step_sizes) + 1) + "|"]
-    for name, rows in errors.groupby("intervention", sort=False):
-        cells = {
-            row.step_size: f"{row.first:.2f} → {row.last:.2f} "
-            f"({row.rise:+.2f} [{row.low:+.2f}, {row.high:+.2f}])"
-            for row in rows.itertuples()
-        }
-        lines.append(f"| `{name}` | {' | '.join(cells.get(size, '') for size in step_sizes)} |")
-    return "\n".join(lines)
+
+    def cell(row: Any) -> str:
+        rise = f"{row.rise:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+        return f"{row.first:.2f} → {row.last:.2f} ({rise})"
+
+    titles = {size: f"step size {size:g}" for size in dict.fromkeys(errors["step_size"])}
+    return methods_table(errors, "step_size", titles, cell)
 
 
 def figure(frame: pd.DataFrame) -> Figure:

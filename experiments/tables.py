@@ -1,13 +1,12 @@
-"""Tables on the terminal that can be pasted into Markdown, and in CSV files."""
+"""Tables in Markdown, and tables on the terminal that can be pasted into it."""
 
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-from plasticity.storage.table import replacing
 
 
 def markdown_table(*columns: str, title: str) -> Table:
@@ -25,7 +24,19 @@ def print_table(table: Table) -> None:
     Console(width=max(Console().width, whole)).print(table)
 
 
-def write_csv(data: pd.DataFrame, path: Path) -> None:
-    """Writes a data frame without its index, as a whole or not at all."""
-    with replacing(path) as temporary:
-        data.to_csv(temporary, index=False)
+def methods_table(
+    table: pd.DataFrame, column: str, titles: Mapping[Any, str], cell: Callable[[Any], str]
+) -> str:
+    """Formats a Markdown table with a row for each intervention, in order of appearance.
+
+    Args:
+      table: has the column `intervention`.
+      column: the column whose values are the columns of the Markdown table.
+      titles: the title of each of these values, in order.
+      cell: formats a row of `table`, a named tuple. Missing cells are empty.
+    """
+    lines = [f"| | {' | '.join(titles.values())} |", "| --- " * (len(titles) + 1) + "|"]
+    for name, rows in table.groupby("intervention", sort=False):
+        cells = {getattr(row, column): cell(row) for row in rows.itertuples()}
+        lines.append(f"| `{name}` | {' | '.join(cells.get(key, '') for key in titles)} |")
+    return "\n".join(lines)

@@ -38,13 +38,14 @@ from experiments.juliani_ash_2024.packed import (
     warn_of_origins,
 )
 from experiments.juliani_ash_2024.parts import env_name, split_by_part
-from experiments.tables import write_csv
+from experiments.tables import methods_table
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import CONFIGS, checked_jobs, command, exit_with
 from plasticity.cli.train import job
 from plasticity.envs import Gather, Level
 from plasticity.envs.gather import SIZE, START
+from plasticity.storage.table import write_csv
 from plasticity.struct import SettingError
 from plasticity.training import Job
 
@@ -222,12 +223,7 @@ def _transfer(frame: pd.DataFrame) -> list[str]:
 
 def _by_shift(table: pd.DataFrame, cell: Callable[[Any], str]) -> str:
     """Formats a table with a row for each intervention and a column for each shift."""
-    shifts = study.order_shifts(table)
-    lines = [f"| | {' | '.join(shifts)} |", "| --- " * (len(shifts) + 1) + "|"]
-    for name, rows in table.groupby("intervention", sort=False):
-        cells = {row.shift: cell(row) for row in rows.itertuples()}
-        lines.append(f"| `{name}` | {' | '.join(cells.get(s, '') for s in shifts)} |")
-    return "\n".join(lines)
+    return methods_table(table, "shift", {name: name for name in study.order_shifts(table)}, cell)
 
 
 def _interval(value: float, low: float, high: float) -> str:

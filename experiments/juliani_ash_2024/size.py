@@ -21,11 +21,11 @@ from rich.table import Table
 
 from experiments.juliani_ash_2024.claims import LAST, TRAIN
 from experiments.juliani_ash_2024.parts import BASELINE, CONTROL
-from experiments.tables import write_csv
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import command
 from plasticity.results.plots import new_figure
+from plasticity.storage.table import write_csv
 
 LEVELS, UPDATES = "env.levels", "schedule.updates_per_round"
 SIZE = [LEVELS, UPDATES]

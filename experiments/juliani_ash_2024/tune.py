@@ -16,10 +16,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from experiments.tables import write_csv
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
 from plasticity.cli.command import command
+from plasticity.storage.table import write_csv
 
 CHOICE = "choice.csv"
 RETURN = "train_return"

@@ -335,6 +335,50 @@ def end_update(
     return state, train_state, metrics
 
 
+def update_on_minibatches(
+    agent: Agent,
+    interventions: Interventions,
+    state: State,
+    train_state: TrainState,
+    rollout: Rollout,
+    context: Context,
+    scan_steps: Callable[..., Any] = scan_gradient_steps,
+) -> tuple[State, TrainState, Metrics]:
+    """Makes a gradient step on each of an agent's minibatches, in order, and ends the update.
+
+    Args:
+      agent: the agent, for its minibatches and its loss.
+      interventions: see `Agent.update`, as for all following.
+      state: the interventions' state.
+      train_state: parameters and optimizer.
+      rollout: the transitions.
+      context: tools for the hooks, and the randomness of this update.
+      scan_steps: makes the steps; see `scan_gradient_steps`.
+
+    Returns:
+      See `Agent.update`. Metrics are means over gradient steps, those of `end_update` apart.
+    """
+    order_key, steps_key, end_key = jax.random.split(context.key, 3)
+
+    def step(
+        carry: tuple[State, TrainState], inputs: tuple[Array, Array]
+    ) -> tuple[tuple[State, TrainState], Metrics]:
+        indices, key = inputs
+        minibatch = jax.tree.map(lambda x: x[indices], rollout.batch)
+        state, train_state, metrics = gradient_step(
+            agent, interventions, *carry, minibatch, rollout, context._replace(key=key)
+        )
+        return (state, train_state), metrics
+
+    minibatches = agent.minibatches(order_key, len(rollout.batch.action))
+    keys = jax.random.split(steps_key, len(minibatches))
+    (state, train_state), metrics = scan_steps(step, (state, train_state), (minibatches, keys))
+    state, train_state, update_metrics = end_update(
+        interventions, state, train_state, rollout, context._replace(key=end_key)
+    )
+    return state, train_state, {**metrics, **update_metrics}
+
+
 def apply_gradients(
     train_state: TrainState, gradients: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:

@@ -18,9 +18,8 @@ from plasticity.agents.base import (
     IntrinsicRewards,
     Metrics,
     Trajectory,
-    end_update,
-    gradient_step,
     scan_gradient_steps,
+    update_on_minibatches,
 )
 from plasticity.interventions import (
     Adam,
@@ -208,32 +207,13 @@ class PPO(Agent):
         rollout: Rollout,
         context: Context,
     ) -> tuple[State, TrainState, Metrics]:
-        """Makes a gradient step on each minibatch of each epoch. See `Agent.update`.
-
-        Metrics are means over gradient steps, those of `end_update` apart.
-        """
-        shuffle_key, steps_key, end_key = jax.random.split(context.key, 3)
-
-        def step(
-            carry: tuple[State, TrainState], inputs: tuple[Array, Array]
-        ) -> tuple[tuple[State, TrainState], Metrics]:
-            indices, key = inputs
-            minibatch = jax.tree.map(lambda x: x[indices], rollout.batch)
-            state, train_state, metrics = gradient_step(
-                self, interventions, *carry, minibatch, rollout, context._replace(key=key)
-            )
-            return (state, train_state), metrics
-
-        minibatches = self.minibatches(shuffle_key, len(rollout.batch.action))
-        keys = jax.random.split(steps_key, len(minibatches))
+        """Makes a gradient step on each minibatch of each epoch. See `update_on_minibatches`."""
         scan_steps: Callable[..., Any] = scan_gradient_steps
         if self.target_kl is not None:
             scan_steps = partial(scan_epochs, self.num_epochs, self.target_kl)
-        (state, train_state), metrics = scan_steps(step, (state, train_state), (minibatches, keys))
-        state, train_state, update_metrics = end_update(
-            interventions, state, train_state, rollout, context._replace(key=end_key)
+        return update_on_minibatches(
+            self, interventions, state, train_state, rollout, context, scan_steps
         )
-        return state, train_state, {**metrics, **update_metrics}
 
 
 class LossTerms(NamedTuple):

@@ -9,9 +9,7 @@ from plasticity.agents.base import (
     IntrinsicRewards,
     Metrics,
     Trajectory,
-    end_update,
-    gradient_step,
-    scan_gradient_steps,
+    update_on_minibatches,
 )
 from plasticity.interventions import (
     Adam,
@@ -102,28 +100,5 @@ class OnlineRegression(Agent):
         rollout: Rollout,
         context: Context,
     ) -> tuple[State, TrainState, Metrics]:
-        """Makes a gradient step on each example. See `Agent.update`.
-
-        Metrics are means over gradient steps, those of `end_update` apart.
-        """
-        order_key, steps_key, end_key = jax.random.split(context.key, 3)
-
-        def step(
-            carry: tuple[State, TrainState], inputs: tuple[Array, Array]
-        ) -> tuple[tuple[State, TrainState], Metrics]:
-            indices, key = inputs
-            example = jax.tree.map(lambda x: x[indices], rollout.batch)
-            state, train_state, metrics = gradient_step(
-                self, interventions, *carry, example, rollout, context._replace(key=key)
-            )
-            return (state, train_state), metrics
-
-        examples = self.minibatches(order_key)
-        keys = jax.random.split(steps_key, len(examples))
-        (state, train_state), metrics = scan_gradient_steps(
-            step, (state, train_state), (examples, keys)
-        )
-        state, train_state, update_metrics = end_update(
-            interventions, state, train_state, rollout, context._replace(key=end_key)
-        )
-        return state, train_state, {**metrics, **update_metrics}
+        """Makes a gradient step on each example. See `update_on_minibatches`."""
+        return update_on_minibatches(self, interventions, state, train_state, rollout, context)

@@ -94,9 +94,9 @@ def pareto(folder: Path, last: int = 3) -> pd.DataFrame:
     figure = results.pareto_figure(frame, variants, _chain(variants), last)
     text = _markdown(rows)
     if not packed:
-        _write_csv(variants, target / VARIANTS)
-        _write_csv(frame, target / RETURNS)
-    _write_csv(rows, target / "table.csv")
+        table.write_csv(variants, target / VARIANTS)
+        table.write_csv(frame, target / RETURNS)
+    table.write_csv(rows, target / "table.csv")
     with replacing(target / "table.md") as temporary:
         temporary.write_text(text)
     results.save(figure, target / "pareto")
@@ -196,11 +196,6 @@ def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if missing := sorted({*_COLUMNS, *PIECES} - set(variants.columns)):
         raise ResultsError(f"{folder / VARIANTS}: lacks columns {', '.join(missing)}")
     return variants, results.validate(returns, folder / RETURNS)
-
-
-def _write_csv(data: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as temporary:
-        data.to_csv(temporary, index=False)
 
 
 def _markdown(rows: pd.DataFrame) -> str:

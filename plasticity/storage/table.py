@@ -36,6 +36,7 @@ __all__ = [
     "sort_rows",
     "validate",
     "write",
+    "write_csv",
 ]
 
 DTYPES: Mapping[str, str] = MappingProxyType(
@@ -144,6 +145,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):  # which must not hide the error of the block
                 temporary.unlink(missing_ok=True)
+
+
+def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
+    """Writes a data frame without its index, as a whole or not at all."""
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False)
 
 
 def write(frame: pd.DataFrame, path: str | Path) -> None:

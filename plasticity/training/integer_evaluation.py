@@ -222,6 +222,12 @@ def _greedy(policy: Policy) -> Policy:
     return apply
 
 
+def _acting_policy(make_policy: _MakePolicy, greedy: bool, run: Run, arguments: Any) -> Policy:
+    """Returns the policy whose actions are taken: the greedy one, or the sampled one."""
+    policy = make_policy(run, arguments)
+    return _greedy(policy) if greedy else policy
+
+
 @partial(jax.jit, static_argnums=0)
 def _output(make_policy: _MakePolicy, run: Run, arguments: Any, observation: Array) -> Output:
     output = make_policy(run, arguments)(observation)
@@ -250,8 +256,7 @@ def _distribution(
     make_policy: _MakePolicy, greedy: bool
 ) -> Callable[[Run, Any, Array], Distribution]:
     def distribution(run: Run, arguments: Any, observation: Array) -> Distribution:
-        policy = make_policy(run, arguments)
-        return (_greedy(policy) if greedy else policy)(observation).policy
+        return _acting_policy(make_policy, greedy, run, arguments)(observation).policy
 
     return distribution
 
@@ -267,8 +272,7 @@ def _episode_returns(
     key: Array,
 ) -> Array:
     """Computes the return of each of N episodes in a JAX environment. [N]."""
-    env, policy = loop.wrap_task(run.env), make_policy(run, arguments)
-    policy = _greedy(policy) if greedy else policy
+    env, policy = loop.wrap_task(run.env), _acting_policy(make_policy, greedy, run, arguments)
     start = rollouts.start_evaluation(env, task, num_episodes, key)
     max_steps = run.schedule.eval_max_steps
     return rollouts.continue_evaluation(

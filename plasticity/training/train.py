@@ -392,14 +392,14 @@ def _train_rounds(
                     pending = jax.tree.map(np.zeros_like, pending)
                 if schedule.eval_episodes and is_due(schedule.eval_every, stop):
                     with timing.measure("evaluation"):
-                        metrics |= jax.device_get(trainer.evaluate())
+                        metrics |= jax.block_until_ready(trainer.evaluate())
                 if stop == end_of_round and is_past_evaluation_due(schedule, round):
                     with timing.measure("past_evaluation"):
-                        metrics |= jax.device_get(trainer.evaluate_past(round - 1))
+                        metrics |= jax.block_until_ready(trainer.evaluate_past(round - 1))
                 probes = [name for name, every in intervals if is_due(every, stop)]
                 if probes:
                     with timing.measure("probes"):
-                        metrics |= jax.device_get(trainer.run_probes(probes))
+                        metrics |= jax.block_until_ready(trainer.run_probes(probes))
                 update = (round - 1) * end_of_round + stop
                 state = trainer.state
                 recorder.add(update, jax.device_get(metrics), state.diverged)
