@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from experiments.juliani_ash_2024.pack import PROVENANCE, provenance_of
 from experiments.tables import methods_table
 from plasticity import results
 from plasticity.cli.callbacks import SweepCallback
@@ -156,17 +157,10 @@ def pack(folder: Path, target: Path) -> None:
     ends = frame["round"].isin([1, frame["round"].max()])
     kept = frame[(frame["layer"] == "all") & ((frame["metric"] == ERROR) | ends)]
     run = kept["intervention"] + "_" + kept[STEP_SIZE].map("{:g}".format)
-    metas = {path.parent.name: read_meta(path.parent) for path in folder.glob(f"**/{table.META}")}
-    provenance = {
-        name: {
-            **{key: meta[key] for key in ("commit", "trained_together", "versions")},
-            "wall_seconds": round(sum(session["wall_seconds"] for session in meta["sessions"])),
-            "machine": meta["sessions"][-1]["machine"],
-        }
-        for name, meta in sorted(metas.items())
-    }
+    metas = sorted(folder.glob(f"**/{table.META}"))
+    provenance = {path.parent.name: provenance_of(read_meta(path.parent)) for path in metas}
     table.write(results.sort_rows(kept.assign(run=run)), target / table.TABLE)
-    with table.replacing(target / "provenance.json") as temporary:
+    with table.replacing(target / PROVENANCE) as temporary:
         temporary.write_text(json.dumps(provenance, indent=1) + "\n")
 
 

@@ -10,7 +10,7 @@ settings that differ for each run. `results.load(TO)` loads the table.
 import argparse
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +88,7 @@ def pack_folders(
         meta = read_meta(folder)
         by_run[f"{folder.parent.name}/{folder.name}"] = {
             key: config.pop(key) for key in RUN_KEYS
-        } | {
-            "commit": meta["commit"],
-            "wall_seconds": round(sum(one["wall_seconds"] for one in meta["sessions"]), 1),
-            "device": sorted({name for one in meta["sessions"] for name in one["device"]}),
-            "machine": meta["sessions"][-1]["machine"],
-            "trained_together": meta["trained_together"],
-            "versions": meta["versions"],
-        }
+        } | provenance_of(meta)
         if common not in (None, config):
             raise results.ResultsError(
                 f"{folder}: settings differ from those of the runs before it"
@@ -126,6 +119,19 @@ def pack_folders(
         _write_packed(_select_rows(frame), temporary)
     with table.replacing(target / PROVENANCE) as temporary:
         temporary.write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def provenance_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns where the results of a run directory come from, of what its meta.json says."""
+    sessions = meta["sessions"]
+    return {
+        "commit": meta["commit"],
+        "wall_seconds": round(sum(one["wall_seconds"] for one in sessions), 1),
+        "device": sorted({name for one in sessions for name in one["device"]}),
+        "machine": sessions[-1]["machine"],
+        "trained_together": meta["trained_together"],
+        "versions": meta["versions"],
+    }
 
 
 def _select_rows(frame: pd.DataFrame) -> pd.DataFrame:
