@@ -46,6 +46,14 @@ def _forget_programs():
     jax.clear_caches()
 
 
+@pytest.fixture
+def optimized():
+    """Compiles with all optimizations, for long runs, or for what they change."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(autouse=True)
 def _forget_users_modules():
     """Modules that a test writes as a user would are named my_*; another test has its own."""

@@ -13,6 +13,8 @@ All randomness is derived from the run's seed, a purpose and a counter (`plastic
 result does not depend on where the updates are divided into intervals.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -97,6 +99,7 @@ def start_round(run: Run, state: RunState) -> RunState:
     """
     round = state.round + 1
     context = make_context(run, round, state.update, state.obs_stats)
+    context = context._replace(init_params=_not_merged(context.init_params))
     task = next_task(run, state.task, round)
     interpolation = None
     if run.schedule.shift_duration:
@@ -128,6 +131,15 @@ def start_round(run: Run, state: RunState) -> RunState:
         envs=_reset_envs(run, task, round),
         round=round,
     )
+
+
+def _not_merged(draw: Callable[[Array], Params]) -> Callable[[Array], Params]:
+    """Returns a function that draws parameters in operations of their own.
+
+    The compiler may merge the factor of a drawn number with that of a method, as of shrink and
+    perturb. It does so in some programs, and a run of fused ones would be rounded unlike alone.
+    """
+    return lambda key: jax.lax.optimization_barrier(draw(key))
 
 
 def first_task(run: Run) -> Task:

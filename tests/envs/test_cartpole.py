@@ -92,14 +92,6 @@ def test_cartpole_time_limit_truncates_at_500_steps():
     assert (bool(step.terminated), bool(step.truncated)) == (True, False)
 
 
-@pytest.fixture
-def optimized():
-    """Compiles with all optimizations, for what runs longer than it compiles."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.mark.slow
 def test_ppo_solves_cartpole_on_every_seed(optimized):
     """The control: usual settings, chosen on seeds 100 to 104, and the five that are shipped."""

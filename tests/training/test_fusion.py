@@ -15,6 +15,7 @@ from plasticity import results
 from plasticity.cli.command import CONFIG, CONFIGS, runs_of
 from plasticity.training import loop
 from plasticity.training.fusion import acts_between_updates, fuse, fusion_key
+from plasticity.training.placement import Placement
 from plasticity.training.run import stack
 from plasticity.training.sweep import describe_plan, plan, train_groups
 from plasticity.training.train import Job, train_jobs
@@ -96,6 +97,23 @@ def test_fused_jobs_equal_each_job_alone_to_the_bit(tmp_path):
     tables = [results.load(job.folder) for job in jobs]
     norms = {tuple(table[table.metric == "weight_norm"].value) for table in tables}
     assert len(norms) == len(jobs)  # no two jobs computed the same
+
+
+def test_a_round_begins_equally_in_a_program_of_any_runs(optimized):
+    """Would catch arithmetic of a method that the compiler merges with a draw in some programs."""
+    methods = [pl.chain(), pl.chain(pl.ResetAll()), pl.chain(pl.ShrinkPerturb())]
+    runs = [BASE.replace(intervention=method, seed=3) for method in methods]
+    placement = Placement((jax.local_devices()[0],), "loop")
+
+    def second_start(runs):
+        stacked = stack(fuse(runs))
+        states = placement.map_runs(loop.init)(stacked)
+        states = placement.map_runs(loop.start_round)(stacked, states)
+        return placement.map_runs(loop.start_round)(stacked, states).train_state.params
+
+    fused = jax.tree.map(lambda x: x[2], second_start(runs))
+    for run in second_start([runs[2]]), second_start([runs[2]] * 3):
+        jax.tree.map(np.testing.assert_array_equal, fused, jax.tree.map(lambda x: x[-1], run))
 
 
 @pytest.mark.slow
