@@ -129,8 +129,10 @@ class Intervention(Struct):
         minibatch: Batch,
         rollout: Rollout,
         context: Context,
-    ) -> Array | float:
-        """Returns a scalar to add to the loss of a minibatch.
+    ) -> Array | float | tuple[Array | float, Any]:
+        """Returns a scalar to add to the loss of a minibatch, or the scalar and auxiliary values.
+
+        Auxiliary values, any pytree of arrays, are `step.aux` in the `after_step` that follows.
 
         Args:
           state: the method's state.
@@ -159,7 +161,7 @@ class Intervention(Struct):
         Args:
           state: the method's state.
           train_state: parameters and optimizer after the step.
-          step: the step: gradients, the parameters before it, activations.
+          step: the step: gradients, the parameters before it, activations, the agent's metrics.
           context: the tools.
         """
         return state, train_state
@@ -302,13 +304,15 @@ class Interventions(Chain[Intervention]):
         minibatch: Batch,
         rollout: Rollout,
         context: Context,
-    ) -> Array | float:
-        """See `Intervention.loss`. The sum over parts, penalties included."""
-        return sum(
-            part.penalty(part_state, params, part_context)
-            + part.loss(part_state, params, output, minibatch, rollout, part_context)
-            for part, part_state, part_context in self._each(state, context)
-        )
+    ) -> tuple[Array | float, tuple[Any, ...]]:
+        """See `Intervention.loss`. The sum over parts, penalties included, and the aux of each."""
+        terms, auxes = [], []
+        for part, part_state, part_context in self._each(state, context):
+            term = part.loss(part_state, params, output, minibatch, rollout, part_context)
+            term, aux = term if isinstance(term, tuple) else (term, ())
+            terms.append(part.penalty(part_state, params, part_context) + term)
+            auxes.append(aux)
+        return sum(terms), tuple(auxes)
 
     def gradient(self, compute: ComputeGradient) -> ComputeGradient:
         """See `Intervention.gradient`. The last part is called first."""
@@ -321,8 +325,12 @@ class Interventions(Chain[Intervention]):
     ) -> tuple[State, TrainState]:
         """See `Intervention.after_step`."""
         states = []
-        for part, part_state, part_context in self._each(state, context):
-            new, train_state = part.after_step(part_state, train_state, step, part_context)
+        auxes = step.aux or [()] * len(self.parts)  # of a predictor, which calls no `loss`, none
+        for aux, (part, part_state, part_context) in zip(
+            auxes, self._each(state, context), strict=True
+        ):
+            part_step = step._replace(aux=aux)
+            new, train_state = part.after_step(part_state, train_state, part_step, part_context)
             states.append(new)
         return tuple(states), train_state
 
