@@ -115,6 +115,7 @@ class Record(Intervention):
         return jnp.stack([step.metrics["policy_loss"]["all"], step.aux]), train_state
 
 
+@pytest.mark.slow
 def test_gradient_step_tells_each_method_the_losses_and_its_own_measurement():
     """Would catch the aux of another part, or metrics at SAM's perturbed parameters."""
     run = run_of(A2C(**SIZE), intervention=chain(Record(1.0), SAM(rho=1.0), Record(3.0)))
