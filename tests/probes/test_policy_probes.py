@@ -172,8 +172,8 @@ def test_capacity_matches_numpy():
     )
 
 
-@pytest.mark.parametrize("probe", [Trainability(steps=3), Capacity(steps=3)])
-def test_copies_are_projected_after_every_step(probe):
+@pytest.mark.parametrize("kind", [Trainability, Capacity])
+def test_copies_are_projected_after_every_step(kind):
     """Would catch copies of SimBaV2 that leave the unit sphere, on which it is trained."""
 
     def apply(kernel, observation):
@@ -192,6 +192,7 @@ def test_copies_are_projected_after_every_step(probe):
         observation=jax.random.normal(jax.random.key(1), (6, 2)),
         init_params=lambda key: project(jax.random.normal(key, (2, 4))),
     )
+    probe = kind(steps=3, learning_rate=0.1)
     projected = measure(probe, dataclasses.replace(view, project=project))
     assert all(np.isfinite(x) for x in projected.values())
     assert not any(np.isfinite(x) for x in measure(probe, view).values())
@@ -208,7 +209,7 @@ def test_run_probes_projects_as_the_network_does(tiny_run):
 
     run = tiny_run(network=SimBaV2(width=4, depth=1), probes=Probes.of(Record()))
     jax.eval_shape(lambda run: loop.run_probes(run, loop.init(run), jnp.zeros(())), run)
-    assert passed == [run.network.project]
+    assert [project.__func__ for project in passed] == [SimBaV2.project]
 
 
 @pytest.mark.slow
