@@ -4,7 +4,7 @@ The training loop calls the hooks of one `Interventions`, which calls those of i
 order given. A hook that a method does not override costs nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -73,11 +73,13 @@ class Intervention(Struct):
       needs_units: whether the method does nothing, or fails, without hidden layers named as
         `BaseNetwork` describes.
       needs_heads: the same of the heads `policy` and `value`.
+      needs_metrics: the metrics of the agent's loss that `after_step` reads, such as `policy_loss`.
     """
 
     needs_policy: ClassVar[bool] = False
     needs_units: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = False
+    needs_metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -243,6 +245,22 @@ class Interventions(Chain[Intervention]):
                     type(part).__name__,
                     f"needs {' and '.join(missing)} among the parameters of the network, but "
                     f"{type(network).__name__} has {', '.join(params)}",
+                )
+
+    def check_metrics(self, agent: object, metrics: Collection[str]) -> None:
+        """Raises `SettingError` if a method reads metrics that an agent's loss does not have.
+
+        Args:
+          agent: the agent.
+          metrics: the metrics of its loss.
+        """
+        for name, part in zip(self.names, self.parts, strict=True):
+            if missing := [metric for metric in part.needs_metrics if metric not in metrics]:
+                raise SettingError(
+                    f"intervention.{name}",
+                    type(part).__name__,
+                    f"needs {' and '.join(missing)} among the metrics of the agent's loss, but "
+                    f"{type(agent).__name__} has {', '.join(metrics) or 'none'}",
                 )
 
     def network(self, network: BaseNetwork) -> BaseNetwork:

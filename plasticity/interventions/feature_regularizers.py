@@ -22,7 +22,7 @@ from plasticity.interventions.base import (
 )
 from plasticity.networks import Categorical, Output, Params, connections, layer_index
 from plasticity.networks.initializers import uniform
-from plasticity.struct import SettingError, field, static_field
+from plasticity.struct import field, static_field
 
 __all__ = ["ChurnReduction", "InFeR", "KLPenalty", "ProximalFeatures"]
 
@@ -257,6 +257,11 @@ class ChurnReduction(Intervention):
     window: int = static_field(50, ge=1)
     min_coefficient: float = field(1.0, ge=0)
 
+    @property
+    def needs_metrics(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `Intervention`."""
+        return () if self.target is None else ("policy_loss",)
+
     def init(self, train_state: TrainState, context: Context) -> State:
         return ChurnState(train_state.params, jnp.zeros((), bool), self._init_coefficient())
 
@@ -288,12 +293,6 @@ class ChurnReduction(Intervention):
         new = ChurnState(step.prev_params, jnp.ones((), bool))
         if self.target is None:
             return new, train_state
-        if "policy_loss" not in step.metrics:
-            raise SettingError(
-                "intervention.churn_reduction.target",
-                self.target,
-                "must not be set for an agent whose loss has no metric policy_loss",
-            )
         losses = jnp.stack([step.metrics["policy_loss"]["all"], step.aux])
         coefficient = state.coefficient._replace(
             sums=state.coefficient.sums + losses, steps=state.coefficient.steps + 1

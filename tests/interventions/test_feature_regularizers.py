@@ -7,6 +7,8 @@ import pytest
 from helpers import Void, same
 from intervention_helpers import batch_of, rollout_of, step_of
 
+from plasticity.agents import A2C, OnlineRegression
+from plasticity.envs import CartPole
 from plasticity.interventions import (
     ChurnReduction,
     InFeR,
@@ -17,7 +19,7 @@ from plasticity.interventions import (
 )
 from plasticity.networks import Network
 from plasticity.struct import SettingError
-from plasticity.training import loop
+from plasticity.training import check_run, loop
 
 OBS = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
 ELSEWHERE = np.random.default_rng(1).normal(size=(6,)).astype(np.float32)
@@ -239,13 +241,14 @@ def test_churn_reduction_weights_its_term_by_what_it_measures(tiny_run):
 
 
 def test_churn_reduction_refuses_agents_without_a_policy_loss(tiny_run):
-    """Would catch a KeyError from inside a compilation."""
-    part = ChurnReduction(target=30.0)
-    now, before, _, context = make_arguments(tiny_run, part, True)
-    state = part.init(TrainState(now, None), context)
-    step = step_of(prev_params=before, metrics={"squared_error": {"all": 1.0}}, aux=0.0)
-    with pytest.raises(SettingError, match=r"churn_reduction\.target=30.*policy_loss"):
-        part.after_step(state, TrainState(now, None), step, context)
+    """Would catch a KeyError from inside a compilation, or a refusal of agents that have one."""
+    run = tiny_run(intervention=chain(ChurnReduction(target=30.0)))
+    check_run(run)
+    check_run(run.replace(env=CartPole(), agent=A2C()))
+    says = "churn_reduction='ChurnReduction': needs policy_loss .*, but OnlineRegression has squ"
+    with pytest.raises(SettingError, match=says):
+        check_run(run.replace(agent=OnlineRegression()))
+    check_run(run.replace(agent=OnlineRegression(), intervention=chain(ChurnReduction())))
 
 
 @pytest.mark.parametrize(
