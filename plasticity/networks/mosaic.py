@@ -134,10 +134,15 @@ class Encoder(nn.Module):
         return size + size % 2  # even, as cuDNN's attention wants
 
     def attention_path(self, dtype: Any, platform: str) -> str:
-        """Returns how a platform computes attention in a type; see `attention_path`."""
-        shape = (1, self.num_tokens, self.heads, self.width // self.heads)
-        query = jax.ShapeDtypeStruct(shape, dtype)
-        return attention_path(query, query, self.pieces.fused_attention, platform)
+        """Returns how a platform computes attention of the first block: see `attention_path`.
+
+        In the last block a summary token alone attends, whose path is never cuDNN's.
+        """
+        size, heads = self.width // self.heads, self.heads
+        queries = 1 if self.depth == 1 and self._has_summary else self.num_tokens
+        query = jax.ShapeDtypeStruct((1, queries, heads, size), dtype)
+        key = jax.ShapeDtypeStruct((1, self.num_tokens, heads, size), dtype)
+        return attention_path(query, key, self.pieces.fused_attention, platform)
 
     @nn.compact
     def __call__(self, observation: Array | Tokens) -> tuple[Array, EncoderLayers]:
@@ -391,6 +396,8 @@ class Mosaic(ActorCriticNetwork):
         self, observation_shape: tuple[int, ...], precision: str, platform: str
     ) -> str:
         """Returns how a platform computes attention at a precision: `cudnn`, `xla` or `plain`.
+
+        It is that of the first block. In the last one a summary token alone attends, without cuDNN.
 
         Args:
           observation_shape: the shape of one observation.
