@@ -605,6 +605,7 @@ def side_by_side(
         panels = figure.subplots(len(metrics), len(frames), squeeze=False)
         for row, metric in zip(panels, metrics, strict=True):
             select(every, metric)
+            first = None
             for ax, (title, frame) in zip(row, frames.items(), strict=True):
                 if metric not in known[title]:
                     ax.set_axis_off()
@@ -612,10 +613,12 @@ def side_by_side(
                 lines_by_round(frame, metric, ax=ax, references=references)
                 if metric == metrics[0]:
                     ax.set_title(title)
-                if ax is not row[0]:
-                    ax.set_ylabel("")
-                if metric.endswith("return") and ax is not row[0]:
-                    ax.sharey(row[0])
+                if first is None:
+                    first = ax
+                    continue
+                ax.set_ylabel("")
+                if metric.endswith("return"):
+                    ax.sharey(first)
         for column in panels.T:
             for ax in [ax for ax in column if ax.axison][:-1]:
                 ax.set_xlabel("")

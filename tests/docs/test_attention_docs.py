@@ -6,10 +6,13 @@ from helpers import ROOT
 from plasticity import results
 
 
-@pytest.mark.parametrize("network", ["small", "mosaic"])
-def test_the_returns_of_both_networks_are_those_of_the_shipped_results(network):
+@pytest.mark.parametrize(
+    ("size", "network"),
+    [("two_cores", "small"), ("two_cores", "mosaic_small"), ("h200", "small"), ("h200", "mosaic")],
+)
+def test_the_returns_of_both_networks_are_those_of_the_shipped_results(size, network):
     """Would catch a table that the results, or the end of a round, have moved away from."""
-    frame = results.load(ROOT / "docs/attention" / network)
+    frame = results.load(ROOT / "docs/attention" / size / network)
     assert frame["seed"].nunique() == 4
     ends = results.end_of_rounds(frame, "train_return")
     means = ends.groupby(["intervention", "round"])["value"].mean().unstack()

@@ -195,5 +195,9 @@ def test_side_by_side_leaves_out_what_a_table_lacks(frame: pd.DataFrame) -> None
     assert below.lines
     assert not empty.lines
     assert not empty.axison
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    swapped = results.side_by_side({"b": other, "a": frame}, ["train_return", "dead_units"])
+    assert [ax.get_ylabel() for ax in swapped.axes][:2] == labels[:2]
+    assert swapped.axes[3].get_ylabel() == labels[2] != ""
     with pytest.raises(results.ResultsError, match="metric srank"):
         results.side_by_side({"a": frame}, ["srank"])
