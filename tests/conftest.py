@@ -4,16 +4,21 @@ import gc
 import os
 import shlex
 import sys
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Programs compiled by one test serve the others, later runs and child processes. Programs of a
-# test run for milliseconds and compile for seconds: without most optimizations, half as many.
+# test run for milliseconds and compile for seconds: without most optimizations half as many, and
+# with XLA's older emitters half of that (see `exact`).
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if version("jax").startswith("0.10."):  # another XLA may not know the flag, and would end here
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 import jax
 
@@ -35,8 +40,9 @@ from plasticity.training.run import Run, Schedule
 
 
 def pytest_collection_finish():
-    """Leaves the imported modules to no garbage collection: each would look through them all."""
+    """Collects little garbage: imported modules never, and what is traced not at every step."""
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)
