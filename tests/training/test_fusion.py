@@ -71,7 +71,7 @@ def make_jobs(root):
 
 
 @pytest.mark.slow
-def test_fused_jobs_equal_each_job_alone_to_the_bit(tmp_path):
+def test_fused_jobs_equal_each_job_alone_to_the_bit(tmp_path, exact):
     """Would catch another run's shift, method, coefficient, random numbers or labels."""
     jobs = make_jobs(tmp_path / "fused")
     groups = plan(jobs, tmp_path / "fused")
