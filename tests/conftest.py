@@ -1,19 +1,26 @@
 """What every test shares: the CPU, no display, quick compilation, and a run small enough to try."""
 
+import contextlib
 import gc
 import os
 import shlex
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Programs compiled by one test serve the others, later runs and child processes. Programs of a
-# test run for milliseconds and compile for seconds: without most optimizations, half as many.
+# test run for milliseconds and compile for seconds: without most optimizations half as many, and
+# with XLA's older emitters (see `exact`), each in one piece, half of that.
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if version("jax").startswith("0.10."):  # another XLA may not know the flags, and would end here
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 
 import jax
 
@@ -24,6 +31,7 @@ import jax.numpy as jnp
 import pytest
 from helpers import Void
 from hydra.core.global_hydra import GlobalHydra
+from jax._src import compiler
 
 from plasticity.agents import PPO
 from plasticity.cli import train
@@ -35,8 +43,9 @@ from plasticity.training.run import Run, Schedule
 
 
 def pytest_collection_finish():
-    """Leaves the imported modules to no garbage collection: each would look through them all."""
+    """Collects little garbage: imported modules never, and what is traced not at every step."""
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,9 +55,39 @@ def _forget_programs():
     jax.clear_caches()
 
 
+@contextlib.contextmanager
+def _users_emitters():
+    """Compiles with XLA's own emitters: the older ones may round otherwise in another program."""
+    real = compiler.get_compile_options
+
+    def get_compile_options(*args, env_options_overrides=None, **kwargs):
+        options = {**(env_options_overrides or {}), "xla_cpu_use_fusion_emitters": True}
+        return real(*args, env_options_overrides=options, **kwargs)
+
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", get_compile_options)
+        yield
+    jax.clear_caches()
+
+
 @pytest.fixture
-def optimized():
-    """Compiles with all optimizations, for long runs, or for what they change."""
+def exact():
+    """Compiles so that programs of different runs are equal to the bit, as users' are."""
+    with _users_emitters():
+        yield
+
+
+@pytest.fixture(scope="module")
+def exact_module():
+    """The same for a whole module, once a test has asked for it."""
+    with _users_emitters():
+        yield
+
+
+@pytest.fixture
+def optimized(exact):
+    """Compiles as for users, for long runs, or for what optimizations change."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -20,7 +20,7 @@ from plasticity.envs.base import CompiledEnv, Env, Step
 ROOT = Path(__file__).parents[1]
 TINY = (
     "schedule=smoke agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
-    "env.episode_steps=10 network.hidden=[8,8] schedule.eval_episodes=2"
+    "env.episode_steps=10 network.hidden=[8,8] schedule.eval_episodes=0 probes=[] figures=none"
 )
 
 
@@ -28,7 +28,7 @@ SMALL = (
     "env._target_=helpers.Toy ~env.levels ~env.reward ~env.episode_steps ~env.pixels "
     "schedule=smoke schedule.updates_per_round=4 probes=[] "
     "agent.num_envs=2 agent.num_steps=20 agent.minibatch_size=20 "
-    "network.hidden=[8,8] schedule.eval_episodes=2 schedule.probe_batch_size=16"
+    "network.hidden=[8,8] schedule.eval_episodes=0 schedule.probe_batch_size=16 figures=none"
 )
 
 

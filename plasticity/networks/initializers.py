@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ Array = jax.Array
 DrawKernel = Callable[[tuple[str, ...], Array, Array, Array], Array]
 
 
+# Flax traces an initializer at every use of its parameter: so it is traced once for each shape.
+@partial(jax.jit, static_argnames=("shape", "bound"), inline=True)
 def uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
     """Draws independent numbers from U(-bound, bound), in steps of 2**-23 * bound. [*shape].
 

@@ -14,6 +14,7 @@ result does not depend on where the updates are divided into intervals.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -276,6 +277,7 @@ def train_updates(
 ) -> tuple[RunState, MetricSums]:
     """Makes `num_updates` rollouts of a JAX environment, and an update of the agent on each."""
 
+    @partial(jax.jit, inline=True)  # so that it is traced once, for the shapes and for the loop
     def train_update(state: RunState) -> tuple[RunState, MetricSums]:
         state, trajectory, episodes = rollout(run, state)
         state, metrics = update(run, state, trajectory)

@@ -38,6 +38,7 @@ from plasticity.storage.run_dir import RunDir
 def test_sweep_writes_tables_and_a_figure_that_load_as_one_frame(shell, tmp_path, capsys):
     """A sweep of chains and seeds: every job has its own folder, and all load as one frame."""
     line = f"-m {TINY} 'intervention=warm_start,[layer_norm,soft_shrink_perturb]' 'seed=[3,5]'"
+    line += " schedule.eval_episodes=2 probes=default figures=all"
     assert shell(f"{line} out=sweep") == 0
 
     frame = results.load("sweep")
@@ -247,7 +248,7 @@ def test_sweep_composes_each_job_once(shell, monkeypatch):
         return build_job(config, folder)
 
     monkeypatch.setattr("plasticity.cli.command.build_job", counted)
-    assert shell(f"-m {TINY} seed=0,1 out=sweep figures=none") == 0
+    assert shell(f"-m {TINY} seed=0,1 out=sweep") == 0
     assert built == ["0_warm_start", "1_warm_start"]
     assert not list(Path("sweep").rglob("figures"))
 

@@ -25,12 +25,24 @@ def site(tmp_path_factory):
     return site
 
 
-def run(site, folder, *words):
-    """Runs the console command of the wheel in a folder, and returns what it printed."""
+# The console command once for each of the given lines, as a script: without the current folder
+# on the path of modules. In one process, which imports the package once.
+COMMANDS = """
+import runpy, shlex, sys
+for line in sys.argv[1:]:
+    sys.argv[1:] = shlex.split(line)
+    try:
+        runpy.run_module("plasticity.cli.main", run_name="__main__")
+    except SystemExit as stop:
+        assert not stop.code, line
+"""
+
+
+def run(site, folder, *lines):
+    """Runs commands of the wheel in a folder, and returns what they printed."""
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
-        # As a script, which does not have the current folder on the path of modules.
-        [sys.executable, "-P", "-m", "plasticity.cli.main", *words],
+        [sys.executable, "-P", "-c", COMMANDS, *lines],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -45,24 +57,21 @@ def test_wheel_trains_reports_and_lists_without_the_repository(site, tmp_path):
     """Would catch configurations, the launcher, a module or a user's class that is not found."""
     assert {path.name for path in site.iterdir()} >= {"plasticity", "hydra_plugins"}
     assert not (site / "experiments").exists()
-    where = [sys.executable, "-c", "import plasticity; print(plasticity.__file__)"]
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert found.stdout.startswith(str(site))
     (tmp_path / "mine/env").mkdir(parents=True)
     (tmp_path / "mine/env/room.yaml").write_text(
         "_target_: plasticity.envs.Gather\nlevels: 3\nepisode_steps: 10\n"
     )
     (tmp_path / "my_probes.py").write_text(
-        "from plasticity import Probe\n\n"
+        "import plasticity\nfrom plasticity import Probe\n\nprint(plasticity.__file__)\n\n"
         "class One(Probe):\n    def __call__(self, view):\n        return {'all': 1.0}\n"
     )
-    words = ["--config-dir", "mine", "env=room", *TINY.split(), "out=sweep"]
-    words.append("+probes.one={_target_: my_probes.One}")
-    out = run(site, tmp_path, "train", "-m", *words, "intervention=layer_norm", "seed=0,1")
+    line = f"train -m --config-dir mine env=room {TINY} out=sweep intervention=layer_norm seed=0,1"
+    line += " '+probes.one={_target_: my_probes.One}'"
+    out = run(site, tmp_path, line, "report sweep", "methods redo")
+    assert out.startswith(str(site))
     assert "2 jobs: 1 program to train" in out
     frame = results.load(tmp_path / "sweep")
     assert set(frame.intervention) == {"layer_norm"}
     assert "one" in set(frame.metric)
-    assert "layer_norm" in run(site, tmp_path, "report", "sweep")
-    assert "Sokar et al. 2023" in run(site, tmp_path, "methods", "redo")
+    assert (tmp_path / "sweep/figures/overview.png").exists()
+    assert "Sokar et al. 2023" in out

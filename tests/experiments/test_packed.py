@@ -17,7 +17,7 @@ from plasticity.struct import SettingError
 pytestmark = pytest.mark.slow
 
 TOY = f"smoke {SMALL} schedule.updates_per_round=1 agent.learning_rate=0.001"
-TOY += " shift=permute figures=none"
+TOY += " shift=permute"
 
 
 @pytest.fixture

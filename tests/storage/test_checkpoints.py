@@ -304,7 +304,7 @@ def start(tmp_path_factory):
     def begin(folder):
         line = (
             f"{TINY} schedule.rounds=12 schedule.updates_per_round=20 schedule.log_every=8 "
-            f"schedule.probe_every=10 'seed=[0,1,2]' checkpoint_minutes=0.0005 out={folder}"
+            f"'seed=[0,1,2]' checkpoint_minutes=0.0005 out={folder}"
         )
         errors.write_text("")
         process = processes.Process(target=train_line, args=(line, errors))
@@ -337,7 +337,7 @@ def until_written(table: Path, times: int, process):
 
 
 @pytest.mark.slow
-def test_killed_ten_times_equals_undisturbed(tmp_path, start):
+def test_killed_again_and_again_equals_undisturbed(tmp_path, start):
     """Would catch files that a kill leaves half written, and all that only a real end shows.
 
     The first end is by SIGTERM, the others by SIGKILL, each after a few writes of the table.
@@ -353,9 +353,9 @@ def test_killed_ten_times_equals_undisturbed(tmp_path, start):
     assert meta_of(folder)["status"] == "interrupted"
 
     draw = random.Random(0)
-    for _ in range(9):
+    for _ in range(5):
         process = begin(folder)
-        # Of some 48 writes in all, so that it lasts for all; the table of the last one counts.
+        # Of some 36 writes in all, so that it lasts for all; the table of the last one counts.
         until_written(folder / "metrics.parquet", draw.randrange(1, 5), process)
         time.sleep(draw.uniform(0, 0.05))
         process.kill()
@@ -363,7 +363,7 @@ def test_killed_ten_times_equals_undisturbed(tmp_path, start):
     end(begin(folder), 0, timeout=300)
     began = [session["from_update"] for session in meta_of(folder)["sessions"]]
     assert began == sorted(began)
-    assert len({update for update in began if update > 0}) >= 3
+    assert len({update for update in began if update > 0}) >= 2
     is_as_undisturbed(folder, undisturbed)
 
 

@@ -71,7 +71,7 @@ def make_jobs(root):
 
 
 @pytest.mark.slow
-def test_fused_jobs_equal_each_job_alone_to_the_bit(tmp_path):
+def test_fused_jobs_equal_each_job_alone_to_the_bit(tmp_path, exact):
     """Would catch another run's shift, method, coefficient, random numbers or labels."""
     jobs = make_jobs(tmp_path / "fused")
     groups = plan(jobs, tmp_path / "fused")
@@ -84,7 +84,7 @@ def test_fused_jobs_equal_each_job_alone_to_the_bit(tmp_path):
         "  programs differ in transformations",
     ]
     assert train_groups(groups, tmp_path / "fused", progress=False) == {}
-    for shift, method in ((0, 1), (1, 2), (2, 3), (3, 2)):
+    for shift, method in ((1, 2), (2, 3), (3, 1)):
         alone = make_job(SHIFTS[shift], METHODS[method], tmp_path / f"alone/{shift}_{method}")
         train_jobs([alone])
         fused = tmp_path / f"fused/{shift}_{method}"

@@ -58,7 +58,7 @@ def of_run(outcome, i):
 
 
 @pytest.fixture(scope="module")
-def loop():
+def loop(exact_module):
     """The seeds one after another, on one device."""
     return train(SEEDS, 1, "loop")
 
