@@ -31,6 +31,7 @@ ENVS = (
     "CartPole",
     "Gymnax",
     "Navix",
+    "Craftax",
     "SlowlyChangingRegression",
     "Sequence",
     "Gymnasium",
