@@ -37,7 +37,7 @@ INTEGER = "integer"
 ROUNDS = "schedule.rounds"
 _PACKAGES = (
     *("plasticity-rl", "jax", "jaxlib", "flax", "optax", "numpy"),
-    *("gymnasium", "minigrid", "gymnax", "navix", "craftax", "envpool"),
+    *("gymnasium", "minigrid", "gymnax", "navix", "craftax", "envpool", "metaworld"),
 )
 
 
