@@ -32,6 +32,7 @@ ENVS = (
     "Gymnax",
     "Navix",
     "Craftax",
+    "Forager",
     "SlowlyChangingRegression",
     "Sequence",
     "Gymnasium",

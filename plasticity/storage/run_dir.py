@@ -37,7 +37,16 @@ INTEGER = "integer"
 ROUNDS = "schedule.rounds"
 _PACKAGES = (
     *("plasticity-rl", "jax", "jaxlib", "flax", "optax", "numpy"),
-    *("gymnasium", "minigrid", "gymnax", "navix", "craftax", "envpool", "metaworld"),
+    *(
+        "gymnasium",
+        "minigrid",
+        "gymnax",
+        "navix",
+        "craftax",
+        "continual-foragax",
+        "envpool",
+        "metaworld",
+    ),
 )
 
 
