@@ -1,7 +1,7 @@
 """The Mosaic encoder: a policy of attention over tokens, whose pieces are settings."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,7 +21,7 @@ from plasticity.networks.attention import (
 from plasticity.networks.base import TokenPrediction
 from plasticity.networks.initializers import uniform
 from plasticity.networks.tokens import Tokenizer, Tokens, repeat_valid, unpad
-from plasticity.networks.torso import NORMS, Dense
+from plasticity.networks.torso import NORMS, Dense, linear
 from plasticity.struct import SettingError, static_field
 
 __all__ = ["Mosaic"]
@@ -54,25 +54,18 @@ class Pieces(NamedTuple):
     pooling: str
 
 
-class LinearParams(NamedTuple):
-    """The parameters of a linear layer."""
+class BlockOutput(NamedTuple):
+    """What a block computes of the first S of T tokens."""
 
-    kernel: Array  # [inputs, features]
-    bias: Array | None  # [features]
+    x: Array  # [B, S, width]
+    hidden: tuple[Array, Array]  # activations and preactivations of its MLP, [B, S, units]
+    weights: Array  # [B, heads, S, T]: of each query, over keys
 
 
-class Linear(nn.Module):
-    """A linear layer that returns its parameters, which are drawn as those of `Dense`."""
-
-    features: int
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, inputs: int) -> LinearParams:
-        bound = 1 / math.sqrt(inputs)
-        kernel = self.param("kernel", uniform, (inputs, self.features), bound)
-        bias = self.param("bias", uniform, (self.features,), bound) if self.use_bias else None
-        return LinearParams(kernel, bias)
+def _unbiased(module: nn.Module, x: Array, features: int) -> Array:
+    """Computes a linear layer without bias, whose kernel is drawn as that of `linear`."""
+    bound = 1 / math.sqrt(x.shape[-1])
+    return x @ module.param("kernel", uniform, (x.shape[-1], features), bound)
 
 
 class BlockNorm(nn.Module):
@@ -141,10 +134,15 @@ class Encoder(nn.Module):
         return size + size % 2  # even, as cuDNN's attention wants
 
     def attention_path(self, dtype: Any, platform: str) -> str:
-        """Returns how a platform computes attention in a type; see `attention_path`."""
-        shape = (1, self.num_tokens, self.heads, self.width // self.heads)
-        query = jax.ShapeDtypeStruct(shape, dtype)
-        return attention_path(query, query, self.pieces.fused_attention, platform)
+        """Returns how a platform computes attention of the first block: see `attention_path`.
+
+        In the last block a summary token alone attends, whose path is never cuDNN's.
+        """
+        size, heads = self.width // self.heads, self.heads
+        queries = 1 if self.depth == 1 and self._has_summary else self.num_tokens
+        query = jax.ShapeDtypeStruct((1, queries, heads, size), dtype)
+        key = jax.ShapeDtypeStruct((1, self.num_tokens, heads, size), dtype)
+        return attention_path(query, key, self.pieces.fused_attention, platform)
 
     @nn.compact
     def __call__(self, observation: Array | Tokens) -> tuple[Array, EncoderLayers]:
@@ -153,32 +151,35 @@ class Encoder(nn.Module):
         In place of observations it takes tokens, such as those of an earlier output with some of
         their features masked.
         """
-        pieces = self.pieces
         layers = EncoderLayers({}, {}, {})
         tokens = observation if isinstance(observation, Tokens) else self._tokens(observation)
         x, bias, valid = self._embed(tokens)
+        pooled = x
         for i in range(self.depth):
-            name = f"attention_{i}"
-            attended, weights = self._attend(name, self._before(name, x), bias, valid)
-            x = self._after(name, x + attended)
-            transformed, hidden = self._transform(i, self._before(f"down_{i}", x))
-            x = self._after(f"down_{i}", x + transformed)
-            for outputs, rows in zip(layers[:2], hidden, strict=True):
+            block = self._block(i)
+            output = block(x, bias, valid, x.shape[1])
+            # The heads read the summary alone: where nothing reads the other tokens of the last
+            # block, as in training, the compiler leaves them out.
+            is_last = i == self.depth - 1
+            pooled = block(x, bias, valid, 1).x if is_last and self._has_summary else output.x
+            x = output.x
+            for outputs, rows in zip(layers[:2], output.hidden, strict=True):
                 outputs[f"hidden_{i}"] = repeat_valid(rows, valid)
-            layers.attention[name] = AttentionLayer(
-                weights=jnp.where(valid[:, None, :, None], weights, 0),
+            layers.attention[f"attention_{i}"] = AttentionLayer(
+                weights=jnp.where(valid[:, None, :, None], output.weights, 0),
                 tokens=jnp.where(valid[..., None], x, 0),
                 valid=valid,
             )
-        if pieces.norm_order == "pre":
-            x = self._normalize(f"pooling_{self.depth}_norm", x)
+        if self.pieces.norm_order == "pre":
+            norm = self._norm(f"pooling_{self.depth}_norm")
+            x, pooled = norm(x), norm(pooled)
         if self.masked_modeling:
             rows = x[:, -tokens.valid.shape[1] :]  # without a summary
             features = Dense(self.tokenizer.num_features, name=f"prediction_{self.depth}")(rows)
             layers = layers._replace(tokens=TokenPrediction(tokens, features))
         name = f"hidden_{self.depth}"
-        x = Dense(self.width // self.activation.widening, name=name)(self._pool(x, valid))
-        x, layers.preactivations[name] = self._activate(self.depth, x)
+        x = Dense(self.width // self.activation.widening, name=name)(self._pool(pooled, valid))
+        x, layers.preactivations[name] = self._activation(self.depth)(x)
         layers.activations[name] = x
         return x, layers
 
@@ -213,58 +214,79 @@ class Encoder(nn.Module):
             valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
             if bias is not None:
                 bias = jnp.pad(bias, ((0, 0), (0, 0), (1, 0), (1, 0)))
-        return self._normalize("embedding_0_norm", x), bias, valid
+        return self._norm("embedding_0_norm")(x), bias, valid
 
-    def _attend(self, name: str, x: Array, bias: Array | None, valid: Array) -> tuple[Array, Array]:
-        """Returns what attention adds to tokens [B, T, width], and its weights."""
-        names = [f"{name}_{part}" for part in ("query", "key", "value")]
-        products = self._products(x, names, self.width)
-        query, key, value = (
-            product.reshape(*x.shape[:2], self.heads, self.width // self.heads)
-            for product in products
+    def _block(self, i: int) -> Callable[[Array, Array | None, Array, int], BlockOutput]:
+        """Builds a block, which computes the first `count` tokens of x [B, T, width] from all."""
+        attention = self._attention(f"attention_{i}")
+        mlp = self._mlp(i)
+        norms = self._norm(f"attention_{i}_norm"), self._norm(f"down_{i}_norm")
+        is_pre = self.pieces.norm_order == "pre"
+        before, after = (norms, _NO_NORMS) if is_pre else (_NO_NORMS, norms)
+
+        def block(x: Array, bias: Array | None, valid: Array, count: int) -> BlockOutput:
+            attended, weights = attention(before[0](x), bias, valid, count)
+            x = after[0](x[:, :count] + attended)
+            transformed, hidden = mlp(before[1](x))
+            return BlockOutput(after[1](x + transformed), hidden, weights)
+
+        return block
+
+    def _attention(self, name: str) -> Callable[..., tuple[Array, Array]]:
+        """Builds an attention layer, which returns what it adds to tokens, and its weights."""
+        parts = ("query", "key", "value", "output")
+        to_query, to_key, to_value, output = (
+            Dense(self.width, name=f"{name}_{part}") for part in parts
         )
-        attended = attend(query, key, value, bias, valid, self.pieces.fused_attention)
-        # Computed only where they are read, as by probes.
-        weights = attention_weights(query, key, bias, valid)
-        return Dense(self.width, name=f"{name}_output")(attended.reshape(x.shape)), weights
 
-    def _transform(self, i: int, x: Array) -> tuple[Array, tuple[Array, Array]]:
-        """Returns what a block's MLP adds to tokens, and its activations and preactivations."""
-        units = self.mlp_width // self.activation.widening
-        if self.pieces.gated:
-            gate, up = self._products(x, [f"hidden_{i}", f"up_{i}"], units, use_bias=False)
-            activations, preactivations = self._activate(i, gate)
-            activations = activations * up
-        else:
-            activations, preactivations = self._activate(i, Dense(units, name=f"hidden_{i}")(x))
-        down = Dense(self.width, name=f"down_{i}")(activations)
-        return down, (activations, preactivations)
+        def attention(
+            x: Array, bias: Array | None, valid: Array, count: int
+        ) -> tuple[Array, Array]:
+            products = to_query(x[:, :count]), to_key(x), to_value(x)
+            query, key, value = (
+                product.reshape(*product.shape[:2], self.heads, self.width // self.heads)
+                for product in products
+            )
+            bias = None if bias is None else bias[:, :, :count]
+            attended = attend(query, key, value, bias, valid, self.pieces.fused_attention)
+            # Computed only where they are read, as by probes.
+            weights = attention_weights(query, key, bias, valid)
+            return output(attended.reshape(*attended.shape[:2], self.width)), weights
 
-    def _products(
-        self, x: Array, names: Sequence[str], features: int, use_bias: bool = True
-    ) -> list[Array]:
-        """Computes several linear layers of one input as one product."""
-        linear = [Linear(features, use_bias, name=name)(x.shape[-1]) for name in names]
-        product = x @ jnp.concatenate([layer.kernel for layer in linear], axis=1)
-        biases = [layer.bias for layer in linear if layer.bias is not None]
-        if biases:
-            product = product + jnp.concatenate(biases)
-        return jnp.split(product, len(names), axis=-1)
+        return attention
 
-    def _activate(self, i: int, x: Array) -> tuple[Array, Array]:
-        """Returns activations and preactivations of a hidden layer, after its norm."""
-        if (norm := NORMS[self.norm]) is not None:
-            x = norm(f"norm_{i}", (-1,))(x)
-        return self.activation.build(f"activation_{i}")(x), x
+    def _mlp(self, i: int) -> Callable[[Array], tuple[Array, tuple[Array, Array]]]:
+        """Builds a block's MLP.
 
-    def _normalize(self, name: str, x: Array) -> Array:
-        return BlockNorm(self.pieces.low_precision_norm, name=name)(x)
+        It returns what it adds to tokens, and its activations and preactivations.
+        """
+        units, gated = self.mlp_width // self.activation.widening, self.pieces.gated
+        hidden = Dense(units, _unbiased if gated else linear, name=f"hidden_{i}")
+        up = Dense(units, _unbiased, name=f"up_{i}") if gated else None
+        activation, down = self._activation(i), Dense(self.width, name=f"down_{i}")
 
-    def _before(self, name: str, x: Array) -> Array:
-        return self._normalize(f"{name}_norm", x) if self.pieces.norm_order == "pre" else x
+        def mlp(x: Array) -> tuple[Array, tuple[Array, Array]]:
+            activations, preactivations = activation(hidden(x))
+            if up is not None:
+                activations = activations * up(x)
+            return down(activations), (activations, preactivations)
 
-    def _after(self, name: str, x: Array) -> Array:
-        return self._normalize(f"{name}_norm", x) if self.pieces.norm_order == "post" else x
+        return mlp
+
+    def _activation(self, i: int) -> Callable[[Array], tuple[Array, Array]]:
+        """Builds an activation, which returns activations and preactivations, after its norm."""
+        build_norm = NORMS[self.norm]
+        norm = _identity if build_norm is None else build_norm(f"norm_{i}", (-1,))
+        activation = self.activation.build(f"activation_{i}")
+
+        def activate(x: Array) -> tuple[Array, Array]:
+            x = norm(x)
+            return activation(x), x
+
+        return activate
+
+    def _norm(self, name: str) -> BlockNorm:
+        return BlockNorm(self.pieces.low_precision_norm, name=name)
 
     @property
     def _has_summary(self) -> bool:
@@ -276,6 +298,13 @@ class Encoder(nn.Module):
             return x[:, 0]
         count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1).astype(x.dtype)
         return jnp.sum(jnp.where(valid[..., None], x, 0), axis=1) / count
+
+
+def _identity(x: Array) -> Array:
+    return x
+
+
+_NO_NORMS = (_identity, _identity)
 
 
 class Mosaic(ActorCriticNetwork):
@@ -367,6 +396,8 @@ class Mosaic(ActorCriticNetwork):
         self, observation_shape: tuple[int, ...], precision: str, platform: str
     ) -> str:
         """Returns how a platform computes attention at a precision: `cudnn`, `xla` or `plain`.
+
+        It is that of the first block. In the last one a summary token alone attends, without cuDNN.
 
         Args:
           observation_shape: the shape of one observation.

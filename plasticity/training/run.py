@@ -1,6 +1,7 @@
 """The definition of a run, in one frozen pytree."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -109,7 +110,18 @@ def stack(runs: Sequence[Run]) -> Run:
     structures = {jax.tree.structure(run) for run in runs}
     if len(structures) != 1:
         raise ValueError(f"{len(structures)} different structures among {len(runs)} runs")
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *runs)
+    return jax.tree.map(_stack_leaves, *runs)
+
+
+def _stack_leaves(*leaves: Any) -> Array:
+    """Stacks numbers and arrays. Numbers of Python stay weakly typed, as in a run alone."""
+    if any(type(leaf) is not type(leaves[0]) for leaf in leaves) or not isinstance(
+        leaves[0], (bool, int, float)
+    ):
+        return jnp.stack([jnp.asarray(leaf) for leaf in leaves])
+    # One array, not an operand a run: thousands of operands take minutes to compile.
+    weak = jnp.full(len(leaves), leaves[0])
+    return weak.at[:].set(np.asarray(leaves, weak.dtype))
 
 
 def seeds_of(runs: Run) -> list[int]:

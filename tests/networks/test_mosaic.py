@@ -157,6 +157,18 @@ def test_unpadded_equals_padded_in_values_and_gradients_and_nan_stays_in_padding
         same(loss_and_gradient(one)(params, broken), known, rtol=1e-10, atol=1e-10)
 
 
+def test_training_computes_one_token_of_the_last_block():
+    """Would catch tokens that nothing reads and the compiler keeps: a mean reads all of them."""
+    network = SMALL.replace(depth=1)
+    params = initial(network)
+
+    def operations(network):
+        compiled = loss_and_gradient(network).lower(params, OBSERVATIONS).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert operations(network) < 0.7 * operations(network.replace(pooling="mean"))
+
+
 def test_observations_of_a_batch_do_not_attend_to_each_other():
     """Would catch a mask that lets attention out of an observation's row."""
     params = initial(SMALL)

@@ -27,7 +27,7 @@ def test_mosaic_trains_from_the_command_line_to_the_table(shell, tmp_path):
     """Would catch a shift, probe or table that knows no tokens, and a stack that is no stack."""
     probes = (
         "probes=[weight_norm,linearized_units,deviation_from_isometry,dormant_units,"
-        "attention_entropy,token_rank,closed_gates,masked_modeling_loss]"
+        "attention_entropy,token_rank,closed_gates,masked_modeling_loss,quantization_error]"
     )
     methods = "'intervention=[masked_modeling,shrink_perturb]'"
     shifts = "'shift=[permute,permute_features]'"
@@ -44,6 +44,7 @@ def test_mosaic_trains_from_the_command_line_to_the_table(shell, tmp_path):
         ("closed_gates", {"hidden_0", "all"}),
         ("masked_modeling_loss", {"all"}),
         ("dormant_units", {"hidden_0", "hidden_1", "all"}),
+        ("quantization_error", {"hidden_0", "hidden_1", "policy", "value", "all"}),
     ):
         assert set(table.layer[table.metric == metric]) == layers
 

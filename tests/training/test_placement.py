@@ -1,6 +1,7 @@
 """Placement does not affect results: devices, batches, loops."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Toy, same
@@ -131,3 +132,12 @@ def test_of_uses_no_more_devices_than_runs():
     devices = tuple(jax.local_devices())
     assert len(devices) == 2
     assert [Placement.of(n).devices for n in (1, 2, 5)] == [devices[:1], devices, devices]
+
+
+def test_stacked_numbers_are_typed_as_in_a_run_alone():
+    """Would catch numbers that lose their weak types, and promote what they are multiplied by."""
+    runs = [run_of(seed).replace(shift=Shifts()) for seed in SEEDS]
+    for stacked, *alone in zip(*map(jax.tree.leaves, (stack(runs), *runs)), strict=True):
+        arrays = [jnp.asarray(number) for number in alone]
+        assert (stacked.dtype, stacked.weak_type) == (arrays[0].dtype, arrays[0].weak_type)
+        np.testing.assert_array_equal(stacked, arrays)
