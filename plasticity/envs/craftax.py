@@ -38,7 +38,7 @@ class Craftax(CompiledEnv):
     player's death, or the boss's; the time limit truncates it. A reward is paid for each
     achievement when it is first unlocked, and 0.1 for each change of health.
 
-    A world costs as much as a hundred steps. A rollout of T steps therefore generates no more than
+    A world costs as much as 40 to 100 steps. A rollout of T steps therefore generates no more than
     1 + (T - 1) // 32 for each environment. Should more episodes begin there, the last world is
     played again, as under Craftax's optimistic resets.
 
