@@ -12,7 +12,8 @@ are medians of several stretches; compare rows of one table, not of two.
 
 With `--methods`, measures the cost of each intervention and probe with the quickstart preset
 instead: the time of an update under the intervention relative to one without, in alternating
-stretches; and the time of one measurement by the probe relative to an update.
+stretches; and the time of one measurement by the probe relative to an update. `--only` names those
+to measure.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import math
 import platform
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -46,7 +47,7 @@ from experiments.benchmark_measure import (
 from experiments.tables import markdown_table, print_table
 from plasticity.agents import Metrics
 from plasticity.cli.command import command, one_line, runs_of
-from plasticity.cli.methods import methods
+from plasticity.cli.methods import Method, methods
 from plasticity.interventions import Interventions
 from plasticity.probes import Probes
 from plasticity.struct import SettingError
@@ -63,13 +64,30 @@ _ERRORS = Console(stderr=True)
 # The cost of methods
 
 
-def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> Table:
+def chosen_methods(names: Collection[str] | None) -> tuple[list[Method], list[Method]]:
+    """Returns the interventions and the probes of these names; all of both if there are none.
+
+    Raises:
+      SettingError: there is no method of a name.
+    """
+    groups = [methods(group) for group in ("intervention", "probes")]
+    known = {method.name for group in groups for method in group}
+    for name in names or ():
+        if name not in known:
+            raise SettingError("--only", name, "must be the name of an intervention or a probe")
+    chosen = [[m for m in group if not names or m.name in names] for group in groups]
+    return chosen[0], chosen[1]
+
+
+def cost_of_interventions(
+    plain: Run, interventions: Sequence[Method], agents: Sequence[int], seconds: float
+) -> Table:
     """Measures the time of an update under each intervention over that under none."""
     baselines = [start_trainer(plain, n) for n in agents]
     table = markdown_table(
         "intervention", *map(_agents, agents), title=f"Time of an update, none being 1: {_name()}"
     )
-    for method in track(methods("intervention"), console=_ERRORS):
+    for method in track(interventions, console=_ERRORS):
         run = plain.replace(intervention=Interventions.of(method.kind()))
         try:
             check_run(run)
@@ -84,18 +102,19 @@ def cost_of_interventions(plain: Run, agents: Sequence[int], seconds: float) -> 
     return table
 
 
-def cost_of_probes(plain: Run, default: Probes, agents: Sequence[int], seconds: float) -> Table:
-    """Measures the time of each probe, and of the default ones, over that of an update."""
+def cost_of_probes(
+    plain: Run, probes: Mapping[str, Probes], agents: Sequence[int], seconds: float
+) -> Table:
+    """Measures the time of each of some sets of probes over that of an update."""
     baselines = [start_trainer(plain, n) for n in agents]
     table = markdown_table(
         "probe", *map(_agents, agents), title=f"Time of a measurement, in updates: {_name()}"
     )
-    each = {method.name: Probes.of(method.kind()) for method in methods("probes")}
-    for name, probes in track({"default": default, **each}.items(), console=_ERRORS):
+    for name, measured in track(probes.items(), console=_ERRORS):
         cells = []
         for n, baseline in zip(agents, baselines, strict=True):
-            trainer = start_trainer(plain.replace(probes=probes), n)
-            measure = partial(_measure, trainer, probes.names)
+            trainer = start_trainer(plain.replace(probes=measured), n)
+            measure = partial(_measure, trainer, measured.names)
             cells.append(ratio(measure, baseline.train_updates, seconds))
         table.add_row(name, *(f"{cell:.2f}" for cell in cells))
         jax.clear_caches()
@@ -282,16 +301,24 @@ def main() -> None:
     parser.add_argument(
         "--methods", action="store_true", help="what interventions and probes cost, instead"
     )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="with --methods: these alone")
     arguments = parser.parse_args()
+    if arguments.only and not arguments.methods:
+        parser.error("argument --only: must be given with --methods")
     seconds = arguments.seconds
     if arguments.methods:
         agents = arguments.agents or [1, 4]
         if MOST in agents:
             parser.error(f"argument --agents: {MOST}: must be a number with --methods")
+        interventions, single = chosen_methods(arguments.only)
         run = runs_of("experiment=quickstart")[0]
         plain = run.replace(intervention=Interventions(), probes=Probes())
-        print_table(cost_of_interventions(plain, agents, seconds))
-        print_table(cost_of_probes(plain, run.probes, agents, seconds))
+        probes = {} if arguments.only else {"default": run.probes}
+        probes |= {method.name: Probes.of(method.kind()) for method in single}
+        if interventions:
+            print_table(cost_of_interventions(plain, interventions, agents, seconds))
+        if probes:
+            print_table(cost_of_probes(plain, probes, agents, seconds))
         return
     # This process does not use the devices, since memory that it held would be missing to the rows.
     presets = [preset for preset in PRESETS if preset in arguments.presets]

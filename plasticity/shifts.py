@@ -225,19 +225,18 @@ class PartialView(Shift):
     """Hides a part of the observation, another one in each round; nothing is hidden in round 1.
 
     Hidden entries are 0 before any offset and noise. Of an image, positions are hidden with all
-    their channels. It sets the same factors as `Tint`: of the two, the last one of a chain counts.
+    their channels; of object tokens, whole places: what is there is no token. It sets the same
+    factors as `Tint`: of the two, the last one of a chain counts.
 
     Attributes:
-      fraction: the fraction that is hidden, rounded down to whole entries or positions.
+      fraction: the fraction that is hidden, rounded down to whole entries, positions or places.
     """
 
     fraction: float = field(0.5, ge=0, lt=1)
 
-    def check(self, env: Env) -> None:
-        _refuse_tokens(self, env)
-
     def begin(self, task: Task, env: Env, key: Array) -> Task:
-        return task._replace(gain=jnp.ones(env.observation_shape))
+        shape = env.observation_shape
+        return task._replace(gain=jnp.ones((shape[0], 1) if _has_tokens(env) else shape))
 
     def __call__(self, task: Task, round: Array | int, key: Array) -> Task:
         gain = _initialized(task.gain, self)
@@ -612,9 +611,13 @@ def _initialized(value: T | None, shift: Shift) -> T:
     return value
 
 
+def _has_tokens(env: Env) -> bool:
+    return isinstance(env.observation_shape, TokenShape)
+
+
 def _refuse_tokens(shift: Shift, env: Env) -> None:
     """Raises `SettingError` for a shift of single entries, of which a token's flag is one."""
-    if isinstance(env.observation_shape, TokenShape):
+    if _has_tokens(env):
         raise SettingError(
             "shift", shift.name, "has no meaning for object tokens (env.observation=objects)"
         )

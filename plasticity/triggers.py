@@ -154,6 +154,7 @@ class ProbeThreshold(Trigger):
                 init_params=context.init_params,
                 per_sample_loss=per_sample_loss,
                 compute_batch=lambda: rollout.batch,
+                project=context.project,
             )
         )
         if self.layer not in measured:

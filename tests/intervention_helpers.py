@@ -13,6 +13,6 @@ def rollout_of(observation, params=None):
     return Rollout(batch_of(observation), params)
 
 
-def step_of(gradients=None, prev_params=None, activations=None):
+def step_of(gradients=None, prev_params=None, activations=None, metrics=None, aux=()):
     """A gradient step of which only what is given is used."""
-    return GradientStep(gradients, prev_params, activations)
+    return GradientStep(gradients, prev_params, activations, metrics, aux)

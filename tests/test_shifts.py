@@ -152,7 +152,6 @@ def test_shifts_refuse_what_has_no_meaning_for_tokens(tiny_run):
     for env, shift, message in (
         (TOKENS, Offset(), "offset'?: has no meaning for object tokens"),
         (TOKENS, Periodic(number="bias"), "periodic'?: has no meaning for object tokens"),
-        (TOKENS, PartialView(), "partial_view'?: has no meaning for object tokens"),
         (TOKENS, Noise(), "noise'?: has no meaning for object tokens"),
         (TOKENS, Tint(), "needs images"),
         (TOKENS, Permute(grid=9), "must divide the height and width of an image"),
@@ -160,6 +159,10 @@ def test_shifts_refuse_what_has_no_meaning_for_tokens(tiny_run):
     ):
         with pytest.raises(SettingError, match=message):
             check_run(tiny_run(env=env, shift=Shifts.of(shift)))
+    gradual = tiny_run(env=TOKENS, shift=Shifts.of(PartialView()))
+    gradual = gradual.replace(schedule=gradual.schedule.replace(shift_duration=1))
+    with pytest.raises(SettingError, match="shift_duration=1: must be 0 under partial_view"):
+        check_run(gradual)
     with pytest.raises(SettingError, match="normalize_observations=True: must be false"):
         check_run(tiny_run(env=TOKENS, agent=tiny_run().agent.replace(normalize_observations=True)))
 
@@ -315,6 +318,21 @@ def test_partial_view_hides_other_positions_in_each_round():
         np.testing.assert_array_equal(gain, np.repeat(gain[..., :1], 3, axis=2))
         assert set(np.unique(gain)) == {0, 1}
     assert len({gain.tobytes() for gain in later}) == ROUNDS - 1
+
+
+def test_partial_view_hides_whole_tokens():
+    """Would catch a token that is shown without its features, or at place (0, 0)."""
+    shift = Shifts.of(PartialView(0.4))
+    task = shift.begin(TOKENS.task(0), TOKENS, jax.random.key(0))
+    tokens = np.asarray(TOKENS.observe(task, TOKENS.reset(task, jax.random.key(1))))
+    np.testing.assert_array_equal(task.transform_obs(tokens), tokens)
+    task = shift(task, 1, jax.random.key(2))
+    hidden = np.asarray(task.gain[:, 0] == 0)
+    assert hidden.sum() == int(0.4 * len(tokens))
+    assert tokens[hidden, 0].any()
+    assert tokens[~hidden, 0].any()
+    expected = np.where(hidden[:, None], 0, tokens)
+    np.testing.assert_array_equal(task.transform_obs(tokens), expected)
 
 
 def test_actuator_damage_weakens_clipped_actions():

@@ -254,17 +254,17 @@ def gradient_step(
     """
     loss_key, step_key = jax.random.split(context.key)
 
-    def objective(params: Params) -> tuple[Array, tuple[Output, Metrics]]:
+    def objective(params: Params) -> tuple[Array, tuple[Output, Metrics, Any]]:
         output = context.apply(params, minibatch.observation)
         loss, metrics = agent.loss(output, minibatch)
-        added = interventions.loss(
+        added, aux = interventions.loss(
             state, params, output, minibatch, rollout, context._replace(key=loss_key)
         )
-        return loss + added, (output, metrics)
+        return loss + added, (output, metrics, aux)
 
     compute = interventions.gradient(jax.grad(objective, has_aux=True))
-    gradients, (output, metrics) = compute(train_state.params)
-    step = GradientStep(gradients, train_state.params, output.activations)
+    gradients, (output, metrics, aux) = compute(train_state.params)
+    step = GradientStep(gradients, train_state.params, output.activations, metrics, aux)
     state, train_state = interventions.after_step(
         state,
         apply_gradients(train_state, gradients, context.optimizer),

@@ -54,7 +54,8 @@ class Task(NamedTuple):
 
     levels: Levels
     dynamics: dict[str, Array]  # parameters of the environment that a shift sets, by name
-    gain: Array | None = None  # float32 [*observation_shape]: multiplies observations
+    # float32 [*observation_shape], or broadcast to it: multiplies observations
+    gain: Array | None = None
     bias: Array | None = None  # float32 [*observation_shape]: is added to them after that
     noise: Array | None = None  # float32 []: standard deviation of the noise on every entry
     # int32 [D]: entry i of the transformed observation is entry permutation[i] of the original; or

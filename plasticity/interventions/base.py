@@ -4,7 +4,7 @@ The training loop calls the hooks of one `Interventions`, which calls those of i
 order given. A hook that a method does not override costs nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -73,11 +73,13 @@ class Intervention(Struct):
       needs_units: whether the method does nothing, or fails, without hidden layers named as
         `BaseNetwork` describes.
       needs_heads: the same of the heads `policy` and `value`.
+      needs_metrics: the metrics of the agent's loss that `after_step` reads, such as `policy_loss`.
     """
 
     needs_policy: ClassVar[bool] = False
     needs_units: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = False
+    needs_metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -129,8 +131,10 @@ class Intervention(Struct):
         minibatch: Batch,
         rollout: Rollout,
         context: Context,
-    ) -> Array | float:
-        """Returns a scalar to add to the loss of a minibatch.
+    ) -> Array | float | tuple[Array | float, Any]:
+        """Returns a scalar to add to the loss of a minibatch, or the scalar and auxiliary values.
+
+        Auxiliary values, any pytree of arrays, are `step.aux` in the `after_step` that follows.
 
         Args:
           state: the method's state.
@@ -159,7 +163,7 @@ class Intervention(Struct):
         Args:
           state: the method's state.
           train_state: parameters and optimizer after the step.
-          step: the step: gradients, the parameters before it, activations.
+          step: the step: gradients, the parameters before it, activations, the agent's metrics.
           context: the tools.
         """
         return state, train_state
@@ -243,6 +247,22 @@ class Interventions(Chain[Intervention]):
                     f"{type(network).__name__} has {', '.join(params)}",
                 )
 
+    def check_metrics(self, agent: object, metrics: Collection[str]) -> None:
+        """Raises `SettingError` if a method reads metrics that an agent's loss does not have.
+
+        Args:
+          agent: the agent.
+          metrics: the metrics of its loss.
+        """
+        for name, part in zip(self.names, self.parts, strict=True):
+            if missing := [metric for metric in part.needs_metrics if metric not in metrics]:
+                raise SettingError(
+                    f"intervention.{name}",
+                    type(part).__name__,
+                    f"needs {' and '.join(missing)} among the metrics of the agent's loss, but "
+                    f"{type(agent).__name__} has {', '.join(metrics) or 'none'}",
+                )
+
     def network(self, network: BaseNetwork) -> BaseNetwork:
         """See `Intervention.network`.
 
@@ -302,13 +322,15 @@ class Interventions(Chain[Intervention]):
         minibatch: Batch,
         rollout: Rollout,
         context: Context,
-    ) -> Array | float:
-        """See `Intervention.loss`. The sum over parts, penalties included."""
-        return sum(
-            part.penalty(part_state, params, part_context)
-            + part.loss(part_state, params, output, minibatch, rollout, part_context)
-            for part, part_state, part_context in self._each(state, context)
-        )
+    ) -> tuple[Array | float, tuple[Any, ...]]:
+        """See `Intervention.loss`. The sum over parts, penalties included, and the aux of each."""
+        terms, auxes = [], []
+        for part, part_state, part_context in self._each(state, context):
+            term = part.loss(part_state, params, output, minibatch, rollout, part_context)
+            term, aux = term if isinstance(term, tuple) else (term, ())
+            terms.append(part.penalty(part_state, params, part_context) + term)
+            auxes.append(aux)
+        return sum(terms), tuple(auxes)
 
     def gradient(self, compute: ComputeGradient) -> ComputeGradient:
         """See `Intervention.gradient`. The last part is called first."""
@@ -321,8 +343,12 @@ class Interventions(Chain[Intervention]):
     ) -> tuple[State, TrainState]:
         """See `Intervention.after_step`."""
         states = []
-        for part, part_state, part_context in self._each(state, context):
-            new, train_state = part.after_step(part_state, train_state, step, part_context)
+        auxes = step.aux or [()] * len(self.parts)  # of a predictor, which calls no `loss`, none
+        for aux, (part, part_state, part_context) in zip(
+            auxes, self._each(state, context), strict=True
+        ):
+            part_step = step._replace(aux=aux)
+            new, train_state = part.after_step(part_state, train_state, part_step, part_context)
             states.append(new)
         return tuple(states), train_state
 

@@ -53,6 +53,9 @@ class GradientStep(NamedTuple):
     prev_params: Params  # before the step
     # [M, ...] of each hidden layer, under `prev_params`; [M * T, ...] of sequences.
     activations: dict[str, Array]
+    # Metric -> layer -> [], under `prev_params`: those of `Agent.loss`, without added terms.
+    metrics: dict[str, dict[str, Array]]
+    aux: Any = ()  # what the method's own `loss` returned beside its term
 
 
 def _keep(params: Params) -> Params:

@@ -20,7 +20,7 @@ from plasticity.interventions.base import (
     State,
     TrainState,
 )
-from plasticity.networks import Output, Params, connections, layer_index
+from plasticity.networks import Categorical, Output, Params, connections, layer_index
 from plasticity.networks.initializers import uniform
 from plasticity.struct import field, static_field
 
@@ -191,11 +191,22 @@ class KLPenalty(Intervention):
         return state * factor, train_state
 
 
+class CoefficientState(NamedTuple):
+    """The coefficient of churn reduction where it follows the losses, and what it is made of."""
+
+    value: Array  # []
+    sums: Array  # [2]: policy loss and churn loss, over the gradient steps of the update under way
+    steps: Array  # []: how many these are
+    means: Array  # [window, 2]: of the last updates of the round, 0 where there are fewer
+    updates: Array  # int32 []: of the round, so far
+
+
 class ChurnState(NamedTuple):
-    """The reference parameters of churn reduction."""
+    """The reference parameters of churn reduction, and its coefficient if that is not fixed."""
 
     params: Params  # before the last gradient step
     valid: Array  # bool []: whether there has been a step since the beginning of the round
+    coefficient: CoefficientState | tuple[()] = ()
 
 
 class ChurnReduction(Intervention):
@@ -207,29 +218,52 @@ class ChurnReduction(Intervention):
     the previous update, also if a method has changed the network since, but not of the previous
     round: the first step of a round has no such term. The reference batch has the size of a
     minibatch and is drawn from the whole rollout, independently of the minibatch, with replacement;
-    it is one of whole sequences if the network has a memory.
+    it is one of whole sequences if the network has a memory. By default there is no value term, as
+    in the authors' code for PPO.
 
-    For discrete actions, the authors' code has the cross-entropy instead of the KL divergence.
-    Since pi_before is constant, the gradient is the same. Their coefficient is 1e4 times the ratio
-    of the policy loss to the KL term over the last updates; here it is fixed. By default there is
-    no value term, as in their code for PPO.
+    The authors adapt the coefficient, as here if `target` is given. After an update it becomes
+    target * |policy loss| / (churn loss + 1e-8), at least `min_coefficient`. Both losses are means
+    over the gradient steps of an update, the absolute value is taken of that, and the ratio is that
+    of the means over the last `window` updates of the round. At each shift it begins anew. The
+    churn loss is, for discrete actions, the cross-entropy of pi_before and pi, as in their loss:
+    its gradient is that of the KL divergence, but it is larger by the entropy of pi_before, hence
+    their target of 1e4. For continuous actions it is the divergence, where the authors have the
+    squared difference of the means; the weighted term does not depend on the scale of either.
+
+    Their settings differ between benchmarks, see `docs/suites.md`. Their code for Gym Control
+    includes the entropy bonus in the policy loss, those for ProcGen and DMC do not, as here; that
+    for DMC takes the losses of an update's last minibatch.
 
     Costs a forward pass of the old network, and a forward and backward pass of the current one, on
     the reference batch at every gradient step: an update takes nearly twice as long.
 
     Attributes:
-      coefficient: the weight of the policy term; the default is the initial value of the
-        authors' coefficient on ProcGen.
+      coefficient: the weight of the policy term, or the first one of each round if `target` is
+        given; the default is the authors' first one on ProcGen.
       value: the weight of the value term.
+      target: the weighted churn loss as a multiple of the policy loss; 1e4 in the authors' code for
+        discrete actions, 0.05 for continuous ones. The coefficient is fixed if not given.
+      warmup: updates at the beginning of a round that are made with the first coefficient.
+      window: updates over which losses are averaged.
+      min_coefficient: the least coefficient that follows from the losses.
     """
 
     needs_policy: ClassVar[bool] = True
 
     coefficient: float = field(10.0, ge=0)
     value: float = field(0.0, ge=0)
+    target: float | None = field(None, gt=0)
+    warmup: int = field(11, kind=int, ge=1)
+    window: int = static_field(50, ge=1)
+    min_coefficient: float = field(1.0, ge=0)
+
+    @property
+    def needs_metrics(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `Intervention`."""
+        return () if self.target is None else ("policy_loss",)
 
     def init(self, train_state: TrainState, context: Context) -> State:
-        return ChurnState(train_state.params, jnp.zeros((), bool))
+        return ChurnState(train_state.params, jnp.zeros((), bool), self._init_coefficient())
 
     def loss(
         self,
@@ -239,23 +273,63 @@ class ChurnReduction(Intervention):
         minibatch: Batch,
         rollout: Rollout,
         context: Context,
-    ) -> Array:
+    ) -> Array | tuple[Array, Array]:
         observation, size = rollout.batch.observation, len(minibatch.observation)
         reference = observation[jax.random.randint(context.key, (size,), 0, len(observation))]
         before, after = (context.apply(x, reference) for x in (state.params, params))
         kl = before.policy.kl_divergence(after.policy)
-        churn = self.coefficient * kl + self.value * jnp.square(after.value - before.value)
-        return jnp.where(state.valid, jnp.mean(churn), 0.0)
+        coefficient = self.coefficient if self.target is None else state.coefficient.value
+        churn = coefficient * kl + self.value * jnp.square(after.value - before.value)
+        term = jnp.where(state.valid, jnp.mean(churn), 0.0)
+        if self.target is None:
+            return term
+        if isinstance(before.policy, Categorical):
+            kl += before.policy.entropy()  # now the cross-entropy
+        return term, jnp.where(state.valid, jnp.mean(kl), 0.0)
 
     def after_step(
         self, state: State, train_state: TrainState, step: GradientStep, context: Context
     ) -> tuple[State, TrainState]:
-        return ChurnState(step.prev_params, jnp.ones((), bool)), train_state
+        new = ChurnState(step.prev_params, jnp.ones((), bool))
+        if self.target is None:
+            return new, train_state
+        losses = jnp.stack([step.metrics["policy_loss"]["all"], step.aux])
+        coefficient = state.coefficient._replace(
+            sums=state.coefficient.sums + losses, steps=state.coefficient.steps + 1
+        )
+        return new._replace(coefficient=coefficient), train_state
+
+    def after_update(
+        self, state: State, train_state: TrainState, rollout: Rollout, context: Context
+    ) -> tuple[State, TrainState]:
+        if self.target is None:
+            return state, train_state
+        value, sums, steps, means, updates = state.coefficient
+        means = means.at[updates % self.window].set(jnp.abs(sums / steps))
+        updates += 1
+        policy_loss, churn = jnp.sum(means, axis=0) / jnp.minimum(updates, self.window)
+        adapted = jnp.maximum(self.target * policy_loss / (churn + 1e-8), self.min_coefficient)
+        value = jnp.where(updates >= self.warmup, adapted, value)
+        zero = jnp.zeros_like
+        coefficient = CoefficientState(value, zero(sums), zero(steps), means, updates)
+        return state._replace(coefficient=coefficient), train_state
 
     def on_shift(
         self, state: State, train_state: TrainState, context: Context
     ) -> tuple[State, TrainState]:
-        return state._replace(valid=jnp.zeros((), bool)), train_state
+        valid, coefficient = jnp.zeros((), bool), self._init_coefficient()
+        return state._replace(valid=valid, coefficient=coefficient), train_state
+
+    def _init_coefficient(self) -> CoefficientState | tuple[()]:
+        if self.target is None:
+            return ()
+        return CoefficientState(
+            value=jnp.asarray(self.coefficient, float),
+            sums=jnp.zeros(2),
+            steps=jnp.zeros(()),
+            means=jnp.zeros((self.window, 2)),
+            updates=jnp.zeros((), jnp.int32),
+        )
 
 
 def _last_layer(params: Params) -> str:

@@ -38,6 +38,8 @@ class View:
       per_sample_loss: computes the agent's loss of each transition, from parameters and a batch.
         [B]; of sequences, the mean over the steps of each.
       compute_batch: computes `batch`.
+      project: projects trained parameters as the network does: a probe that trains a copy calls it
+        after every step, see `BaseNetwork.project`.
     """
 
     params: Params
@@ -51,6 +53,7 @@ class View:
     init_params: Callable[[Array], Params]
     per_sample_loss: Callable[[Params, Batch], Array]
     compute_batch: Callable[[], Batch]
+    project: Callable[[Params], Params] = lambda params: params
     _serialized: list[Array] = field(default_factory=list, init=False)
 
     @cached_property

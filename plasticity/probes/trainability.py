@@ -57,7 +57,7 @@ class Trainability(Probe):
             def loss(params: Params) -> Array:
                 return jnp.mean(jnp.square(outputs(params) - target))
 
-            return _train(loss, initial_params, optimizer, self.steps)
+            return _train(loss, initial_params, optimizer, self.steps, view.project)
 
         starts = _stack(view.params, view.initial_params)
         over_targets = jax.vmap(final_loss, in_axes=(None, 0))
@@ -104,7 +104,9 @@ class Capacity(Probe):
         starts = _stack(view.params, view.initial_params)
         losses = {}
         for name, loss in (("policy", policy_loss), ("value", value_loss)):
-            train = partial(_train, loss, optimizer=optimizer, steps=self.steps)
+            train = partial(
+                _train, loss, optimizer=optimizer, steps=self.steps, project=view.project
+            )
             losses[name], losses[f"fresh_{name}"] = jax.vmap(train)(starts)
         return losses
 
@@ -126,13 +128,14 @@ def _train(
     params: Params,
     optimizer: optax.GradientTransformation,
     steps: int,
+    project: Callable[[Params], Params],
 ) -> Array:
-    """Returns the loss of parameters after some steps of an optimizer on it."""
+    """Returns the loss of parameters after some steps of an optimizer on it, each projected."""
 
     def step(_: Array, carry: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
         params, opt_state = carry
         updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+        return project(optax.apply_updates(params, updates)), opt_state
 
     params, _ = jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))
     return loss(params)

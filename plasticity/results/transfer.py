@@ -1,4 +1,4 @@
-"""Forgetting and transfer between the tasks of rounds.
+"""Forgetting, transfer and lost plasticity between the tasks of rounds.
 
 Runs with `schedule.eval_past_every` are evaluated at the ends of rounds on the tasks of all earlier
 rounds too. With p(r, i), the return on the task of round i at the end of round r, of R rounds, the
@@ -16,6 +16,10 @@ Backward transfer is the mean of p(R, i) - p(i, i) over all rounds i but the las
 Ranzato 2017): the opposite of forgetting. MEAL (Tomilin et al. 2025) divides forward transfer by
 AUC*, and forgetting by what was reached, and weighs early forgetting more: see
 `normalized_forgetting` below. Its formulas are those of its published code.
+
+Plasticity was lost if an agent that is aged on the tasks of earlier rounds learns the next one less
+well than a fresh agent does. `reset_all` of the same seed is that fresh agent in every round:
+`aged_against_fresh` compares the two.
 """
 
 from collections.abc import Mapping
@@ -24,22 +28,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from plasticity.results.arguments import checked, within
+from plasticity.results.arguments import check_known, checked, within
 from plasticity.results.statistics import (
     CONDITION,
     CONTROL,
     GROUP,
     RETURN,
     RUN,
+    base_name,
     bootstrap_mean,
     by_round,
+    find_baseline,
     intervention_order,
+    over_seeds,
     warn_about_seeds,
 )
 from plasticity.storage.table import ResultsError
 from plasticity.struct import Range
 
-__all__ = ["past_returns", "transfer_metrics"]
+__all__ = ["aged_against_fresh", "past_returns", "transfer_metrics"]
 
 PAST = "eval_past_return"
 PRESENT = "eval_train_return"
@@ -140,6 +147,64 @@ def transfer_metrics(
     rank = table["intervention"].map({name: i for i, name in enumerate(order)})
     table = table.assign(rank=rank).sort_values([*CONDITION, "rank"], ignore_index=True)
     return table.drop(columns="rank")
+
+
+@checked()
+def aged_against_fresh(
+    frame: pd.DataFrame, metric: str = RETURN, control: str = CONTROL, *, how: str = "last"
+) -> pd.DataFrame:
+    """Compares, in each round, an agent aged on the earlier rounds with a fresh one on its task.
+
+    Both are of the same seed, and so have the same tasks. The control of a method that is also in
+    the table chained with it, as `layer_norm` and `layer_norm+reset_all`, is that chain: a fresh
+    network of the same architecture.
+
+    Args:
+      frame: a results table.
+      metric: what is reached, where more is better, such as `"train_return"`.
+      control: the intervention whose agents are fresh; by default `reset_all`.
+      how: `"last"` for what is reached at the end of the round, `"mean"` for the mean over it, as
+        in forward transfer.
+
+    Returns:
+      One row for each env, shift, intervention and round from the second on, with columns env,
+      shift, intervention, control, round, seeds (that both have), aged and fresh (means over these
+      seeds), and lost, lost_low, lost_high: fresh - aged, mean and 95 % bootstrap interval.
+      Negative where what was learned before helps by more than age harms.
+
+    Warns:
+      UserWarning: seeds diverged, and are left out from that round on; or runs share a seed.
+
+    Raises:
+      ResultsError: the table lacks the metric or the control.
+    """
+    names = intervention_order(frame)
+    check_known("control", [control], map(base_name, names))
+    warn_about_seeds(frame)
+    values = by_round(frame, metric, how=how)
+    rows = []
+    for condition, runs in values.groupby(CONDITION):
+        tables = {name: over_seeds(table) for name, table in runs.groupby("intervention")}
+        for name in (name for name in names if name in tables):
+            base = base_name(name)
+            if control in base.split("+"):
+                continue
+            match = find_baseline(name, tables, f"{base}+{control}")
+            match = match or find_baseline(name, tables, control)
+            if match is None:
+                continue
+            aged, fresh = tables[name].align(tables[match], join="inner")
+            for round in (round for round in aged.columns if round > 1):
+                both = pd.DataFrame({"aged": aged[round], "fresh": fresh[round]}).dropna()
+                lost = bootstrap_mean(both["fresh"] - both["aged"])
+                row: dict[str, Any] = dict(zip(CONDITION, condition, strict=True))
+                row |= {"intervention": name, "control": match, "round": round}
+                row |= {"seeds": len(both), **both.mean()}
+                row |= {"lost": lost.mean, "lost_low": lost.low, "lost_high": lost.high}
+                rows.append(row)
+    bounds = ["lost", "lost_low", "lost_high"]
+    columns = [*GROUP, "control", "round", "seeds", "aged", "fresh", *bounds]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _wide(values: pd.DataFrame) -> pd.DataFrame:

@@ -252,7 +252,7 @@ def _neutral(name: str, env: Env, other: Array) -> Array:
         case "feature_permutation":
             return jnp.arange(env.observation_shape[-1] - 3, dtype=jnp.int32)
         case "gain":
-            return jnp.ones(env.observation_shape)
+            return jnp.ones_like(other)  # of partial view of object tokens one a place
         case "bias":
             return jnp.zeros(env.observation_shape)
         case "reward_scale":

@@ -436,6 +436,7 @@ def run_probes(
             init_params=context.init_params,
             per_sample_loss=per_sample_loss,
             compute_batch=compute_batch,
+            project=context.project,
         )
     )
 

@@ -11,17 +11,18 @@ import numpy as np
 from plasticity.agents import PPO, Agent, IntrinsicModule, NoIntrinsic
 from plasticity.envs.base import Env
 from plasticity.envs.task import LEVELS_PER_SEED, MAX_SEED, Levels, Task
-from plasticity.interventions import Interventions
+from plasticity.interventions import Batch, Interventions
 from plasticity.networks import (
     PRECISIONS,
     BaseNetwork,
     Memory,
     Network,
+    Output,
     TokenShape,
     network_shapes,
 )
 from plasticity.probes import Probes
-from plasticity.shifts import Shifts
+from plasticity.shifts import PartialView, Shifts
 from plasticity.struct import MAX_INT, SettingError, Struct, check, field, static_field
 
 Array = jax.Array
@@ -162,6 +163,8 @@ def check_run(run: Run) -> None:
         intrinsic=run.intrinsic.value_head,
     )
     run.intervention.check_layers(network, shapes.params)
+    if any(part.needs_metrics for part in run.intervention.parts):
+        run.intervention.check_metrics(run.agent, _loss_metrics(run, shapes.output))
     run.agent.check()
     if jax.tree.leaves(jax.eval_shape(lambda: initial_memory(run, 1))):
         run.agent.check_sequences()
@@ -220,6 +223,13 @@ def check_run(run: Run) -> None:
             f"must be 0 under {'+'.join(sudden)}: {run.env.name} is made anew for other levels and "
             "dynamics, so only observations, actions and rewards can change gradually",
         )
+    hides = any(isinstance(part, PartialView) for part in run.shift.parts)
+    if schedule.shift_duration and hides and isinstance(run.env.observation_shape, TokenShape):
+        raise SettingError(
+            "schedule.shift_duration",
+            schedule.shift_duration,
+            "must be 0 under partial_view of object tokens, which are shown or hidden",
+        )
     if levels is None:
         return
     task = Task(Levels(0, levels, levels), dynamics={})
@@ -239,3 +249,22 @@ def check_run(run: Run) -> None:
             f"schedule.rounds={schedule.rounds} under {run.shift.name}; "
             f"must be few enough for the {LEVELS_PER_SEED} that a seed owns",
         )
+
+
+def _loss_metrics(run: Run, output: Output) -> list[str]:
+    """Returns the names of the metrics of the agent's loss, without computing anything.
+
+    Args:
+      run: the run.
+      output: the shapes of the network's output.
+    """
+    observation = (*output.value.shape, *run.env.observation_shape)
+    batch = Batch(
+        observation=jax.ShapeDtypeStruct(observation, jnp.float32),
+        action=jax.eval_shape(lambda policy: policy.act(policy.outputs), output.policy),
+        log_prob=output.value,
+        value=output.value,
+        advantage=output.value,
+        target=output.value,
+    )
+    return list(jax.eval_shape(run.agent.loss, output, batch)[1])

@@ -7,9 +7,10 @@ import pytest
 from helpers import Toy, same
 
 from plasticity.agents import A2C, PPO
-from plasticity.interventions import ReDo, SoftShrinkPerturb, chain
+from plasticity.interventions import SAM, Intervention, ReDo, SoftShrinkPerturb, chain
 from plasticity.networks import Network
 from plasticity.probes import GradientCosine, Probes
+from plasticity.struct import field
 from plasticity.training import Run, Schedule, check_run, loop, train
 
 SIZE = {"num_envs": 4, "num_steps": 10}
@@ -97,3 +98,29 @@ def test_override_of_per_sample_loss_alone_is_refused():
         class Zero(PPO):
             def per_sample_loss(self, output, batch):
                 return 0.0 * output.value
+
+
+class Record(Intervention):
+    """Keeps what it learns of the last gradient step: a metric, and what its own loss measured."""
+
+    factor: float = field()
+
+    def init(self, train_state, context):
+        return jnp.zeros(2)
+
+    def loss(self, state, params, output, minibatch, rollout, context):
+        return 0.0, self.factor * jnp.mean(output.policy.entropy())
+
+    def after_step(self, state, train_state, step, context):
+        return jnp.stack([step.metrics["policy_loss"]["all"], step.aux]), train_state
+
+
+@pytest.mark.slow
+def test_gradient_step_tells_each_method_the_losses_and_its_own_measurement():
+    """Would catch the aux of another part, or metrics at SAM's perturbed parameters."""
+    run = run_of(A2C(**SIZE), intervention=chain(Record(1.0), SAM(rho=1.0), Record(3.0)))
+    state, sums = jax.jit(lambda run: loop.train_updates(run, loop.init(run), 1))(run)
+    loss, entropy = (float(sums.metrics[name]["all"]) for name in ("policy_loss", "policy_entropy"))
+    first, _, last = state.intervention
+    same(first, [loss, entropy], rtol=1e-5)
+    same(last, [loss, 3 * entropy], rtol=1e-5)

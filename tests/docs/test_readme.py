@@ -115,6 +115,16 @@ def test_forgetting_and_transfer_are_those_of_the_shipped_tables():
             for shift in ("permute", "window", "expand")
         ]
         assert f"| `{name}` | {' | '.join(cells)} |" in PAGES["docs/guides/plasticity_loss.md"]
+    table = results.aged_against_fresh(frame)
+    table = table[table["intervention"] == "warm_start"].set_index(["shift", "round"])
+    for shift in ("permute", "window", "expand"):
+        cells = [
+            "{:+.2f} [{:+.2f}, {:+.2f}]".format(
+                *(table.loc[(shift, round_), f"lost{bound}"] for bound in BOUNDS)
+            )
+            for round_ in (2, 5, 10)
+        ]
+        assert f"| {shift} | {' | '.join(cells)} |" in PAGES["docs/guides/plasticity_loss.md"]
     table = results.transfer_metrics(results.load(ROOT / "docs/forgetting"))
     for row in table[:2].itertuples():
         interval = f"{row.forgetting:.2f} [{row.forgetting_low:.2f}, {row.forgetting_high:.2f}]"

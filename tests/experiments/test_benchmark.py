@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments.benchmark import chosen_methods
 from experiments.benchmark_measure import Work, _products, count_work
 from plasticity.agents import PPO
 from plasticity.envs import CartPole, Gather
 from plasticity.networks import Network
+from plasticity.struct import SettingError
 from plasticity.training import loop
 
 # Two transitions of an update are left over: of 27, five minibatches of 5 are learnt from.
@@ -87,3 +89,13 @@ def test_the_roofline_is_the_lower_of_two_bounds():
     step = Work(operations=100, bytes=10)
     assert step.per_second(Work(1000, 1000)) == 10
     assert step.per_second(Work(1000, 50)) == 5
+
+
+def test_chosen_methods_are_those_named_or_refused_in_one_line():
+    """Would catch a name of the wrong group, or a typing error that measures nothing."""
+    interventions, probes = chosen_methods(["sam", "capacity", "fire"])
+    assert [method.name for method in interventions] == ["fire", "sam"]
+    assert [method.name for method in probes] == ["capacity"]
+    assert all(len(group) > 20 for group in chosen_methods(None))
+    with pytest.raises(SettingError, match="--only='samm': must be the name of an intervention"):
+        chosen_methods(["sam", "samm"])

@@ -1,5 +1,7 @@
 """The benchmarks of other projects: each can be composed, starts, and is documented."""
 
+import re
+
 import pytest
 from helpers import ROOT
 
@@ -35,6 +37,25 @@ def test_there_is_a_test_of_each_suite():
     """Would catch a suite, or a size of one, that is not tested."""
     files = {path.stem for path in (CONFIGS / "experiment/suites").glob("*.yaml")}
     assert files == {name + suffix for name in SUITES for suffix in ("", "_full")}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("control", (1.0, 1e4, 11, 50, 1.0)),
+        ("procgen", (10.0, 1e4, 21, 200, 1.0)),
+        ("dmc", (33.3, 0.05, 50, 100, 0.0)),
+    ],
+)
+def test_presets_of_churn_reduction_are_those_of_the_published_code(name, values):
+    """Would catch a preset that a default or the documentation has moved away from."""
+    preset = f"chain_{name}/churn_reduction"
+    (part,) = runs_of(f"intervention={preset}")[0].intervention.parts
+    settings = ("coefficient", "target", "warmup", "window", "min_coefficient")
+    assert tuple(getattr(part, setting) for setting in settings) == values
+    (line,) = [line for line in PAGE.splitlines() if f"| `{preset}` |" in line]
+    cells = line.split("|")[3:-1]
+    assert tuple(float(re.match(r"[\d.e]+", cell.strip())[0]) for cell in cells) == values
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ UPDATES = 20
 # other methods they are the default and half of it. Integers, which are intervals, are 3 and 2.
 TWO_VALUES = {
     "freeze": {"after": (1, 0)},
+    "churn_reduction": {"target": (50.0, 20.0)},
     "continual_backprop": {"replacement_rate": (0.1, 0.05), "decay": (0.9, 0.5)},
     "self_normalized_resets": {"threshold": (0.5, 0.3)},
     "regrama": {"tau": (0.6, 0.4)},
@@ -43,9 +44,12 @@ def make_two(name):
     for field, declared in fields(cls):
         if declared.metadata.get("static") or "range" not in declared.metadata:
             continue
-        is_int = declared.metadata["range"].kind is int
-        values = (3, 2) if is_int else (declared.default, declared.default / 2)
-        one[field], other[field] = TWO_VALUES.get(name, {}).get(field, values)
+        if field in TWO_VALUES.get(name, {}):
+            values = TWO_VALUES[name][field]
+        else:
+            is_int = declared.metadata["range"].kind is int
+            values = (3, 2) if is_int else (declared.default, declared.default / 2)
+        one[field], other[field] = values
     return cls(**one), cls(**other)
 
 

@@ -7,6 +7,8 @@ import pytest
 from helpers import Void, same
 from intervention_helpers import batch_of, rollout_of, step_of
 
+from plasticity.agents import A2C, OnlineRegression
+from plasticity.envs import CartPole
 from plasticity.interventions import (
     ChurnReduction,
     InFeR,
@@ -16,7 +18,8 @@ from plasticity.interventions import (
     chain,
 )
 from plasticity.networks import Network
-from plasticity.training import loop
+from plasticity.struct import SettingError
+from plasticity.training import check_run, loop
 
 OBS = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
 ELSEWHERE = np.random.default_rng(1).normal(size=(6,)).astype(np.float32)
@@ -187,6 +190,65 @@ def test_churn_reduction_draws_its_reference_from_the_rollout(tiny_run):
     assert len(np.unique(losses)) > 1000
     assert losses.mean() == pytest.approx(each.mean(), abs=5 * each.std() / np.sqrt(7 * 2000))
     assert losses.std() == pytest.approx(each.std() / np.sqrt(7), rel=0.1)
+
+
+def test_churn_reduction_follows_the_losses_of_its_window(tiny_run):
+    """Would catch |losses| before their mean, another window or warm-up, or one over the shift."""
+    part = ChurnReduction(7.0, target=30.0, warmup=3, window=4, min_coefficient=2.0)
+    now, before, rollout, context = make_arguments(tiny_run, part, True)
+    train_state = TrainState(now, None)
+    state = part.init(train_state, context)
+    draw = np.random.default_rng(3)
+
+    @jax.jit
+    def make_update(state, policy_losses, churn_losses):
+        for policy_loss, churn in zip(policy_losses, churn_losses, strict=True):
+            metrics = {"policy_loss": {"all": policy_loss}}
+            step = step_of(prev_params=before, metrics=metrics, aux=churn)
+            state, _ = part.after_step(state, train_state, step, context)
+        return part.after_update(state, train_state, rollout, context)[0]
+
+    for _ in range(2):  # rounds
+        policy_means, churn_means, coefficient = [], [], 7.0
+        for update in range(1, 9):
+            assert float(state.coefficient.value) == pytest.approx(coefficient, rel=1e-5)
+            # The last updates of a round have a ratio below the minimum.
+            policy_losses = draw.normal(size=3) * (1e-9 if update > 3 else 1.0)
+            churn_losses = draw.uniform(size=3)
+            state = make_update(state, policy_losses, churn_losses)
+            policy_means.append(abs(policy_losses.mean()))
+            churn_means.append(churn_losses.mean())
+            if update >= 3:
+                ratio = np.mean(policy_means[-4:]) / np.mean(churn_means[-4:])
+                coefficient = max(30 * ratio, 2.0)
+        assert coefficient == 2
+        state, _ = part.on_shift(state, train_state, context)
+
+
+def test_churn_reduction_weights_its_term_by_what_it_measures(tiny_run):
+    """Would catch a divergence for the cross-entropy, or the first coefficient for the adapted."""
+    part = ChurnReduction(7.0, target=30.0)
+    now, before, rollout, context = make_arguments(tiny_run, part, True)
+    state = part.init(TrainState(before, None), context)
+    assert float(loss_of(part, state, now, rollout, context)[1]) == 0  # no step before
+    coefficient = state.coefficient._replace(value=jnp.float32(50.0))
+    state = state._replace(valid=jnp.bool(True), coefficient=coefficient)
+    term, churn = loss_of(part, state, now, rollout, context)
+    log_now, log_before = (outputs_of(params, ELSEWHERE[None])[0] for params in (now, before))
+    kl = np.sum(np.exp(log_before) * (log_before - log_now))
+    assert float(term) == pytest.approx(50 * kl, rel=1e-3)
+    assert float(churn) == pytest.approx(-np.sum(np.exp(log_before) * log_now), rel=1e-5)
+
+
+def test_churn_reduction_refuses_agents_without_a_policy_loss(tiny_run):
+    """Would catch a KeyError from inside a compilation, or a refusal of agents that have one."""
+    run = tiny_run(intervention=chain(ChurnReduction(target=30.0)))
+    check_run(run)
+    check_run(run.replace(env=CartPole(), agent=A2C()))
+    says = "churn_reduction='ChurnReduction': needs policy_loss .*, but OnlineRegression has squ"
+    with pytest.raises(SettingError, match=says):
+        check_run(run.replace(agent=OnlineRegression()))
+    check_run(run.replace(agent=OnlineRegression(), intervention=chain(ChurnReduction())))
 
 
 @pytest.mark.parametrize(

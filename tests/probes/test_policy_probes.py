@@ -1,5 +1,6 @@
 """Probes of policy and trainability against NumPy, and all probes on real runs."""
 
+import dataclasses
 import inspect
 from functools import partial
 
@@ -12,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from probe_helpers import measure, view_of
 
 from plasticity import probes
-from plasticity.networks import Categorical, Network, Output
+from plasticity.networks import Categorical, Network, Output, SimBaV2
 from plasticity.probes import (
     Capacity,
     PolicyChurn,
@@ -169,6 +170,46 @@ def test_capacity_matches_numpy():
         },
         rel=1e-4,
     )
+
+
+@pytest.mark.parametrize("kind", [Trainability, Capacity])
+def test_copies_are_projected_after_every_step(kind):
+    """Would catch copies of SimBaV2 that leave the unit sphere, on which it is trained."""
+
+    def apply(kernel, observation):
+        # Infinite unless the columns have unit norm.
+        norms = jnp.linalg.norm(kernel, axis=0)
+        outputs = observation @ kernel + jnp.where(jnp.all(jnp.abs(norms - 1) < 1e-3), 0, jnp.inf)
+        return Output(Categorical(outputs[:, :3]), outputs[:, 3], {}, {})
+
+    def project(kernel):
+        return kernel / jnp.linalg.norm(kernel, axis=0)
+
+    kernel = project(jax.random.normal(jax.random.key(0), (2, 4)))
+    view = view_of(
+        kernel,
+        apply,
+        observation=jax.random.normal(jax.random.key(1), (6, 2)),
+        init_params=lambda key: project(jax.random.normal(key, (2, 4))),
+    )
+    probe = kind(steps=3, learning_rate=0.1)
+    projected = measure(probe, dataclasses.replace(view, project=project))
+    assert all(np.isfinite(x) for x in projected.values())
+    assert not any(np.isfinite(x) for x in measure(probe, view).values())
+
+
+def test_run_probes_projects_as_the_network_does(tiny_run):
+    """Would catch a projection that the loop does not pass on."""
+    passed = []
+
+    class Record(Probe):
+        def __call__(self, view):
+            passed.append(view.project)
+            return {}
+
+    run = tiny_run(network=SimBaV2(width=4, depth=1), probes=Probes.of(Record()))
+    jax.eval_shape(lambda run: loop.run_probes(run, loop.init(run), jnp.zeros(())), run)
+    assert [project.__func__ for project in passed] == [SimBaV2.project]
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ PARETO = {"frame": FRAME.query("intervention == 'warm_start'").assign(run="a")}
 
 # Of each function, arguments with which it works.
 WORKING = {
+    "aged_against_fresh": {"frame": FRAME, "control": "shrink_perturb"},
     "aggregates": {"scores": SCORES},
     "baseline_figure": {"frame": FRAME},
     "bin_by_steps": METRIC | {"num_bins": 3},

@@ -96,3 +96,27 @@ def test_the_heat_map_shows_means_over_seeds(frame: pd.DataFrame) -> None:
         np.testing.assert_array_equal(shown[np.tril_indices(4)], (MATRIX + 1)[np.tril_indices(4)])
         assert ax.images[0].get_clim() == (2, 11)
         assert {text.get_text() for text in ax.texts} >= {"10", "3.00", "11"}
+
+
+def test_aged_against_fresh_is_paired_by_seed_and_architecture(frame: pd.DataFrame) -> None:
+    """Would catch the first round, the sign, the mean of a round, or the control of another net."""
+    norm = frame[frame["intervention"] == "warm_start"].assign(intervention="layer_norm")
+    own = norm.assign(intervention="layer_norm+reset_all", value=15.0)
+    table = results.aged_against_fresh(results.concat([frame, norm, own]))
+    assert list(zip(table["intervention"], table["control"], table["round"], strict=True)) == [
+        (name, control, round_)
+        for name, control in (("warm_start", "reset_all"), ("layer_norm", "layer_norm+reset_all"))
+        for round_ in (2, 3, 4)
+    ]
+    # At the end of round 2 seeds have 10 + s - 2 (1 + s) + 0.25: 8.25, 7.25 and 6.25.
+    first, other = table[table["round"] == 2].itertuples()
+    assert (first.seeds, first.aged, first.fresh) == (3, 7.25, 20)
+    assert (first.lost, first.lost_low, first.lost_high) == (12.75, 11.75, 13.75)
+    assert other.lost == 7.75
+    mean = results.aged_against_fresh(frame, how="mean").query("round == 2")
+    assert mean["lost"].item() == pytest.approx(13)
+    with pytest.warns(UserWarning, match="seed 1 at update 28"):
+        left = results.aged_against_fresh(diverge(frame, "warm_start", 1, 28))
+    assert list(left["seeds"]) == [3, 2, 2]
+    with pytest.raises(results.ResultsError, match="control='reset_final': not in the table"):
+        results.aged_against_fresh(frame, control="reset_final")

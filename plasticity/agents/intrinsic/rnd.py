@@ -256,7 +256,8 @@ class RND(IntrinsicModule):
             (loss, activations), gradients = jax.value_and_grad(objective, has_aux=True)(
                 predictor.params, hook_state, next_obs[indices], loss_key
             )
-            gradient_step = GradientStep(gradients, predictor.params, activations)
+            loss_metrics = {"predictor_loss": {"all": loss}}
+            gradient_step = GradientStep(gradients, predictor.params, activations, loss_metrics)
             hook_state, predictor = self.intervention.after_step(
                 hook_state,
                 apply_gradients(predictor, gradients, context.optimizer),
