@@ -31,6 +31,8 @@ ENVS = (
     "CartPole",
     "Gymnax",
     "Navix",
+    "Craftax",
+    "Forager",
     "SlowlyChangingRegression",
     "Sequence",
     "Gymnasium",

@@ -83,7 +83,7 @@ class Gymnax(CompiledEnv):
     def reset(self, task: Task, key: Array) -> GymnaxState:
         env, params = self._made
         observation, inner = env.reset_env(key, params)
-        return GymnaxState(_as_arrays(inner), jnp.asarray(observation, jnp.float32))
+        return GymnaxState(as_arrays(inner), jnp.asarray(observation, jnp.float32))
 
     def observe(self, task: Task, state: GymnaxState) -> Array:
         return state.observation
@@ -98,7 +98,7 @@ class Gymnax(CompiledEnv):
         observation, inner, reward, terminated, _ = env.step_env(key, state.inner, action, params)
         terminated = jnp.asarray(terminated, bool)
         return Step(
-            state=GymnaxState(_as_arrays(inner), jnp.asarray(observation, jnp.float32)),
+            state=GymnaxState(as_arrays(inner), jnp.asarray(observation, jnp.float32)),
             reward=jnp.asarray(reward, jnp.float32),
             terminated=terminated,
             truncated=~terminated & env.is_truncated(inner, params),
@@ -115,9 +115,30 @@ class Gymnax(CompiledEnv):
         return env.action_space(params)
 
 
-def _as_arrays(state: Any) -> Any:
+def as_arrays(state: Any) -> Any:
     """Returns a state without plain numbers, which would have 64 bits in JAX's 64-bit mode."""
     return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
+
+
+def replace_params(params: Any, changes: Mapping[str, Any], name: str) -> Any:
+    """Returns an environment's parameters with some of them changed.
+
+    Args:
+      params: a Flax dataclass.
+      changes: numbers by name.
+      name: the environment's name.
+
+    Raises:
+      SettingError: there is no such parameter, or a value is not a number.
+    """
+    for key, value in changes.items():
+        if not hasattr(params, key):
+            names = ", ".join(field.name for field in dataclasses.fields(params)) or "none"
+            allowed = f"no such parameter of {name}; there are {names}"
+            raise SettingError(f"env.params.{key}", value, allowed)
+        if not isinstance(value, int | float):
+            raise SettingError(f"env.params.{key}", value, "must be a number")
+    return params.replace(**changes)
 
 
 @functools.cache
@@ -144,11 +165,4 @@ def _make(id: str, kwargs: Mapping[str, Any], changes: Mapping[str, Any]) -> tup
         except TypeError as error:
             allowed = f"must be arguments of {name} ({error})"
             raise SettingError("env.kwargs", thaw(kwargs), allowed) from error
-        for key, value in changes.items():
-            if not hasattr(params, key):
-                names = ", ".join(field.name for field in dataclasses.fields(params)) or "none"
-                allowed = f"no such parameter of {name}; there are {names}"
-                raise SettingError(f"env.params.{key}", value, allowed)
-            if not isinstance(value, int | float):
-                raise SettingError(f"env.params.{key}", value, "must be a number")
-        return env, params.replace(**changes)
+        return env, replace_params(params, changes, name)

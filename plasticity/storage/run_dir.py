@@ -37,7 +37,16 @@ INTEGER = "integer"
 ROUNDS = "schedule.rounds"
 _PACKAGES = (
     *("plasticity-rl", "jax", "jaxlib", "flax", "optax", "numpy"),
-    *("gymnasium", "minigrid", "gymnax", "navix", "envpool"),
+    *(
+        "gymnasium",
+        "minigrid",
+        "gymnax",
+        "navix",
+        "craftax",
+        "continual-foragax",
+        "envpool",
+        "metaworld",
+    ),
 )
 
 

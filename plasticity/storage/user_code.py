@@ -12,7 +12,7 @@ from typing import Any
 _KNOWN = {
     *sys.stdlib_module_names,
     *("plasticity", "jax", "jaxlib", "flax", "optax", "numpy"),
-    *("gymnasium", "minigrid", "gymnax", "navix", "envpool"),
+    *("gymnasium", "minigrid", "gymnax", "navix", "craftax", "foragax", "envpool", "metaworld"),
 }
 
 

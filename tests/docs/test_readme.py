@@ -32,7 +32,12 @@ def test_each_command_names_what_there_is(line, monkeypatch, tmp_path):
     """Would catch an option or a key that was renamed; of a sweep the first job is looked at."""
     write_examples(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    assert runs_of(*first_job(line))
+    try:
+        assert runs_of(*first_job(line))
+    except plasticity.SettingError as error:
+        if re.search(r"must be installed: .*\[(craftax|metaworld|forager)\]", str(error)):
+            pytest.skip(str(error))  # the extras that dev does not have
+        raise
 
 
 def test_every_public_name_has_its_place_in_the_reference():

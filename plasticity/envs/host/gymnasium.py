@@ -47,6 +47,8 @@ class Gymnasium(HostEnv):
       observation: `box`, that of the environment and its wrappers; or `objects`, object tokens of a
         MiniGrid task, fully observed, as those of `Navix`. Wrappers of observations are then left
         out.
+      score: the entry of a step's `info` whose sums are the returns in the results table, such as
+        `success`; the agent's rewards stay the environment's. The reward if empty.
     """
 
     id: str = static_field(kind=str)
@@ -56,6 +58,7 @@ class Gymnasium(HostEnv):
     vectorization: str = static_field("sync", choices=("sync", "async"))
     kwargs: Mapping[str, Any] = static_field(FrozenDict(), kind=Mapping)
     observation: str = static_field("box", choices=("box", "objects"))
+    score: str = static_field("", kind=str)
 
     @property
     def name(self) -> str:
@@ -91,7 +94,7 @@ class Gymnasium(HostEnv):
             vector = ProcessVectorEnv(make_envs, self.name)
         else:
             vector = SyncVectorEnv(make_envs, autoreset_mode=AutoresetMode.DISABLED)
-        return GymnasiumEnvs(vector, self.scale, self._spaces.actions)
+        return GymnasiumEnvs(vector, self.scale, self._spaces.actions, self.score)
 
     @property
     def _spaces(self) -> "Spaces":
@@ -118,6 +121,7 @@ class GymnasiumEnvs:
       vector: the environment.
       scale: a factor of observations.
       actions: the space of an action, if the agent's must be converted.
+      score: the entry of `info` that is the score, if it is not the reward.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class GymnasiumEnvs:
         vector: VectorEnv[Any, Any, Any],
         scale: float = 1.0,
         actions: gymnasium.Space[Any] | None = None,
+        score: str = "",
     ) -> None:
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED:
@@ -132,6 +137,7 @@ class GymnasiumEnvs:
         self._vector = vector
         self._scale = np.float32(scale)
         self._actions = actions
+        self._score = score
 
     def set_task(self, task: Task) -> None:
         self._levels = task.levels
@@ -148,16 +154,26 @@ class GymnasiumEnvs:
     def step(self, actions: np.ndarray) -> HostStep:
         if self._actions is not None:
             actions = convert_actions(actions, self._actions)
-        observation, reward, terminated, truncated, _ = self._vector.step(actions)
+        observation, reward, terminated, truncated, info = self._vector.step(actions)
         return HostStep(
             observation=self._preprocess_obs(observation),
             reward=reward.astype(np.float32),
             terminated=terminated.copy(),
             truncated=truncated & ~terminated,
+            score=self._extract_score(info),
         )
 
     def close(self) -> None:
         self._vector.close()
+
+    def _extract_score(self, info: dict[str, Any]) -> np.ndarray | None:
+        if not self._score:
+            return None
+        if self._score not in info:
+            numbers = ", ".join(key for key in info if not key.startswith("_")) or "none"
+            allowed = f"must be an entry of the environment's info; there are {numbers}"
+            raise SettingError("env.score", self._score, allowed)
+        return np.asarray(info[self._score], np.float32)
 
     def _preprocess_obs(self, observation: np.ndarray) -> np.ndarray:
         return np.asarray(observation, np.float32) * self._scale
