@@ -135,7 +135,15 @@ def pareto_figure(
                 interval, style = t_interval(seeds, confidence), styles[str(name)]
                 means[name] = (x, interval.mean)
                 face = marker_face(style)
-                axes.plot([x] * len(seeds), seeds, ".", color=style.color, alpha=0.35, markersize=4)
+                axes.plot(
+                    [x] * len(seeds),
+                    seeds,
+                    "o",
+                    color=style.color,
+                    markersize=3.5,
+                    markerfacecolor="white",
+                    zorder=3,
+                )
                 axes.errorbar(
                     *means[name],
                     yerr=_error(interval),
@@ -182,6 +190,11 @@ def _error(interval: Interval) -> list[list[float]]:
 
 def _label_seconds(axes: Axes) -> None:
     """Labels a logarithmic axis of less than a decade or two by plain numbers."""
-    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    if high < 10 * low:
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    else:
+        axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

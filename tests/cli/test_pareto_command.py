@@ -25,7 +25,7 @@ def test_variants_go_from_bert_to_mosaic():
 
 def write_variant(folder, name, seconds):
     """Writes the folder of a variant that was trained, without training it."""
-    run, _ = runs_of("experiment=pareto/small", f"variant={name}")
+    run, *_ = runs_of("experiment=pareto/small", f"variant={name}")
     config = {**to_config(run), "seed": [0, 1, 2]}
     del config["_target_"]
     info = RunInfo(folder / name, config, (0, 1, 2), updates=30, batch_size=1600)

@@ -1,5 +1,6 @@
 """The numbers of docs/attention.md are those of the shipped results."""
 
+import pandas as pd
 import pytest
 from helpers import ROOT
 
@@ -21,3 +22,18 @@ def test_the_returns_of_both_networks_are_those_of_the_shipped_results(size, net
         cells = " | ".join("" if value != value else f"{value:.2f}" for value in row)
         line = f"| `{network}` | `{name}` | {cells} |".replace("|  |", "| |").replace("|  |", "| |")
         assert line in page
+
+
+def test_the_speeds_of_variants_are_those_of_the_shipped_results():
+    """Would catch a table that the results have moved away from."""
+    variants, returns = (
+        pd.read_csv(ROOT / f"docs/attention/pareto/{name}.csv") for name in ("variants", "returns")
+    )
+    page = (ROOT / "docs/attention.md").read_text()
+    for row in results.pareto_table(returns, variants).itertuples():
+        quality = f"{row.train_return:.2f} [{row.train_return_low:.2f}, "
+        assert (
+            f"| `{row.variant}` | {1000 * row.update_seconds:.1f} | "
+            f"{1000 * row.update_cpu_seconds:.1f} | {row.steps_per_second:,.0f} | "
+            f"{row.speedup:.2f} | {quality}" in page
+        )

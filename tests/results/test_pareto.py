@@ -37,7 +37,7 @@ def test_pareto_figure_draws_each_seed_at_its_time(variants):
         points = {
             (x, round(y, 6))
             for line in axes.get_lines()
-            if line.get_marker() == "."
+            if line.get_markerfacecolor() == "white"  # means have a filled one
             for x, y in zip(*line.get_data(), strict=True)
         }
         scores = results.pareto_scores(frame).merge(times)
