@@ -37,3 +37,14 @@ def test_the_speeds_of_variants_are_those_of_the_shipped_results():
             f"{1000 * row.update_cpu_seconds:.1f} | {row.steps_per_second:,.0f} | "
             f"{row.speedup:.2f} | {quality}" in page
         )
+
+
+def test_the_returns_on_doorkey_are_those_of_the_shipped_results():
+    """Would catch a table that the results have moved away from."""
+    frame = results.load(ROOT / "docs/attention/doorkey")
+    held_out = results.select(frame, "eval_test_return")
+    page = (ROOT / "docs/attention.md").read_text()
+    rows = held_out.pivot_table(index="seed", columns="env_steps", values="value")
+    for seed, row in rows.iterrows():
+        assert f"| {seed} | {' | '.join(f'{value:.2f}' for value in row)} |" in page
+    assert len(rows) == 4
