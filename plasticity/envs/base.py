@@ -126,6 +126,16 @@ def without_x64(method: F) -> F:
     return cast(F, call)
 
 
+def level_key(seed: int, level: Array | int) -> Array:
+    """Returns the key of a level, the same for every run and every default of JAX's.
+
+    Args:
+      seed: that of all levels of a kind of environment, which no run's seed can equal.
+      level: the level's id.
+    """
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), level)
+
+
 def to_32_bits(action: Array) -> Array:
     """Returns an action as float32 or int32, which it is already outside of the 64-bit mode."""
     return action.astype(jnp.float32 if jnp.issubdtype(action.dtype, jnp.floating) else jnp.int32)

@@ -11,16 +11,16 @@ from flax.core import FrozenDict
 
 from plasticity.envs.base import (
     Array,
-    CompiledEnv,
     State,
     Step,
     Task,
     import_optional,
+    level_key,
     to_32_bits,
     without_x64,
 )
-from plasticity.envs.gymnax import as_arrays, replace_params
-from plasticity.struct import field, static_field
+from plasticity.envs.gymnax import LeveledGymnax, as_arrays, replace_params
+from plasticity.struct import static_field
 
 __all__ = ["Craftax"]
 
@@ -31,7 +31,7 @@ _LEVEL_SEED = 2_0240_2168 % 2**31  # of the key of all levels, which no run's se
 _MIN_EPISODE_STEPS = 32
 
 
-class Craftax(CompiledEnv):
+class Craftax(LeveledGymnax):
     """Craftax or Craftax-Classic (Matthews et al. 2024) with symbolic observations.
 
     A level is a world; what creatures do is drawn in each episode. An episode ends with the
@@ -50,41 +50,18 @@ class Craftax(CompiledEnv):
     """
 
     id: str = static_field(_IDS[0], choices=_IDS)
-    levels: int = field(1000, kind=int, ge=1)
     episode_steps: int = static_field(0, ge=0)
     params: Mapping[str, Any] = static_field(FrozenDict(), kind=Mapping)
-
-    @property
-    def name(self) -> str:
-        return self.id
-
-    @property
-    @without_x64
-    def observation_shape(self) -> tuple[int, ...]:
-        env, params = self._made
-        return tuple(env.observation_space(params).shape)
-
-    @property
-    def num_actions(self) -> int:
-        return int(self._made[0].num_actions)
-
-    @property
-    def num_levels(self) -> int | Array:
-        return self.levels
 
     @property
     def min_episode_steps(self) -> int:
         return min(_MIN_EPISODE_STEPS, self._time_limit)
 
-    def check(self) -> None:
-        _ = self._made
-
     @without_x64
     def reset(self, task: Task, key: Array) -> State:
         env, params = self._made
-        level_key = jax.random.key(_LEVEL_SEED, impl="threefry2x32")
-        level_key = jax.random.fold_in(level_key, task.levels.draw(key))
-        return _compress(env.reset_env(level_key, params)[1])
+        world_key = level_key(_LEVEL_SEED, task.levels.draw(key))
+        return _compress(env.reset_env(world_key, params)[1])
 
     @without_x64
     def observe(self, task: Task, state: State) -> Array:

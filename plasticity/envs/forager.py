@@ -10,16 +10,16 @@ from flax.core import FrozenDict
 
 from plasticity.envs.base import (
     Array,
-    CompiledEnv,
     State,
     Step,
     Task,
     import_optional,
+    level_key,
     to_32_bits,
     without_x64,
 )
-from plasticity.envs.gymnax import as_arrays
-from plasticity.struct import Range, SettingError, field, static_field, thaw
+from plasticity.envs.gymnax import LeveledGymnax, as_arrays
+from plasticity.struct import Range, SettingError, static_field, thaw
 
 __all__ = ["Forager"]
 
@@ -32,7 +32,7 @@ _LEVEL_SEED = 2_6050_1131 % 2**31  # of the key of all levels, which no run's se
 _NEVER = 2**31 - 1
 
 
-class Forager(CompiledEnv):
+class Forager(LeveledGymnax):
     """A grid of Forager (Tang et al. 2026), whose objects' rewards change with a clock.
 
     A level is the first placement of objects; where they grow again is drawn in each episode. The
@@ -50,27 +50,8 @@ class Forager(CompiledEnv):
     """
 
     id: str = static_field(_IDS[0], choices=_IDS)
-    levels: int = field(1000, kind=int, ge=1)
     episode_steps: int = static_field(1000, ge=0)
     kwargs: Mapping[str, Any] = static_field(FrozenDict(), kind=Mapping)
-
-    @property
-    def name(self) -> str:
-        return self.id
-
-    @property
-    @without_x64
-    def observation_shape(self) -> tuple[int, ...]:
-        env, params = self._made
-        return tuple(env.observation_space(params).shape)
-
-    @property
-    def num_actions(self) -> int:
-        return int(self._made[0].num_actions)
-
-    @property
-    def num_levels(self) -> int | Array:
-        return self.levels
 
     @property
     def dynamics(self) -> Mapping[str, Range]:
@@ -84,15 +65,11 @@ class Forager(CompiledEnv):
     def truncates(self) -> bool:
         return self.episode_steps > 0
 
-    def check(self) -> None:
-        _ = self._made
-
     @without_x64
     def reset(self, task: Task, key: Array) -> State:
         env, params = self._made
-        level_key = jax.random.key(_LEVEL_SEED, impl="threefry2x32")
-        level_key = jax.random.fold_in(level_key, task.levels.draw(key))
-        state = env.reset_env(level_key, params)[1]
+        world_key = level_key(_LEVEL_SEED, task.levels.draw(key))
+        state = env.reset_env(world_key, params)[1]
         if "clock" in task.dynamics:
             clock = jnp.round(task.dynamics["clock"]).astype(jnp.int32)
             state = state.replace(offset=state.offset + clock)

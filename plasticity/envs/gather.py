@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plasticity.envs.base import Array, CompiledEnv, Step, Task
+from plasticity.envs.base import Array, CompiledEnv, Step, Task, level_key
 from plasticity.envs.task import check_level_id
 from plasticity.networks.tokens import TokenShape, join_tokens
 from plasticity.struct import Range, SettingError, field, static_field
@@ -127,7 +127,7 @@ class Gather(CompiledEnv):
             check_level_id(level_id)
         # Ranks of random bits draw without replacement. Counting the smaller ones ranks them
         # without a sort; the index breaks the (rare) ties.
-        key = jax.random.fold_in(jax.random.key(_LEVEL_SEED, impl="threefry2x32"), level_id)
+        key = level_key(_LEVEL_SEED, level_id)
         bits = jax.random.bits(key, _FREE.shape)
         index = np.arange(_FREE.size)
         below = (bits[None] < bits[:, None]) | (

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from plasticity.envs.base import (
     to_32_bits,
     without_x64,
 )
-from plasticity.struct import SettingError, static_field, thaw
+from plasticity.struct import SettingError, field, static_field, thaw
 
 __all__ = ["Gymnax"]
 
@@ -115,6 +116,45 @@ class Gymnax(CompiledEnv):
         return env.action_space(params)
 
 
+class LeveledGymnax(CompiledEnv):
+    """An environment with gymnax's interface, whose levels are what a reset draws.
+
+    Attributes:
+      id: the environment's id.
+      levels: the size of a level set.
+    """
+
+    id: str = static_field(kind=str)
+    levels: int = field(1000, kind=int, ge=1)
+
+    @property
+    def name(self) -> str:
+        return self.id
+
+    @property
+    @without_x64
+    def observation_shape(self) -> tuple[int, ...]:
+        env, params = self._made
+        return tuple(env.observation_space(params).shape)
+
+    @property
+    def num_actions(self) -> int:
+        return int(self._made[0].num_actions)
+
+    @property
+    def num_levels(self) -> int | Array:
+        return self.levels
+
+    def check(self) -> None:
+        _ = self._made
+
+    @property
+    @abstractmethod
+    def _made(self) -> tuple[Any, Any]:
+        """The environment, and its parameters."""
+        raise NotImplementedError
+
+
 def as_arrays(state: Any) -> Any:
     """Returns a state without plain numbers, which would have 64 bits in JAX's 64-bit mode."""
     return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
@@ -133,7 +173,7 @@ def replace_params(params: Any, changes: Mapping[str, Any], name: str) -> Any:
     """
     for key, value in changes.items():
         if not hasattr(params, key):
-            names = ", ".join(field.name for field in dataclasses.fields(params)) or "none"
+            names = ", ".join(one.name for one in dataclasses.fields(params)) or "none"
             allowed = f"no such parameter of {name}; there are {names}"
             raise SettingError(f"env.params.{key}", value, allowed)
         if not isinstance(value, int | float):

@@ -14,6 +14,7 @@ from plasticity.envs.base import (
     Step,
     Task,
     import_optional,
+    level_key,
     to_32_bits,
     without_x64,
 )
@@ -82,7 +83,7 @@ class Navix(CompiledEnv):
     @without_x64
     def reset(self, task: Task, key: Array) -> NavixState:
         level = task.levels.draw(key)
-        key = jax.random.fold_in(jax.random.key(_LEVEL_SEED, impl=_PRNG_IMPL), level)
+        key = level_key(_LEVEL_SEED, level)
         return NavixState(_compress(_make(self.id).reset(key).state), jnp.zeros((), jnp.int32))
 
     @without_x64
