@@ -57,6 +57,10 @@ class Shift(Struct):
                 "shift", self.name, f"needs an environment with levels; {env.name} has none"
             )
 
+    def check_gradual(self, env: Env, duration: int) -> None:
+        """Raises `SettingError` if the shift cannot be spread over `duration` updates in `env`."""
+        return
+
     @property
     def name(self) -> str:
         """The name of the shift, unless it is given another."""
@@ -233,6 +237,14 @@ class PartialView(Shift):
     """
 
     fraction: float = field(0.5, ge=0, lt=1)
+
+    def check_gradual(self, env: Env, duration: int) -> None:
+        if _has_tokens(env):
+            raise SettingError(
+                "schedule.shift_duration",
+                duration,
+                f"must be 0 under {self.name} of object tokens, which are shown or hidden",
+            )
 
     def begin(self, task: Task, env: Env, key: Array) -> Task:
         shape = env.observation_shape

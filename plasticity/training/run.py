@@ -22,7 +22,7 @@ from plasticity.networks import (
     network_shapes,
 )
 from plasticity.probes import Probes
-from plasticity.shifts import PartialView, Shifts
+from plasticity.shifts import Shifts
 from plasticity.struct import MAX_INT, SettingError, Struct, check, field, static_field
 
 Array = jax.Array
@@ -223,13 +223,9 @@ def check_run(run: Run) -> None:
             f"must be 0 under {'+'.join(sudden)}: {run.env.name} is made anew for other levels and "
             "dynamics, so only observations, actions and rewards can change gradually",
         )
-    hides = any(isinstance(part, PartialView) for part in run.shift.parts)
-    if schedule.shift_duration and hides and isinstance(run.env.observation_shape, TokenShape):
-        raise SettingError(
-            "schedule.shift_duration",
-            schedule.shift_duration,
-            "must be 0 under partial_view of object tokens, which are shown or hidden",
-        )
+    if schedule.shift_duration:
+        for part in run.shift.parts:
+            part.check_gradual(run.env, schedule.shift_duration)
     if levels is None:
         return
     task = Task(Levels(0, levels, levels), dynamics={})
